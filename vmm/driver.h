@@ -1,0 +1,104 @@
+// Driver: the dozen things weir asks of a device's memory system. Everything above it is the same on
+// a GPU, on a CPU and in simulation.
+//
+// Implementations: CudaDriver (cuda_driver.h), HostDriver (host_driver.h), SimDriver (sim_driver.h).
+// One contract suite (tests/vmm/driver_contract.h) runs against each.
+//
+// Rules every implementation enforces, taken from the CUDA driver (docs/drivers.md):
+//   D1 an allocation is the unit of mapping: Map binds the whole of it, never a part;
+//   D2 Unmap names exactly one earlier Map; a sub-range or a double unmap is kInvalidArgument;
+//   D3 a mapping starts without access: touching it before SetAccess is an error (fatal on a GPU);
+//   D4 one allocation may be mapped at several addresses (alias): the bytes are the same;
+//   D5 Release of an allocation that is still mapped is kBadState;
+//   D6 work on one stream runs in order; streams run concurrently; nothing here waits for running
+//      work except Wait, HostWaitCounter, Read and Write;
+//   D7 a failed call changed nothing.
+//
+// Thread: the engine thread makes all calls except LoadCounter, StoreCounter and HostWaitCounter,
+// which compute threads may also make.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "vmm/status.h"
+#include "vmm/types.h"
+
+namespace weir {
+
+enum class Access : uint8_t { kNone, kRead, kReadWrite };
+
+struct DriverProperties {
+  std::string name;                  // "cuda", "host", "sim"
+  std::string device;                // "NVIDIA H200", "AMD EPYC ...", "simulated gh200"
+  uint64_t granularity_bytes = 0;    // allocation sizes and mapping addresses are multiples of it
+  uint64_t hbm_bytes = 0;            // size of the device tier, 0 if unknown
+  bool host_addressable = false;     // a VirtAddr may be dereferenced by this process
+  bool virtual_time = false;         // Now() advances only through waits
+  bool has_peer = false;             // Tier::kPeer can be created
+};
+
+class Driver {
+ public:
+  virtual ~Driver() = default;
+  virtual const DriverProperties& properties() const = 0;
+
+  // --- Physical memory -------------------------------------------------------------------------
+  // Creates |bytes| (a multiple of the granularity) in |tier|; kNoMemory when the tier is full,
+  // kUnsupported when this driver has no such tier. Contents are unspecified.
+  virtual Result<AllocId> Create(Tier tier, uint64_t bytes) = 0;
+  virtual Status Release(AllocId alloc) = 0;
+
+  // --- Virtual memory --------------------------------------------------------------------------
+  // Reserves |bytes| of address space, aligned to |alignment| (a power of two). Touching it faults.
+  virtual Result<VirtAddr> Reserve(uint64_t bytes, uint64_t alignment) = 0;
+  // Gives a reservation back; kBadState while anything is mapped in it.
+  virtual Status Free(VirtAddr base) = 0;
+  // Binds the whole of |alloc| at |at| (inside one reservation, unmapped so far).
+  virtual Status Map(VirtAddr at, AllocId alloc) = 0;
+  // Sets access on [at, at+bytes), which must be covered by whole mappings.
+  virtual Status SetAccess(VirtAddr at, uint64_t bytes, Access access) = 0;
+  // Undoes the one Map made at |at|. The caller guarantees that no submitted work can touch it.
+  virtual Status Unmap(VirtAddr at) = 0;
+
+  // --- Streams and work ------------------------------------------------------------------------
+  // An in-order queue. |name| names its thread or trace track (at most 15 characters are kept).
+  virtual Result<StreamId> CreateStream(std::string_view name) = 0;
+  // Waits for the stream's work, then destroys it.
+  virtual Status DestroyStream(StreamId stream) = 0;
+  virtual Status Copy(StreamId stream, VirtAddr dst, VirtAddr src, uint64_t bytes) = 0;
+  virtual Status Fill(StreamId stream, VirtAddr dst, std::byte value, uint64_t bytes) = 0;
+  // Runs |fn| on the host in stream order. It must not call the driver except the counter calls.
+  // An error it returns becomes the error of every later event of the stream.
+  virtual Status HostFunction(StreamId stream, std::function<Status()> fn) = 0;
+  // Completes when all work put on |stream| so far has completed.
+  virtual Result<EventId> Record(StreamId stream) = 0;
+  // Whether |event| completed; the error if a preceding operation of its stream failed. Monotonic.
+  virtual Result<bool> IsComplete(EventId event) = 0;
+  virtual Status Wait(EventId event) = 0;
+  virtual Status StreamWait(StreamId stream, EventId event) = 0;
+
+  // --- Counters: 8-byte monotonic words in device memory ------------------------------------------
+  virtual Result<VirtAddr> CreateCounter() = 0;  // starts at 0
+  virtual Status DestroyCounter(VirtAddr counter) = 0;
+  virtual Status WriteCounter(StreamId stream, VirtAddr counter, uint64_t value) = 0;
+  virtual Status WaitCounter(StreamId stream, VirtAddr counter, uint64_t at_least) = 0;
+  // Host side. Load acquires, Store releases and wakes whoever waits.
+  virtual uint64_t LoadCounter(VirtAddr counter) = 0;
+  virtual void StoreCounter(VirtAddr counter, uint64_t value) = 0;
+  // Waits until the counter is at least |at_least|; kShouldWait when |timeout_ns| has passed (under
+  // virtual time: when nothing that is queued can ever raise it).
+  virtual Status HostWaitCounter(VirtAddr counter, uint64_t at_least, uint64_t timeout_ns) = 0;
+
+  // --- Synchronous access, for loading and tests --------------------------------------------------
+  virtual Status Read(VirtAddr src, std::span<std::byte> dst) = 0;
+  virtual Status Write(VirtAddr dst, std::span<const std::byte> src) = 0;
+
+  virtual TimeNs Now() = 0;
+};
+
+}  // namespace weir
