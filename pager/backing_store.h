@@ -1,0 +1,48 @@
+// BackingStore: where evicted weights live. Byte-addressed, same offsets as the weight region.
+//
+// Weights are always clean: bytes are stored once at load and only fetched afterwards (O1).
+// B1 a fetch after a completed Store returns its bytes. B2 every request completes exactly once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "vmm/driver.h"
+#include "vmm/status.h"
+
+namespace weir {
+
+class BackingStore {
+ public:
+  virtual ~BackingStore() = default;
+  virtual Tier tier() const = 0;
+  virtual uint64_t bytes() const = 0;
+  // Synchronous, at load time. Ranges may come in any order and pieces.
+  virtual Status Store(uint64_t offset, std::span<const std::byte> data) = 0;
+  // All Stores are done: flush, close for writing. Store is kBadState afterwards.
+  virtual Status Seal() = 0;
+  // Puts the copy of [offset, offset + bytes) to device address |dst| on |stream|.
+  virtual Status Fetch(StreamId stream, uint64_t offset, uint64_t bytes, VirtAddr dst) = 0;
+  // Synchronous read, for repair and verification.
+  virtual Status Load(uint64_t offset, std::span<std::byte> out) = 0;
+};
+
+// Host memory reachable by the device's copy engine (Tier::kHost of |driver|): NUMA-placed granules
+// mapped once in a region of their own.
+Result<std::unique_ptr<BackingStore>> CreateHostBackingStore(Driver& driver, uint64_t bytes);
+
+struct FileBackingStoreOptions {
+  std::string directory = "/tmp";     // an unlinked file (O_TMPFILE) is made here, mode 0600
+  uint32_t queue_depth = 32;
+  uint64_t io_bytes = 1 << 20;        // size of one read; a power of two >= the block size
+};
+// A file read with O_DIRECT through io_uring into registered host buffers, then copied on.
+// kUnsupported names the reason when the file system refuses O_DIRECT.
+Result<std::unique_ptr<BackingStore>> CreateFileBackingStore(Driver& driver, uint64_t bytes,
+                                                            const FileBackingStoreOptions& options);
+
+}  // namespace weir

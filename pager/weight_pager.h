@@ -1,0 +1,95 @@
+// WeightPager: the sluice. Keeps a model's weights readable at fixed addresses while some of their
+// granules are lent to somebody else (design.md, "Weight paging").
+//
+// Represents the weight region, its ring, its backing copy and the copy stream that runs ahead of the
+// compute. States: loading (Write) -> sealed (Seal) -> serving (BeginStep, EndStep, Apply).
+// The evicted slots are mapped onto ring granules by alias; two counters order copy and compute.
+// Per pass (= step) the copies of all chunks are queued: BeginStep(t) queues the rest of pass t and
+// the prefix of pass t+1, so that the copy stream is ahead across the step boundary and still comes
+// to rest by itself when no further step is submitted.
+// Engine thread only, except Arrive and Depart, which the compute thread calls.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "pager/backing_store.h"
+#include "pager/eviction_plan.h"
+#include "pager/gates.h"
+#include "vmm/address_space.h"
+
+namespace weir {
+
+struct WeightPagerOptions {
+  uint64_t gate_timeout_ns = 10'000'000'000;  // then the step fails and names the stripe
+  // Compare each stripe's checksum (xxh3) with the backing copy's when its gate opens; a stripe whose
+  // copy was lost is fetched again and counted. On in WEIR_VALIDATE builds.
+  bool verify_stripes = false;
+};
+
+struct WeightPagerStats {
+  uint64_t steps = 0;
+  uint64_t chunks_copied = 0;
+  uint64_t bytes_copied = 0;
+  uint64_t gate_arrivals = 0;   // armed gates only
+  uint64_t faults = 0;          // gates reached before their stripe (major)
+  uint64_t stall_ns = 0;        // time spent in them
+  uint64_t max_stall_ns = 0;
+  uint64_t repairs = 0;         // stripes fetched again after a lost or failed copy
+  uint64_t granules_remapped = 0;
+  uint64_t transitions = 0;     // Apply calls that changed something
+};
+
+class WeightPager final : public StepGates {
+ public:
+  // Reserves the region and maps everything |initial| leaves resident (so a budget smaller than the
+  // weights can be loaded into). |backing| covers the whole region and may be null when |initial| is
+  // empty and nothing will ever be evicted. kNoMemory says how many granules are missing.
+  static Result<std::unique_ptr<WeightPager>> Create(AddressSpace& space, BackingStore* backing,
+                                                     WeightLayout layout,
+                                                     const EvictionTarget& initial,
+                                                     const WeightPagerOptions& options);
+  ~WeightPager() override;
+
+  VirtAddr base() const;
+  RegionId region() const { return region_; }
+  const WeightLayout& layout() const { return layout_; }
+  const EvictionPlan& plan() const { return plan_; }
+  uint32_t max_granules_per_layer() const;
+
+  // Loading: bytes go to the backing copy (where a segment lies) and to the region (where resident).
+  Status Write(uint64_t offset, std::span<const std::byte> data);
+  Status Seal();
+
+  // Changes what is away, at a step boundary. Evicting: unmaps, aliases the ring, frees granules.
+  // Restoring: takes granules from the pool, maps, fills from the backing copy. Only the difference
+  // is remapped. On an error the previous state is in force (T2). Nothing is recorded anew.
+  Status Apply(const EvictionTarget& target);
+
+  // Queues this pass's copies. A no-op when nothing is evicted.
+  Status BeginStep();
+  // The compute of the step has ended. Checks that every armed gate was passed.
+  Status EndStep();
+
+  Status Arrive(uint32_t gate) override;
+  void Depart(uint32_t gate) override;
+
+  const WeightPagerStats& stats() const { return stats_; }
+  // Backing checksums against resident slots, gate table against the plan, ring aliases (O(bytes)).
+  Status CheckIntegrity();
+
+ private:
+  struct Impl;
+  explicit WeightPager(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+  RegionId region_;
+  WeightLayout layout_;
+  EvictionPlan plan_;
+  WeightPagerStats stats_;
+};
+
+}  // namespace weir
