@@ -59,6 +59,9 @@ struct DemandView {
   uint32_t max_running = 0;            // the scheduler's cap (max_num_seqs)
   uint64_t waiting_blocks = 0;         // blocks the waiting ones need for their prompts
   uint64_t expected_blocks = 0;        // blocks all known requests would hold at their expected end
+  // Nothing runs and the first waiting request does not fit: blocks it lacks, else 0. A policy that
+  // may evict answers with a border that has room for them, whatever its hold-off says (S3).
+  uint64_t starved_blocks = 0;
   double tokens_per_seq = 0;           // mean context of a running sequence
   uint64_t preemptions = 0;            // since start
 };

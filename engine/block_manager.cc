@@ -1,0 +1,274 @@
+#include "engine/block_manager.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include <xxhash.h>
+
+namespace weir {
+
+PrefixHash PrefixRoot(uint64_t salt) {
+  const XXH128_hash_t h = XXH3_128bits_withSeed("weir-prefix-root", 16, salt);
+  return {h.low64, h.high64};
+}
+
+PrefixHash ChainPrefix(const PrefixHash& parent, std::span<const int32_t, kBlockTokens> tokens) {
+  struct {
+    uint64_t low, high;
+    int32_t tokens[kBlockTokens];
+  } input;
+  input.low = parent.low;
+  input.high = parent.high;
+  std::memcpy(input.tokens, tokens.data(), sizeof(input.tokens));
+  const XXH128_hash_t h = XXH3_128bits(&input, sizeof(input));
+  return {h.low64, h.high64};
+}
+
+BlockManager::BlockManager(const Options& options)
+    : options_(options),
+      blocks_(size_t{options.blocks_per_extent} * options.max_extents),
+      used_in_extent_(options.max_extents),
+      extent_mapped_(options.max_extents) {
+  WEIR_CHECK(options.blocks_per_extent > 0, "an extent holds at least one block");
+}
+
+void BlockManager::AddExtent(uint32_t extent) {
+  WEIR_CHECK(extent < options_.max_extents && !extent_mapped_[extent], "extent added twice");
+  extent_mapped_[extent] = true;
+  for (uint32_t i = 0; i < options_.blocks_per_extent; ++i) {
+    SetState(extent * options_.blocks_per_extent + i, State::kFree);
+  }
+}
+
+void BlockManager::SetState(BlockId id, State to) {
+  Block& b = blocks_[id];
+  switch (b.state) {
+    case State::kUnmapped: ++counts_.capacity; break;
+    case State::kFree:
+      --counts_.free;
+      free_.erase(id);
+      break;
+    case State::kUsed:
+      --counts_.used;
+      --used_in_extent_[ExtentOf(id)];
+      break;
+    case State::kCached:
+      --counts_.cached;
+      lru_.erase(lru_.iterator_to(b));
+      break;
+  }
+  b.state = to;
+  switch (to) {
+    case State::kUnmapped: --counts_.capacity; break;
+    case State::kFree:
+      ++counts_.free;
+      free_.insert(id);
+      break;
+    case State::kUsed:
+      ++counts_.used;
+      ++used_in_extent_[ExtentOf(id)];
+      break;
+    case State::kCached:
+      ++counts_.cached;
+      b.last_use = ++clock_;
+      lru_.push_back(b);
+      break;
+  }
+}
+
+void BlockManager::DropEntry(BlockId id) {
+  Block& b = blocks_[id];
+  if (!b.indexed) return;
+  index_.erase(b.hash);
+  b.indexed = false;
+  ++prefix_stats_.evicted_blocks;
+}
+
+Result<BlockId> BlockManager::Allocate() {
+  BlockId id = kNoBlock;
+  if (!free_.empty()) {
+    id = *free_.begin();
+  } else if (!lru_.empty()) {
+    id = IdOf(lru_.front());
+    DropEntry(id);  // K3: before the bytes are overwritten
+  } else {
+    return NoMemory("all " + std::to_string(counts_.capacity) + " KV blocks are used");
+  }
+  SetState(id, State::kUsed);
+  blocks_[id].ref_count = 1;
+  return id;
+}
+
+void BlockManager::Acquire(BlockId id) {
+  Block& b = blocks_[id];
+  if (b.state == State::kCached) SetState(id, State::kUsed);
+  WEIR_CHECK(b.state == State::kUsed, "only used and cached blocks can be shared");
+  ++b.ref_count;
+}
+
+void BlockManager::Release(BlockId id) {
+  Block& b = blocks_[id];
+  WEIR_CHECK(b.state == State::kUsed && b.ref_count > 0, "release of a block nobody holds");
+  if (--b.ref_count == 0) SetState(id, b.indexed ? State::kCached : State::kFree);
+}
+
+std::vector<BlockId> BlockManager::MatchAndAcquire(const PrefixHash& root,
+                                                   std::span<const int32_t> tokens,
+                                                   uint32_t max_blocks,
+                                                   std::vector<PrefixHash>* hashes) {
+  std::vector<BlockId> matched;
+  hashes->clear();
+  if (!options_.prefix_caching) return matched;
+  PrefixHash parent = root;
+  for (uint32_t i = 0; i < max_blocks && (size_t{i} + 1) * kBlockTokens <= tokens.size(); ++i) {
+    const auto block_tokens =
+        tokens.subspan(size_t{i} * kBlockTokens).first<kBlockTokens>();
+    const PrefixHash hash = ChainPrefix(parent, block_tokens);
+    const auto it = index_.find(hash);
+    if (it == index_.end()) break;
+    const Block& b = blocks_[it->second];
+    // K2: hash equality alone is never identity.
+    if (b.parent != parent || !std::equal(block_tokens.begin(), block_tokens.end(), b.tokens.begin()))
+      break;
+    Acquire(it->second);
+    matched.push_back(it->second);
+    hashes->push_back(hash);
+    parent = hash;
+  }
+  return matched;
+}
+
+PrefixHash BlockManager::Register(BlockId id, const PrefixHash& parent,
+                                  std::span<const int32_t, kBlockTokens> tokens) {
+  const PrefixHash hash = ChainPrefix(parent, tokens);
+  Block& b = blocks_[id];
+  WEIR_CHECK(b.state == State::kUsed, "only a used block can be registered");
+  if (!options_.prefix_caching || b.indexed) return hash;
+  if (!index_.emplace(hash, id).second) return hash;
+  b.indexed = true;
+  b.hash = hash;
+  b.parent = parent;
+  std::copy(tokens.begin(), tokens.end(), b.tokens.begin());
+  return hash;
+}
+
+void BlockManager::MoveContent(BlockId from, BlockId to) {
+  Block& source = blocks_[from];
+  Block& target = blocks_[to];
+  target.ref_count = source.ref_count;
+  target.indexed = source.indexed;
+  target.hash = source.hash;
+  target.parent = source.parent;
+  target.tokens = source.tokens;
+  if (source.indexed) index_[source.hash] = to;
+  source.indexed = false;
+  source.ref_count = 0;
+}
+
+uint32_t BlockManager::VacatableExtents() const {
+  // Giving up m extents leaves capacity - m*b blocks, which must hold what is used.
+  return (counts_.capacity - counts_.used) / options_.blocks_per_extent;
+}
+
+Status BlockManager::VacateExtents(uint32_t n, std::vector<uint32_t>* extents,
+                                   std::vector<BlockMoveRequest>* moves) {
+  extents->clear();
+  moves->clear();
+  if (n > VacatableExtents()) {
+    return NoMemory("cannot give up " + std::to_string(n) + " KV extents: " +
+                    std::to_string(counts_.used) + " of " + std::to_string(counts_.capacity) +
+                    " blocks are used");
+  }
+  struct Cost {
+    uint32_t used;
+    uint64_t newest_use;
+    uint32_t extent;
+  };
+  std::vector<Cost> costs;
+  for (uint32_t e = 0; e < options_.max_extents; ++e) {
+    if (!extent_mapped_[e]) continue;
+    Cost cost{used_in_extent_[e], 0, e};
+    for (uint32_t i = 0; i < options_.blocks_per_extent; ++i) {
+      const Block& b = blocks_[e * options_.blocks_per_extent + i];
+      if (b.state == State::kCached) cost.newest_use = std::max(cost.newest_use, b.last_use);
+    }
+    costs.push_back(cost);
+  }
+  // Among equals the highest extent goes, so that the arena stays dense at its low end.
+  std::sort(costs.begin(), costs.end(), [](const Cost& a, const Cost& b) {
+    if (a.used != b.used) return a.used < b.used;
+    if (a.newest_use != b.newest_use) return a.newest_use < b.newest_use;
+    return a.extent > b.extent;
+  });
+  for (uint32_t i = 0; i < n; ++i) extents->push_back(costs[i].extent);
+
+  // First everything that is not used leaves, so that no move lands in an extent that goes.
+  std::vector<BlockId> leaving_used;
+  for (const uint32_t e : *extents) {
+    for (uint32_t i = 0; i < options_.blocks_per_extent; ++i) {
+      const BlockId id = e * options_.blocks_per_extent + i;
+      if (blocks_[id].state == State::kUsed) {
+        leaving_used.push_back(id);
+        continue;
+      }
+      DropEntry(id);
+      SetState(id, State::kUnmapped);
+    }
+    extent_mapped_[e] = false;
+  }
+  for (const BlockId from : leaving_used) {
+    const Result<BlockId> to = Allocate();
+    WEIR_CHECK(to.ok(), "VacatableExtents promised room for every used block");
+    MoveContent(from, *to);
+    SetState(from, State::kUnmapped);
+    moves->push_back({from, *to});
+  }
+  return OkStatus();
+}
+
+void BlockManager::ClearPrefixCache() {
+  for (BlockId id = 0; id < blocks_.size(); ++id) {
+    DropEntry(id);
+    if (blocks_[id].state == State::kCached) SetState(id, State::kFree);
+  }
+}
+
+Status BlockManager::CheckIntegrity() const {
+  BlockCounts derived;
+  std::vector<uint32_t> used(options_.max_extents);
+  size_t indexed = 0;
+  for (BlockId id = 0; id < blocks_.size(); ++id) {
+    const Block& b = blocks_[id];
+    const bool mapped = extent_mapped_[ExtentOf(id)];
+    const std::string name = "block " + std::to_string(id);
+    if ((b.state == State::kUnmapped) == mapped) return BadState(name + ": state against extent");
+    if ((b.ref_count > 0) != (b.state == State::kUsed)) return BadState(name + ": references");
+    if (b.state == State::kCached && !b.indexed) return BadState(name + ": cached, not indexed");
+    if (b.indexed) {
+      ++indexed;
+      const auto it = index_.find(b.hash);
+      if (it == index_.end() || it->second != id) return BadState(name + ": index entry");
+      if (ChainPrefix(b.parent, std::span<const int32_t, kBlockTokens>(b.tokens)) != b.hash)
+        return BadState(name + ": hash");
+      if (b.state == State::kFree || b.state == State::kUnmapped)
+        return BadState(name + ": indexed without content (K3)");
+    }
+    if (mapped) ++derived.capacity;
+    if (b.state == State::kFree) ++derived.free;
+    if (b.state == State::kCached) ++derived.cached;
+    if (b.state == State::kUsed) {
+      ++derived.used;
+      ++used[ExtentOf(id)];
+    }
+  }
+  if (indexed != index_.size()) return BadState("index has entries without blocks");
+  if (derived.capacity != counts_.capacity || derived.free != counts_.free ||
+      derived.cached != counts_.cached || derived.used != counts_.used)
+    return BadState("block counts");
+  if (derived.free + derived.cached + derived.used != derived.capacity) return BadState("K1");
+  if (free_.size() != counts_.free || lru_.size() != counts_.cached) return BadState("block lists");
+  if (used != used_in_extent_) return BadState("used blocks by extent");
+  return OkStatus();
+}
+
+}  // namespace weir

@@ -1,0 +1,155 @@
+// BlockManager: who holds which KV block, and which blocks a new prompt can reuse.
+//
+// Represents the mapped part of the KV arena, in blocks of 16 tokens, and the prefix index over it.
+// A block is
+//   unmapped  its extent has no granules;
+//   free      mapped, holds nothing;
+//   used      held by ref_count >= 1 sequences (several when they share a prefix);
+//   cached    held by nobody, but the index knows its content: the next victim by age.
+// K1 free + cached + used = capacity. K2 a prefix hit needs hash, parent and tokens equal. K3 a
+// block's index entry goes before its bytes do. Prefix caching as in vLLM V1 (chained hashes of full
+// blocks), with the extent as the unit of reclaim so that whole granules come free.
+// Engine thread only; touches no memory: moves are returned for the caller to carry out.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <set>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include <boost/intrusive/list.hpp>
+
+#include "vmm/status.h"
+
+namespace weir {
+
+inline constexpr uint32_t kBlockTokens = 16;
+
+using BlockId = uint32_t;
+inline constexpr BlockId kNoBlock = static_cast<BlockId>(-1);
+
+// Identity of a prefix that ends at a block boundary: a 128-bit hash chained over (parent, tokens).
+struct PrefixHash {
+  uint64_t low = 0;
+  uint64_t high = 0;
+  bool operator==(const PrefixHash&) const = default;
+};
+// The hash before the first block: separates tenants (|salt|) and models.
+PrefixHash PrefixRoot(uint64_t salt);
+// The hash of the prefix |parent| extended by one block's tokens.
+PrefixHash ChainPrefix(const PrefixHash& parent, std::span<const int32_t, kBlockTokens> tokens);
+
+struct BlockMoveRequest {
+  BlockId from = kNoBlock;
+  BlockId to = kNoBlock;
+};
+
+struct BlockCounts {
+  uint32_t capacity = 0, free = 0, cached = 0, used = 0;
+};
+
+struct PrefixCacheStats {
+  uint64_t queried_tokens = 0;
+  uint64_t hit_tokens = 0;
+  uint64_t evicted_blocks = 0;  // index entries dropped to reuse or give up a block
+};
+
+class BlockManager {
+ public:
+  struct Options {
+    uint32_t blocks_per_extent = 1;
+    uint32_t max_extents = 0;
+    bool prefix_caching = true;
+  };
+  explicit BlockManager(const Options& options);
+  BlockManager(const BlockManager&) = delete;
+  BlockManager& operator=(const BlockManager&) = delete;
+
+  const BlockCounts& counts() const { return counts_; }
+  const PrefixCacheStats& prefix_stats() const { return prefix_stats_; }
+  // Blocks an Allocate can still give: free ones, and cached ones by evicting them.
+  uint32_t available() const { return counts_.free + counts_.cached; }
+
+  // |extent| has been mapped: its blocks are free.
+  void AddExtent(uint32_t extent);
+
+  // A block for one sequence (ref_count 1). Evicts the least recently used cached block when none
+  // is free. kNoMemory when everything is used.
+  Result<BlockId> Allocate();
+  // One more holder of a used or cached block.
+  void Acquire(BlockId block);
+  // One holder less. The last one leaves it cached (if indexed) or free. A sequence releases its
+  // blocks last to first, so that the tail of a prefix is older than its head.
+  void Release(BlockId block);
+
+  // The longest indexed prefix of |tokens| in whole blocks, at most |max_blocks| of them; their
+  // blocks are acquired. Fills |hashes| with the chain of the matched blocks.
+  std::vector<BlockId> MatchAndAcquire(const PrefixHash& root, std::span<const int32_t> tokens,
+                                       uint32_t max_blocks, std::vector<PrefixHash>* hashes);
+  // Counts one admitted prompt in the statistics (a prompt may be matched several times before).
+  void CountQuery(uint64_t tokens, uint64_t hit_tokens) {
+    prefix_stats_.queried_tokens += tokens;
+    prefix_stats_.hit_tokens += hit_tokens;
+  }
+  // |block| (used) now holds the computed KV of |tokens| after |parent|. Returns the chained hash.
+  // If equal content is indexed already, the older entry stays and |block| remains private.
+  PrefixHash Register(BlockId block, const PrefixHash& parent,
+                      std::span<const int32_t, kBlockTokens> tokens);
+
+  // Picks |n| extents whose loss costs least (fewest used blocks, then least recently used cached
+  // ones), drops their cached blocks with their index entries, and finds new places for their used
+  // blocks. On success the extents hold nothing once the caller has carried out |moves| (copy the
+  // bytes, patch block tables), and their blocks are no longer counted.
+  // kNoMemory, nothing changed, when the rest cannot take the used blocks.
+  Status VacateExtents(uint32_t n, std::vector<uint32_t>* extents,
+                       std::vector<BlockMoveRequest>* moves);
+  // How many extents VacateExtents could give now.
+  uint32_t VacatableExtents() const;
+
+  // Forgets every cached block and every entry of used ones.
+  void ClearPrefixCache();
+
+  // K1, K2 chains, lists and reference counts against the blocks (O(capacity)).
+  Status CheckIntegrity() const;
+
+ private:
+  enum class State : uint8_t { kUnmapped, kFree, kUsed, kCached };
+  struct Block {
+    State state = State::kUnmapped;
+    bool indexed = false;
+    uint32_t ref_count = 0;
+    uint64_t last_use = 0;
+    PrefixHash hash;    // valid iff indexed
+    PrefixHash parent;  // likewise
+    std::array<int32_t, kBlockTokens> tokens{};
+    boost::intrusive::list_member_hook<> lru_hook;
+  };
+  struct HashOfPrefix {
+    size_t operator()(const PrefixHash& h) const noexcept { return h.low; }
+  };
+  using LruList =
+      boost::intrusive::list<Block, boost::intrusive::member_hook<
+                                        Block, boost::intrusive::list_member_hook<>, &Block::lru_hook>>;
+
+  BlockId IdOf(const Block& block) const { return static_cast<BlockId>(&block - blocks_.data()); }
+  uint32_t ExtentOf(BlockId id) const { return id / options_.blocks_per_extent; }
+  void SetState(BlockId id, State to);
+  void DropEntry(BlockId id);
+  void MoveContent(BlockId from, BlockId to);
+
+  Options options_;
+  std::vector<Block> blocks_;          // never resized: hooks point into it
+  std::set<BlockId> free_;             // lowest first: low extents fill, high ones empty
+  LruList lru_;                        // cached blocks, oldest first
+  std::unordered_map<PrefixHash, BlockId, HashOfPrefix> index_;
+  std::vector<uint32_t> used_in_extent_;
+  std::vector<bool> extent_mapped_;
+  BlockCounts counts_;
+  PrefixCacheStats prefix_stats_;
+  uint64_t clock_ = 0;
+};
+
+}  // namespace weir

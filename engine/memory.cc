@@ -1,0 +1,188 @@
+#include "engine/memory.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace weir {
+namespace {
+
+// Weight granules should be small against a segment, or few lie wholly inside one; KV extents want
+// granules of about a block. An eighth of the smallest segment satisfies both, within what the
+// driver can do and the design's upper bound.
+uint64_t ChooseGranule(const WeightLayout& weights, uint64_t granularity) {
+  uint64_t smallest = 256 * kMiB;
+  for (const auto& layer : weights.layers) {
+    for (const WeightSegment& s : layer) smallest = std::min(smallest, s.bytes);
+  }
+  const uint64_t wanted = std::bit_floor(std::max<uint64_t>(smallest / 8, 1));
+  return std::clamp<uint64_t>(wanted, granularity, std::max(granularity, 32 * kMiB));
+}
+
+std::string Mebibytes(uint64_t bytes) {
+  const uint64_t tenths = CeilDiv(bytes * 10, kMiB);
+  return std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) + " MiB";
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Memory>> Memory::Create(Driver& driver, const MemoryOptions& options) {
+  std::unique_ptr<Memory> memory(new Memory(driver, options));
+  WEIR_TRY(memory->Build());
+  return memory;
+}
+
+Memory::~Memory() = default;
+
+Status Memory::Build() {
+  const uint64_t granularity = driver_.properties().granularity_bytes;
+  const uint64_t granule = options_.granule_bytes != 0
+                               ? options_.granule_bytes
+                               : ChooseGranule(options_.weights, granularity);
+  if (!IsPowerOfTwo(granule) || granule % granularity != 0) {
+    return InvalidArgument("granule size " + std::to_string(granule) +
+                           " is not a power of two and a multiple of " +
+                           std::to_string(granularity) + " bytes, this device's granularity");
+  }
+  const KvGeometry geometry = WEIR_TRY(KvGeometry::Choose(options_.kv_block_bytes, granule));
+  const auto extents_for = [&](uint64_t blocks) {
+    return CeilDiv(blocks, geometry.blocks_per_extent);
+  };
+
+  const uint64_t weight_granules = CeilDiv(options_.weights.region_bytes, granule);
+  const uint64_t scratch_granules = CeilDiv(options_.scratch_bytes, granule);
+  const uint64_t least_kv =
+      extents_for(options_.kv_least_blocks) * geometry.granules_per_extent;
+  const uint64_t wanted_kv =
+      std::max(extents_for(CeilDiv(options_.kv_wanted_bytes, options_.kv_block_bytes)) *
+                   geometry.granules_per_extent,
+               least_kv);
+  const uint64_t total = options_.hbm_budget_bytes != 0
+                             ? options_.hbm_budget_bytes / granule
+                             : weight_granules + scratch_granules + wanted_kv;
+
+  const bool can_evict = options_.backing != BackingTier::kNone;
+  const uint32_t most_per_layer =
+      can_evict ? EvictionPlan::MaxGranulesPerLayer(options_.weights, granule) : 0;
+  const auto freed_by = [&](uint32_t per_layer) -> uint64_t {
+    const auto plan = EvictionPlan::Make(
+        options_.weights, granule,
+        {.granules_per_layer = per_layer, .ring_slots = options_.ring_slots});
+    return plan.ok() ? plan->freed_granules() : 0;
+  };
+  const uint64_t most_freed = most_per_layer > 0 ? freed_by(most_per_layer) : 0;
+  const uint64_t fixed = weight_granules + scratch_granules;
+  if (total + most_freed < fixed + least_kv) {
+    const uint64_t least = (fixed + least_kv - most_freed) * granule;
+    return NoMemory("hbm_budget " + Mebibytes(total * granule) + " is too small: weights " +
+                    Mebibytes(weight_granules * granule) + " (of which at most " +
+                    Mebibytes(most_freed * granule) + " can be lent), step buffers " +
+                    Mebibytes(scratch_granules * granule) + ", KV of one request " +
+                    Mebibytes(least_kv * granule) + "; the least that runs is " + Mebibytes(least));
+  }
+  if (total > UINT32_MAX) return InvalidArgument("hbm_budget holds more than 2^32 granules");
+  uint32_t initial = 0;
+  while (total + (initial > 0 ? freed_by(initial) : 0) < fixed + least_kv) ++initial;
+
+  pool_ = WEIR_TRY(GranulePool::Create(driver_, {.tier = Tier::kHbm,
+                                                 .granule_bytes = granule,
+                                                 .count = static_cast<uint32_t>(total)}));
+  space_ = WEIR_TRY(
+      AddressSpace::Create(driver_, *pool_, {.poison_freed = options_.poison_freed}));
+  WEIR_TRY(MapScratch());
+  if (options_.backing == BackingTier::kHost) {
+    backing_ = WEIR_TRY(CreateHostBackingStore(driver_, options_.weights.region_bytes));
+  } else if (options_.backing == BackingTier::kNvme) {
+    backing_ =
+        WEIR_TRY(CreateFileBackingStore(driver_, options_.weights.region_bytes, options_.file));
+  }
+  weights_ = WEIR_TRY(WeightPager::Create(
+      *space_, backing_.get(), options_.weights,
+      {.granules_per_layer = initial, .ring_slots = options_.ring_slots}, options_.pager));
+
+  const uint64_t most_kv_granules = total + most_freed - fixed;
+  const auto max_extents =
+      static_cast<uint32_t>(most_kv_granules / geometry.granules_per_extent);
+  most_kv_blocks_ = uint64_t{max_extents} * geometry.blocks_per_extent;
+  kv_ = WEIR_TRY(KvArena::Create(*space_, geometry, max_extents));
+  blocks_ = std::make_unique<BlockManager>(
+      BlockManager::Options{.blocks_per_extent = geometry.blocks_per_extent,
+                            .max_extents = max_extents,
+                            .prefix_caching = options_.prefix_caching});
+  copier_ = WEIR_TRY(BlockCopier::Create(driver_, *kv_));
+  return OkStatus();
+}
+
+Status Memory::MapScratch() {
+  scratch_ = WEIR_TRY(space_->Reserve("scratch", options_.scratch_bytes));
+  RemapPlan plan;
+  plan.cause = RemapCause::kLoad;
+  const auto slots = static_cast<uint32_t>(space_->region(scratch_).slots.size());
+  for (uint32_t i = 0; i < slots; ++i) plan.MapFresh(scratch_, SlotIndex(i), Owner::kScratch);
+  return space_->Commit(plan);
+}
+
+VirtAddr Memory::scratch() const { return space_->region(scratch_).base; }
+
+MemoryView Memory::view() const {
+  const EvictionPlan& plan = weights_->plan();
+  return {.granule_bytes = pool_->granule_bytes(),
+          .pool = pool_->counts(),
+          .granules_per_layer = plan.target().granules_per_layer,
+          .evicted_granules = plan.evicted_granules(),
+          .ring_granules = plan.ring_granules(),
+          .kv_extents = kv_->mapped_extents(),
+          .kv_capacity_blocks = blocks_->counts().capacity};
+}
+
+Status Memory::GrowKv(uint32_t blocks) {
+  const auto n = static_cast<uint32_t>(CeilDiv(blocks, kv_->geometry().blocks_per_extent));
+  std::vector<uint32_t> extents;
+  Status status = kv_->Grow(n, &extents);
+  for (const uint32_t e : extents) blocks_->AddExtent(e);
+  return status;
+}
+
+Status Memory::MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots, const PatchFn& patch) {
+  const EvictionTarget target{.granules_per_layer = granules_per_layer, .ring_slots = ring_slots};
+  const EvictionPlan next =
+      WEIR_TRY(EvictionPlan::Make(weights_->layout(), pool_->granule_bytes(), target));
+  const uint32_t freed_now = weights_->plan().freed_granules();
+  if (next.freed_granules() < freed_now) {
+    const uint32_t needed = freed_now - next.freed_granules();
+    const uint32_t available = pool_->Available();
+    if (needed > available) {
+      const auto extents = static_cast<uint32_t>(
+          CeilDiv(needed - available, kv_->geometry().granules_per_extent));
+      WEIR_TRY(ShrinkKv(extents, patch));
+    }
+  }
+  return weights_->Apply(target);
+}
+
+Status Memory::ShrinkKv(uint32_t n, const PatchFn& patch) {
+  std::vector<uint32_t> extents;
+  std::vector<BlockMoveRequest> requests;
+  WEIR_TRY(blocks_->VacateExtents(n, &extents, &requests));
+  std::vector<BlockMove> moves;
+  for (const BlockMoveRequest& m : requests) moves.push_back({m.from, m.to});
+  // The block tables follow before anything can fail: the copies below are the only thing between
+  // here and the next step, and an error of theirs is reported after the tables are consistent.
+  patch(requests);
+  Fence fence = WEIR_TRY(copier_->Move(moves));
+  WEIR_TRY(fence.Wait(driver_));
+  Status status = kv_->Shrink(extents, fence);
+  if (!status.ok()) {
+    // The plan was rolled back: the extents are still mapped, empty, and ours to use.
+    for (const uint32_t e : extents) blocks_->AddExtent(e);
+  }
+  return status;
+}
+
+Status Memory::CheckIntegrity() {
+  WEIR_TRY(pool_->CheckIntegrity());
+  WEIR_TRY(space_->CheckIntegrity());
+  WEIR_TRY(blocks_->CheckIntegrity());
+  return weights_->CheckIntegrity();
+}
+
+}  // namespace weir

@@ -1,0 +1,99 @@
+// Memory: the engine's share of the device, and the border between weights and KV in it.
+//
+// Represents one hbm budget cut into granules: step buffers, weights (with the ring that stands in
+// for what is evicted) and KV. Puts together the pool, the address space, the weight pager and the KV
+// arena, and moves the border between the last two. Engine thread only.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/block_manager.h"
+#include "pager/backing_store.h"
+#include "pager/block_copier.h"
+#include "pager/kv_arena.h"
+#include "pager/weight_pager.h"
+#include "vmm/address_space.h"
+
+namespace weir {
+
+enum class BackingTier : uint8_t { kNone, kHost, kNvme };
+
+struct MemoryOptions {
+  uint64_t hbm_budget_bytes = 0;      // everything weir takes of the device tier; 0: no limit given
+  uint64_t granule_bytes = 0;         // 0: chosen from the driver and the model
+  uint64_t scratch_bytes = 0;         // step buffers of the compute back-end
+  uint64_t kv_block_bytes = 0;        // one block of 16 tokens
+  uint64_t kv_wanted_bytes = 0;       // an unlimited budget is weights + scratch + this much KV
+  uint64_t kv_least_blocks = 1;       // a budget that cannot hold so many is refused
+  WeightLayout weights;
+  BackingTier backing = BackingTier::kHost;
+  FileBackingStoreOptions file;       // for BackingTier::kNvme
+  WeightPagerOptions pager;
+  bool prefix_caching = true;
+  bool poison_freed = false;
+  uint32_t ring_slots = 2;
+};
+
+struct MemoryView {
+  uint64_t granule_bytes = 0;
+  PoolCounts pool;
+  uint32_t granules_per_layer = 0;    // evicted now
+  uint32_t evicted_granules = 0;
+  uint32_t ring_granules = 0;
+  uint32_t kv_extents = 0;
+  uint64_t kv_capacity_blocks = 0;
+};
+
+class Memory {
+ public:
+  // Evicts at once what a budget smaller than everything requires; kNoMemory with the least budget
+  // that would do when even full eviction is not enough.
+  static Result<std::unique_ptr<Memory>> Create(Driver& driver, const MemoryOptions& options);
+  ~Memory();
+
+  WeightPager& weights() { return *weights_; }
+  KvArena& kv() { return *kv_; }
+  BlockManager& blocks() { return *blocks_; }
+  AddressSpace& space() { return *space_; }
+  GranulePool& pool() { return *pool_; }
+  VirtAddr scratch() const;
+  MemoryView view() const;
+  uint32_t ring_slots() const { return options_.ring_slots; }
+  // The largest number of KV blocks any border can give.
+  uint64_t most_kv_blocks() const { return most_kv_blocks_; }
+
+  // Maps KV extents for at least |blocks| more free blocks, as far as the pool goes.
+  Status GrowKv(uint32_t blocks);
+
+  // Moves the border so that |granules_per_layer| are away. Evicting frees granules for KV;
+  // restoring first vacates KV extents: the moves are carried out here and handed to |patch| so that
+  // block tables follow. kNoMemory, nothing changed, when used KV blocks are in the way.
+  using PatchFn = std::function<void(const std::vector<BlockMoveRequest>&)>;
+  Status MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots, const PatchFn& patch);
+
+  uint64_t blocks_moved() const { return copier_->blocks_moved(); }
+  Status CheckIntegrity();
+
+ private:
+  Memory(Driver& driver, const MemoryOptions& options) : driver_(driver), options_(options) {}
+  Status Build();
+  Status MapScratch();
+  Status ShrinkKv(uint32_t extents, const PatchFn& patch);
+
+  Driver& driver_;
+  MemoryOptions options_;
+  std::unique_ptr<GranulePool> pool_;
+  std::unique_ptr<AddressSpace> space_;
+  RegionId scratch_;
+  std::unique_ptr<BackingStore> backing_;
+  std::unique_ptr<WeightPager> weights_;
+  std::unique_ptr<KvArena> kv_;
+  std::unique_ptr<BlockManager> blocks_;
+  std::unique_ptr<BlockCopier> copier_;
+  uint64_t most_kv_blocks_ = 0;
+};
+
+}  // namespace weir

@@ -1,0 +1,189 @@
+#include "engine/scheduler.h"
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "vmm/types.h"
+
+namespace weir {
+namespace {
+
+uint32_t BlocksFor(uint32_t tokens) {
+  return static_cast<uint32_t>(CeilDiv(tokens, kBlockTokens));
+}
+
+bool RunsBefore(const Sequence& a, const Sequence& b) {
+  if (a.priority != b.priority) return a.priority < b.priority;
+  return a.arrival < b.arrival;
+}
+
+}  // namespace
+
+void Scheduler::Add(Sequence* sequence) {
+  WEIR_CHECK(sequence->state == SequenceState::kWaiting, "only waiting sequences are queued");
+  // From the back: arrivals are mostly in order, preempted ones go near the front.
+  auto at = waiting_.end();
+  while (at != waiting_.begin() && RunsBefore(*sequence, *std::prev(at))) --at;
+  waiting_.insert(at, *sequence);
+}
+
+void Scheduler::Finish(Sequence* sequence) {
+  if (sequence->state == SequenceState::kWaiting) {
+    waiting_.erase(waiting_.iterator_to(*sequence));
+  } else if (sequence->state == SequenceState::kRunning) {
+    running_.erase(running_.iterator_to(*sequence));
+  }
+  ReleaseBlocks(*sequence);
+  sequence->state = SequenceState::kFinished;
+}
+
+void Scheduler::ReleaseBlocks(Sequence& sequence) {
+  // Last to first: the tail of a prefix is evicted before its head.
+  for (auto it = sequence.blocks.rbegin(); it != sequence.blocks.rend(); ++it) blocks_.Release(*it);
+  sequence.blocks.clear();
+  sequence.hashes.clear();
+  sequence.computed = 0;
+}
+
+void Scheduler::Preempt(Sequence* sequence) {
+  ++stats_.preemptions;
+  ++sequence->preemptions;
+  stats_.recomputed_tokens += sequence->computed;
+  running_.erase(running_.iterator_to(*sequence));
+  ReleaseBlocks(*sequence);
+  sequence->state = SequenceState::kWaiting;
+  Add(sequence);
+}
+
+bool Scheduler::ReserveBlocks(Sequence& sequence, uint32_t length) {
+  const uint32_t have = static_cast<uint32_t>(sequence.blocks.size());
+  const uint32_t need = BlocksFor(length);
+  if (need <= have) return true;
+  const uint32_t missing = need - have;
+  if (blocks_.counts().free < missing) grow_(missing - blocks_.counts().free);
+  if (blocks_.available() < missing) return false;
+  for (uint32_t i = 0; i < missing; ++i) {
+    sequence.blocks.push_back(blocks_.Allocate().value());
+  }
+  return true;
+}
+
+uint32_t Scheduler::ChunkOf(const Sequence& sequence, uint32_t budget) const {
+  const uint32_t left = sequence.length() - sequence.computed;
+  return std::min({left, budget, options_.max_prefill_chunk});
+}
+
+std::vector<ScheduledSequence> Scheduler::Schedule() {
+  std::vector<ScheduledSequence> batch;
+  uint32_t budget = options_.max_batched_tokens;
+  const uint64_t preemptions = stats_.preemptions;
+  ScheduleRunning(&budget, &batch);
+  // After a preemption nothing is admitted: its blocks belong to those already running.
+  if (stats_.preemptions == preemptions) AdmitWaiting(&budget, &batch);
+  return batch;
+}
+
+void Scheduler::ScheduleRunning(uint32_t* budget, std::vector<ScheduledSequence>* batch) {
+  for (auto it = running_.begin(); it != running_.end() && *budget > 0;) {
+    Sequence& sequence = *it;
+    const uint32_t chunk = ChunkOf(sequence, *budget);
+    bool reserved = ReserveBlocks(sequence, sequence.computed + chunk);
+    while (!reserved) {
+      Sequence* victim = &running_.back();
+      if (victim == &sequence) break;
+      Preempt(victim);
+      reserved = ReserveBlocks(sequence, sequence.computed + chunk);
+    }
+    if (!reserved) {
+      // Alone at the end of the queue and still without room: give way to those before it. If it
+      // is the only one, the engine sees an empty batch and fails it (S3).
+      Preempt(&sequence);
+      return;
+    }
+    batch->push_back({&sequence, chunk});
+    *budget -= chunk;
+    ++it;
+  }
+}
+
+void Scheduler::AdmitWaiting(uint32_t* budget, std::vector<ScheduledSequence>* batch) {
+  while (!waiting_.empty() && *budget > 0 && running_.size() < options_.max_sequences) {
+    Sequence& sequence = waiting_.front();
+    // At least one token is computed, for its logits.
+    const uint32_t max_hit = (sequence.length() - 1) / kBlockTokens;
+    sequence.blocks =
+        blocks_.MatchAndAcquire(sequence.root, sequence.tokens, max_hit, &sequence.hashes);
+    sequence.computed = static_cast<uint32_t>(sequence.blocks.size()) * kBlockTokens;
+    const uint32_t hit = sequence.computed;
+    const uint32_t chunk = ChunkOf(sequence, *budget);
+    // All blocks of the known tokens must fit at admission, not just the first chunk's: otherwise
+    // half-prefilled sequences would preempt each other.
+    const uint32_t need = BlocksFor(sequence.length()) - static_cast<uint32_t>(sequence.blocks.size());
+    if (blocks_.counts().free < need) grow_(need - blocks_.counts().free);
+    if (blocks_.available() < need || !ReserveBlocks(sequence, hit + chunk)) {
+      ReleaseBlocks(sequence);
+      return;
+    }
+    if (sequence.preemptions == 0) {
+      sequence.cached_tokens = hit;
+      blocks_.CountQuery(sequence.length(), hit);
+    }
+    waiting_.pop_front();
+    sequence.state = SequenceState::kRunning;
+    running_.push_back(sequence);
+    batch->push_back({&sequence, chunk});
+    *budget -= chunk;
+  }
+}
+
+void Scheduler::OnComputed(const std::vector<ScheduledSequence>& batch) {
+  for (const ScheduledSequence& s : batch) {
+    Sequence& sequence = *s.sequence;
+    sequence.computed += s.tokens;
+    const uint32_t full = sequence.computed / kBlockTokens;
+    for (auto i = static_cast<uint32_t>(sequence.hashes.size()); i < full; ++i) {
+      const PrefixHash& parent = i == 0 ? sequence.root : sequence.hashes[i - 1];
+      const auto tokens = std::span<const int32_t>(sequence.tokens)
+                              .subspan(size_t{i} * kBlockTokens)
+                              .first<kBlockTokens>();
+      sequence.hashes.push_back(blocks_.Register(sequence.blocks[i], parent, tokens));
+    }
+  }
+}
+
+void Scheduler::PatchBlocks(const std::vector<BlockMoveRequest>& moves) {
+  if (moves.empty()) return;
+  std::unordered_map<BlockId, BlockId> moved;
+  for (const BlockMoveRequest& m : moves) moved.emplace(m.from, m.to);
+  for (Sequence& sequence : running_) {
+    for (BlockId& block : sequence.blocks) {
+      const auto it = moved.find(block);
+      if (it != moved.end()) block = it->second;
+    }
+  }
+}
+
+uint64_t Scheduler::waiting_blocks() const {
+  uint64_t n = 0;
+  for (const Sequence& s : waiting_) n += BlocksFor(s.length());
+  return n;
+}
+
+uint64_t Scheduler::expected_blocks() const {
+  uint64_t n = 0;
+  const auto at_end = [](const Sequence& s) {
+    return BlocksFor(s.prompt_tokens + static_cast<uint32_t>(s.sampling.max_tokens));
+  };
+  for (const Sequence& s : waiting_) n += at_end(s);
+  for (const Sequence& s : running_) n += at_end(s);
+  return n;
+}
+
+double Scheduler::mean_running_tokens() const {
+  if (running_.empty()) return 0;
+  double n = 0;
+  for (const Sequence& s : running_) n += s.length();
+  return n / static_cast<double>(running_.size());
+}
+
+}  // namespace weir

@@ -1,0 +1,94 @@
+// Scheduler: which sequences take part in the next step, with how many tokens each.
+//
+// Continuous batching with chunked prefill (Orca, OSDI'22; Sarathi-Serve, OSDI'24; the token-budget
+// form of vLLM V1): running sequences first, in order of admission, then waiting ones while token
+// budget, sequence slots and KV blocks last. A sequence that cannot get the blocks of its next
+// tokens preempts the last admitted one; a preempted sequence is recomputed.
+// Blocks are allocated here, before the step is submitted: a running sequence cannot run out of KV
+// in the middle of a step. Engine thread only; pure bookkeeping.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include <boost/intrusive/list.hpp>
+
+#include "engine/block_manager.h"
+#include "engine/sequence.h"
+#include "vmm/status.h"
+
+namespace weir {
+
+struct SchedulerOptions {
+  uint32_t max_batched_tokens = 512;
+  uint32_t max_sequences = 64;
+  uint32_t max_prefill_chunk = 512;  // most prompt tokens of one sequence in a step
+};
+
+struct ScheduledSequence {
+  Sequence* sequence = nullptr;
+  uint32_t tokens = 0;  // [sequence->computed, computed + tokens)
+};
+
+struct SchedulerStats {
+  uint64_t preemptions = 0;
+  uint64_t recomputed_tokens = 0;  // KV thrown away by preemption
+};
+
+class Scheduler {
+ public:
+  // |grow(n)| is asked for |n| more free blocks before cached ones are evicted; it may map KV
+  // extents and hand them to the block manager.
+  using GrowFn = std::function<void(uint32_t blocks)>;
+  Scheduler(BlockManager& blocks, const SchedulerOptions& options, GrowFn grow)
+      : blocks_(blocks), options_(options), grow_(std::move(grow)) {}
+
+  // Queues a kWaiting sequence by priority, then arrival.
+  void Add(Sequence* sequence);
+  // Takes |sequence| out of its queue and releases its blocks; its state becomes kFinished.
+  void Finish(Sequence* sequence);
+
+  // The next step's batch; empty when nothing can run.
+  std::vector<ScheduledSequence> Schedule();
+  // The step over |batch| has written its KV: advances and registers full blocks in the index. When
+  // a step fails this is not called: the blocks stay reserved and are written by the next one.
+  void OnComputed(const std::vector<ScheduledSequence>& batch);
+
+  // Old block ids have moved: patches every block table.
+  void PatchBlocks(const std::vector<BlockMoveRequest>& moves);
+
+  bool idle() const { return waiting_.empty() && running_.empty(); }
+  uint32_t running() const { return static_cast<uint32_t>(running_.size()); }
+  uint32_t waiting() const { return static_cast<uint32_t>(waiting_.size()); }
+  // The first waiting sequence, or null.
+  Sequence* front_waiting() { return waiting_.empty() ? nullptr : &waiting_.front(); }
+  // Blocks the waiting sequences' known tokens need, and what all known ones would hold at the end.
+  uint64_t waiting_blocks() const;
+  uint64_t expected_blocks() const;
+  double mean_running_tokens() const;
+  const SchedulerStats& stats() const { return stats_; }
+  const SchedulerOptions& options() const { return options_; }
+
+ private:
+  using Queue = boost::intrusive::list<
+      Sequence, boost::intrusive::member_hook<Sequence, boost::intrusive::list_member_hook<>,
+                                              &Sequence::queue_hook>>;
+
+  void ScheduleRunning(uint32_t* budget, std::vector<ScheduledSequence>* batch);
+  void AdmitWaiting(uint32_t* budget, std::vector<ScheduledSequence>* batch);
+  // Blocks for tokens [0, length); false, nothing taken, when there are too few.
+  bool ReserveBlocks(Sequence& sequence, uint32_t length);
+  void Preempt(Sequence* sequence);
+  void ReleaseBlocks(Sequence& sequence);
+  uint32_t ChunkOf(const Sequence& sequence, uint32_t budget) const;
+
+  BlockManager& blocks_;
+  SchedulerOptions options_;
+  GrowFn grow_;
+  Queue waiting_;
+  Queue running_;  // in order of admission
+  SchedulerStats stats_;
+};
+
+}  // namespace weir
