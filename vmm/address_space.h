@@ -1,8 +1,8 @@
 // AddressSpace, Region: reservations of virtual addresses and what is bound in them.
 //
 // Represents all reservations of one device. R1 a region's base and size never change while it
-// lives (captured steps hold addresses). R2 regions do not overlap. M1 every unmap names exactly one
-// earlier map. M2 no unmap before the fence completes (the plan carries it, see remap_plan.h).
+// lives (captured steps hold addresses). R2 regions do not overlap. M1 every unmap names exactly
+// one earlier map. M2 no unmap before the fence completes (the plan carries it, see remap_plan.h).
 // Regions change only through Commit(RemapPlan): the one place that maps after start-up.
 // Engine thread only.
 #pragma once
@@ -20,7 +20,7 @@ namespace weir {
 // One reservation: |slots| granule-sized places from |base|.
 struct Region {
   RegionId id;
-  std::string name;        // "weights", "kv", "ring", ... for traces and errors
+  std::string name;  // "weights", "kv", "ring", ... for traces and errors
   VirtAddr base = 0;
   uint64_t slot_bytes = 0;
   std::vector<GranuleId> slots;  // invalid id: unmapped
@@ -58,7 +58,8 @@ class AddressSpace {
   // T2: commits wholly or leaves mappings, owners and counts as they were. A driver failure in the
   // middle is undone in reverse order and returned. kBadState if undoing failed too: the region is
   // then unusable and every later plan naming it is refused.
-  // On success the plan's results are filled in.
+  // On success the plan's results are filled in. Poisoning happens after the plan is certain, so
+  // that a rolled-back plan has lost no bytes.
   Status Commit(RemapPlan& plan);
 
   uint64_t commits() const { return commits_; }
@@ -70,9 +71,19 @@ class AddressSpace {
  private:
   AddressSpace(Driver& driver, GranulePool& pool, const Options& options)
       : driver_(driver), pool_(pool), options_(options) {}
-  struct Undo;
-  Status Apply(RemapPlan& plan, std::vector<Undo>* undo);
-  Status RollBack(std::vector<Undo>& undo);
+  struct Undo;     // one driver call that was made
+  struct Scratch;  // slots and map counts as a plan leaves them, over the real ones
+  Status CheckOps(const RemapPlan& plan, Scratch* scratch) const;
+  Status Apply(const RemapPlan& plan, const std::vector<GranuleId>& fresh, Scratch* now,
+               std::vector<Undo>* undo);
+  Status GrantAccess(const RemapPlan& plan, const Scratch& now);
+  Status Scrub(const RemapPlan& plan, const std::vector<GranuleId>& fresh);
+  Status RollBack(std::vector<Undo>& undo, Scratch* now);
+  uint32_t Publish(const Scratch& now);
+  void Poison(const std::vector<GranuleId>& freed);
+  Status DriverMap(RegionId region, SlotIndex slot, GranuleId granule, bool alias);
+  Status DriverUnmap(RegionId region, SlotIndex slot, GranuleId granule);
+  std::string SlotName(RegionId region, SlotIndex slot) const;
 
   Driver& driver_;
   GranulePool& pool_;
@@ -80,6 +91,8 @@ class AddressSpace {
   std::vector<Region> regions_;
   std::vector<bool> broken_;  // by region: an undo failed
   StreamId service_stream_;   // poison and scrub
+  VirtAddr window_ = 0;       // one slot, where freed granules are poisoned; 0: none
+  bool window_used_ = false;  // a mapping is stuck in it
   uint64_t commits_ = 0;
   uint64_t rollbacks_ = 0;
 };

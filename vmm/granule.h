@@ -39,12 +39,13 @@ struct Granule {
   GranuleId id;
   AllocId alloc;
   GranuleState state = GranuleState::kFree;
-  Owner owner = Owner::kNone;    // kNone iff kFree or kRetiring
-  Owner lender = Owner::kNone;   // set while on loan: who gets it back
-  uint32_t map_count = 0;        // >= 1 iff kMapped; > 1 only where aliasing was declared
-  bool dirty = false;            // holds bytes of an owner; scrubbed before another gets it
-  Fence pending;                 // work that may still touch it (kRetiring only)
-  ListHook list_hook;            // the pool's list of its state
+  Owner owner = Owner::kNone;   // kNone iff kFree or kRetiring
+  Owner lender = Owner::kNone;  // set while on loan: who gets it back
+  uint32_t map_count = 0;       // >= 1 iff kMapped; > 1 only where aliasing was declared
+  bool dirty = false;           // holds bytes of |last_owner|; scrubbed before another gets it
+  Owner last_owner = Owner::kNone;
+  Fence pending;       // work that may still touch it (kRetiring only)
+  ListHook list_hook;  // the pool's list of its state
 };
 
 }  // namespace weir

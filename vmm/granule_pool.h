@@ -84,9 +84,10 @@ class GranulePool {
   // Hands a granule over without freeing it (the ring takes a weight's granule, say).
   void ChangeOwner(GranuleId id, Owner owner);
 
-  // Lends |n| granules that |lender| gave up to |borrower|: the pool records who may call them back.
-  // Takes available granules; kNoMemory when there are too few.
-  Result<LoanId> BeginLoan(Owner lender, Owner borrower, std::vector<GranuleId>* granules, uint32_t n);
+  // Lends |n| granules that |lender| gave up to |borrower|: the pool records who may call them
+  // back. Takes available granules; kNoMemory when there are too few.
+  Result<LoanId> BeginLoan(Owner lender, Owner borrower, std::vector<GranuleId>* granules,
+                           uint32_t n);
   // Calls the loan: the borrower must Free the granules. kBadState unless kActive.
   Status CancelLoan(LoanId loan);
   // kShouldWait while the borrower still holds some, naming how many.
@@ -114,7 +115,9 @@ class GranulePool {
   };
   GranulePool(Driver& driver, const Options& options) : driver_(driver), options_(options) {}
   void Move(Granule& g, GranuleState to);
+  void SetOwner(Granule& g, Owner owner);
   GranuleId Take(Owner owner);
+  void RefundCommitted(uint32_t n);
   void OnMapped(GranuleId id);
   void OnUnmapped(GranuleId id);
 
@@ -124,6 +127,8 @@ class GranulePool {
   std::array<List, 4> lists_;      // by GranuleState
   std::vector<LoanId> granule_loan_;
   std::vector<Loan> loans_;
+  std::vector<bool> fence_failed_;  // by granule: retired for good
+  Status unreported_;               // a failed fence seen by Available, for the next PollFences
   PoolCounts counts_;
 };
 

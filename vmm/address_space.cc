@@ -1,0 +1,447 @@
+#include "vmm/address_space.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <unordered_map>
+
+#include "vmm/checked_math.h"
+#include "vmm/trace.h"
+
+namespace weir {
+namespace {
+
+using Place = std::pair<RegionId, SlotIndex>;
+
+// Granules that MapFresh will take are known only when the plan is applied; until then they are
+// numbered from here.
+constexpr uint32_t kFreshBase = 0x80000000U;
+
+}  // namespace
+
+// A driver call that was made, and what takes it back.
+struct AddressSpace::Undo {
+  enum class Kind : uint8_t { kMapped, kUnmapped } kind;
+  Place place;
+  GranuleId granule;
+};
+
+// The slots a plan touched, over the regions' own tables. While a plan is applied this follows the
+// driver call by call, so that it is the truth at every moment, also after a failed undo.
+struct AddressSpace::Scratch {
+  const AddressSpace& space;
+  std::map<Place, GranuleId> slots;
+
+  GranuleId At(Place p) const {
+    const auto it = slots.find(p);
+    return it != slots.end() ? it->second : space.regions_[p.first.value].slots[p.second.value];
+  }
+  void Set(Place p, GranuleId g) { slots[p] = g; }
+};
+
+// --- Construction
+// ----------------------------------------------------------------------------------
+
+Result<std::unique_ptr<AddressSpace>> AddressSpace::Create(Driver& driver, GranulePool& pool,
+                                                           const Options& options) {
+  std::unique_ptr<AddressSpace> space(new AddressSpace(driver, pool, options));
+  if (options.poison_freed || options.scrub_on_owner_change) {
+    space->service_stream_ = WEIR_TRY(driver.CreateStream("weir-scrub"));
+  }
+  if (options.poison_freed) {
+    space->window_ = WEIR_TRY(driver.Reserve(pool.granule_bytes(), pool.granule_bytes()));
+  }
+  return space;
+}
+
+AddressSpace::~AddressSpace() {
+  const auto complain = [](const std::string& what, const Status& s) {
+    if (!s.ok()) std::fprintf(stderr, "weir: %s: %s\n", what.c_str(), s.ToString().c_str());
+  };
+  for (Region& region : regions_) {
+    for (uint32_t i = 0; i < region.slots.size(); ++i) {
+      const GranuleId g = region.slots[i];
+      if (!g.valid()) continue;
+      complain("unmapping " + SlotName(region.id, SlotIndex(i)),
+               DriverUnmap(region.id, SlotIndex(i), g));
+      pool_.OnUnmapped(g);
+      if (pool_.granule(g).map_count == 0) pool_.Free(g);
+    }
+    complain("freeing region " + region.name, driver_.Free(region.base));
+  }
+  if (window_used_) complain("emptying the poison window", driver_.Unmap(window_));
+  if (window_ != 0) complain("freeing the poison window", driver_.Free(window_));
+  if (service_stream_.valid()) {
+    complain("ending the scrub stream", driver_.DestroyStream(service_stream_));
+  }
+}
+
+Result<RegionId> AddressSpace::Reserve(std::string name, uint64_t bytes) {
+  const uint64_t slot = pool_.granule_bytes();
+  const auto rounded = CheckedAlignUp(bytes, slot);
+  if (bytes == 0 || !rounded || *rounded / slot >= SlotIndex::kInvalidValue) {
+    return InvalidArgument("region " + name + " of " + std::to_string(bytes) +
+                           " bytes; accepted are 1 to 2^32 - 2 granules of " +
+                           std::to_string(slot));
+  }
+  Region region;
+  region.base = WEIR_TRY(driver_.Reserve(*rounded, slot));
+  region.id = RegionId(static_cast<uint32_t>(regions_.size()));
+  region.name = std::move(name);
+  region.slot_bytes = slot;
+  region.slots.resize(*rounded / slot);
+  regions_.push_back(std::move(region));
+  broken_.push_back(false);
+  return regions_.back().id;
+}
+
+std::string AddressSpace::SlotName(RegionId region, SlotIndex slot) const {
+  if (region.value >= regions_.size()) return "region " + std::to_string(region.value);
+  return regions_[region.value].name + "[" + std::to_string(slot.value) + "]";
+}
+
+// --- Planning
+// --------------------------------------------------------------------------------------
+
+Status AddressSpace::CheckOps(const RemapPlan& plan, Scratch* scratch) const {
+  uint32_t fresh = 0;
+  for (size_t i = 0; i < plan.ops.size(); ++i) {
+    const auto refuse = [&](StatusCode code, const char* verb, RegionId r, SlotIndex s,
+                            const std::string& why) {
+      return Status(code, "operation " + std::to_string(i) + " (" + verb + " " + SlotName(r, s) +
+                              "): " + why);
+    };
+    const auto check_place = [&](const char* verb, RegionId r, SlotIndex s) -> Status {
+      if (r.value >= regions_.size()) {
+        return refuse(StatusCode::kInvalidArgument, verb, r, s,
+                      "there are " + std::to_string(regions_.size()) + " regions");
+      }
+      const Region& region = regions_[r.value];
+      if (s.value >= region.slots.size()) {
+        return refuse(StatusCode::kInvalidArgument, verb, r, s,
+                      "the region has " + std::to_string(region.slots.size()) + " slots");
+      }
+      if (broken_[r.value]) {
+        return refuse(StatusCode::kBadState, verb, r, s,
+                      "an earlier plan could not be undone here");
+      }
+      return OkStatus();
+    };
+    const RemapOp& op = plan.ops[i];
+    if (const auto* unmap = std::get_if<UnmapOp>(&op)) {
+      WEIR_TRY(check_place("unmap", unmap->region, unmap->slot));
+      const Place place{unmap->region, unmap->slot};
+      if (!scratch->At(place).valid()) {
+        return refuse(StatusCode::kInvalidArgument, "unmap", unmap->region, unmap->slot,
+                      "the slot is not mapped");
+      }
+      scratch->Set(place, GranuleId());
+      continue;
+    }
+    const auto* map = std::get_if<MapFreshOp>(&op);
+    const auto* alias = std::get_if<MapAliasOp>(&op);
+    const char* verb = map != nullptr ? "map" : "alias";
+    const Place place =
+        map != nullptr ? Place{map->region, map->slot} : Place{alias->region, alias->slot};
+    WEIR_TRY(check_place(verb, place.first, place.second));
+    if (scratch->At(place).valid()) {
+      return refuse(StatusCode::kInvalidArgument, verb, place.first, place.second,
+                    "the slot is mapped already");
+    }
+    if (map != nullptr) {
+      if (map->owner == Owner::kNone || static_cast<size_t>(map->owner) >= kOwnerCount) {
+        return refuse(StatusCode::kInvalidArgument, verb, place.first, place.second,
+                      "a new granule needs an owner");
+      }
+      scratch->Set(place, GranuleId(kFreshBase + fresh++));
+      continue;
+    }
+    WEIR_TRY(check_place(verb, alias->source_region, alias->source_slot));
+    const GranuleId source = scratch->At({alias->source_region, alias->source_slot});
+    if (!source.valid()) {
+      return refuse(
+          StatusCode::kInvalidArgument, verb, place.first, place.second,
+          "its source " + SlotName(alias->source_region, alias->source_slot) + " is not mapped");
+    }
+    scratch->Set(place, source);
+  }
+  const uint32_t available = pool_.Available();
+  if (fresh > available) {
+    return NoMemory("the plan takes " + std::to_string(fresh) + " granules, " +
+                    std::to_string(available) + " are available, " +
+                    std::to_string(fresh - available) + " are missing");
+  }
+  return OkStatus();
+}
+
+Status AddressSpace::Validate(RemapPlan& plan) {
+  Scratch scratch{*this, {}};
+  WEIR_TRY(CheckOps(plan, &scratch));
+  if (!WEIR_TRY(plan.fence.IsComplete(driver_))) {
+    return ShouldWait("work that can reach the plan's slots is still running");
+  }
+  return OkStatus();
+}
+
+// --- Committing
+// ------------------------------------------------------------------------------------
+
+Status AddressSpace::DriverMap(RegionId region, SlotIndex slot, GranuleId granule, bool alias) {
+  WEIR_TRY(driver_.Map(regions_[region.value].SlotAddress(slot), pool_.granule(granule).alloc));
+  TraceEmit(TraceType::kMap, 0, region.value, slot.value, granule.value, alias ? 1 : 0,
+            pool_.granule(granule).owner);
+  return OkStatus();
+}
+
+Status AddressSpace::DriverUnmap(RegionId region, SlotIndex slot, GranuleId granule) {
+  WEIR_TRY(driver_.Unmap(regions_[region.value].SlotAddress(slot)));
+  TraceEmit(TraceType::kUnmap, 0, region.value, slot.value, granule.value);
+  return OkStatus();
+}
+
+Status AddressSpace::Apply(const RemapPlan& plan, const std::vector<GranuleId>& fresh, Scratch* now,
+                           std::vector<Undo>* undo) {
+  size_t next_fresh = 0;
+  for (const RemapOp& op : plan.ops) {
+    if (const auto* unmap = std::get_if<UnmapOp>(&op)) {
+      const Place place{unmap->region, unmap->slot};
+      const GranuleId granule = now->At(place);
+      WEIR_TRY(DriverUnmap(place.first, place.second, granule));
+      undo->push_back({Undo::Kind::kUnmapped, place, granule});
+      now->Set(place, GranuleId());
+      continue;
+    }
+    const auto* map = std::get_if<MapFreshOp>(&op);
+    const auto* alias = std::get_if<MapAliasOp>(&op);
+    const Place place =
+        map != nullptr ? Place{map->region, map->slot} : Place{alias->region, alias->slot};
+    const GranuleId granule =
+        map != nullptr ? fresh[next_fresh++] : now->At({alias->source_region, alias->source_slot});
+    WEIR_TRY(DriverMap(place.first, place.second, granule, alias != nullptr));
+    undo->push_back({Undo::Kind::kMapped, place, granule});
+    now->Set(place, granule);
+  }
+  WEIR_TRY(GrantAccess(plan, *now));
+  return Scrub(plan, fresh);
+}
+
+// One SetAccess for each run of neighbouring slots that the plan left mapped. (On today's CUDA
+// driver a run costs as much as its granules one by one; on the CPU it saves system calls.)
+Status AddressSpace::GrantAccess(const RemapPlan& plan, const Scratch& now) {
+  std::vector<Place> mapped;
+  mapped.reserve(plan.ops.size());
+  for (const RemapOp& op : plan.ops) {
+    Place place;
+    if (const auto* map = std::get_if<MapFreshOp>(&op)) {
+      place = {map->region, map->slot};
+    } else if (const auto* alias = std::get_if<MapAliasOp>(&op)) {
+      place = {alias->region, alias->slot};
+    } else {
+      continue;
+    }
+    if (now.At(place).valid()) mapped.push_back(place);
+  }
+  std::sort(mapped.begin(), mapped.end());
+  mapped.erase(std::unique(mapped.begin(), mapped.end()), mapped.end());
+  for (size_t i = 0; i < mapped.size();) {
+    size_t end = i + 1;
+    while (end < mapped.size() && mapped[end].first == mapped[i].first &&
+           mapped[end].second.value == mapped[end - 1].second.value + 1) {
+      ++end;
+    }
+    const Region& region = regions_[mapped[i].first.value];
+    WEIR_TRY(driver_.SetAccess(region.SlotAddress(mapped[i].second), (end - i) * region.slot_bytes,
+                               Access::kReadWrite));
+    i = end;
+  }
+  return OkStatus();
+}
+
+// Zeroes new granules that still hold another owner's bytes. A granule the plan mapped and unmapped
+// again is not reachable and keeps its mark.
+Status AddressSpace::Scrub(const RemapPlan& plan, const std::vector<GranuleId>& fresh) {
+  if (!options_.scrub_on_owner_change) return OkStatus();
+  size_t next_fresh = 0;
+  bool any = false;
+  for (const RemapOp& op : plan.ops) {
+    const auto* map = std::get_if<MapFreshOp>(&op);
+    if (map == nullptr) continue;
+    const Granule& g = pool_.granule(fresh[next_fresh++]);
+    if (!g.dirty || g.last_owner == map->owner) continue;
+    any = true;
+    WEIR_TRY(driver_.Fill(service_stream_, regions_[map->region.value].SlotAddress(map->slot),
+                          std::byte{0}, pool_.granule_bytes()));
+  }
+  if (!any) return OkStatus();
+  return driver_.Wait(WEIR_TRY(driver_.Record(service_stream_)));
+}
+
+// Undoes in reverse order. Goes on after a failure: what cannot be restored stays as it is, |now|
+// says how, and its region is broken.
+Status AddressSpace::RollBack(std::vector<Undo>& undo, Scratch* now) {
+  Status first;
+  for (auto it = undo.rbegin(); it != undo.rend(); ++it) {
+    const auto [region, slot] = it->place;
+    Status s;
+    if (it->kind == Undo::Kind::kMapped) {
+      if (now->At(it->place) != it->granule) continue;  // a later undo of this slot failed
+      s = DriverUnmap(region, slot, it->granule);
+      if (s.ok()) now->Set(it->place, GranuleId());
+    } else if (now->At(it->place).valid()) {
+      s = BadState("the slot could not be emptied");
+    } else {
+      s = DriverMap(region, slot, it->granule, /*alias=*/true);  // was declared, or is for a moment
+      if (s.ok()) {
+        now->Set(it->place, it->granule);
+        s = driver_.SetAccess(regions_[region.value].SlotAddress(slot), pool_.granule_bytes(),
+                              Access::kReadWrite);
+      }
+    }
+    if (s.ok()) continue;
+    broken_[region.value] = true;
+    if (first.ok()) first = s.WithContext("undoing " + SlotName(region, slot));
+  }
+  return first;
+}
+
+// Makes |now| the regions' tables; granules that no slot holds any more go back to the pool.
+// Cannot fail. Returns how many were freed.
+uint32_t AddressSpace::Publish(const Scratch& now) {
+  std::vector<GranuleId> touched;
+  // Maps first: a granule that only moves never looks unmapped.
+  for (const auto& [place, granule] : now.slots) {
+    Region& region = regions_[place.first.value];
+    if (granule.valid() && granule != region.slots[place.second.value]) pool_.OnMapped(granule);
+  }
+  for (const auto& [place, granule] : now.slots) {
+    Region& region = regions_[place.first.value];
+    GranuleId& slot = region.slots[place.second.value];
+    if (slot == granule) continue;
+    if (slot.valid()) {
+      pool_.OnUnmapped(slot);
+      touched.push_back(slot);
+      --region.mapped;
+    }
+    if (granule.valid()) ++region.mapped;
+    slot = granule;
+  }
+  std::vector<GranuleId> freed;
+  for (const GranuleId g : touched) {
+    if (pool_.granule(g).state == GranuleState::kPinned &&
+        std::find(freed.begin(), freed.end(), g) == freed.end()) {
+      freed.push_back(g);
+    }
+  }
+  if (options_.poison_freed) Poison(freed);
+  for (const GranuleId g : freed) pool_.Free(g);
+  return static_cast<uint32_t>(freed.size());
+}
+
+// Fills freed granules with 0xFF through a window of their own. Debugging aid: what fails here is
+// skipped, the plan has been committed.
+void AddressSpace::Poison(const std::vector<GranuleId>& freed) {
+  for (const GranuleId g : freed) {
+    if (window_used_) window_used_ = !driver_.Unmap(window_).ok();
+    if (window_used_ || !driver_.Map(window_, pool_.granule(g).alloc).ok()) continue;
+    if (driver_.SetAccess(window_, pool_.granule_bytes(), Access::kReadWrite).ok() &&
+        driver_.Fill(service_stream_, window_, std::byte{0xFF}, pool_.granule_bytes()).ok()) {
+      if (Result<EventId> filled = driver_.Record(service_stream_); filled.ok()) {
+        (void)driver_.Wait(*filled);
+      }
+    }
+    window_used_ = !driver_.Unmap(window_).ok();
+  }
+}
+
+Status AddressSpace::Commit(RemapPlan& plan) {
+  WEIR_TRY(Validate(plan));
+  const uint64_t id = commits_ + rollbacks_ + 1;
+  const auto cause = static_cast<uint8_t>(plan.cause);
+  const TimeNs begin = TraceEnabled(TraceType::kPlanCommit) ? driver_.Now() : 0;
+  TraceEmit(TraceType::kPlanBegin, cause, id, plan.ops.size());
+
+  std::vector<GranuleId> fresh;
+  for (const RemapOp& op : plan.ops) {
+    const auto* map = std::get_if<MapFreshOp>(&op);
+    if (map == nullptr) continue;
+    Result<GranuleId> granule = pool_.Allocate(map->owner);
+    WEIR_CHECK(granule.ok(), "a validated plan finds its granules");
+    fresh.push_back(*granule);
+  }
+  Scratch now{*this, {}};
+  std::vector<Undo> undo;
+  Status applied = Apply(plan, fresh, &now, &undo);
+  Status undone;
+  if (!applied.ok()) undone = RollBack(undo, &now);
+  const uint32_t freed = Publish(now);
+  // In reverse, so that the free list is as it was. After a commit: granules that the plan itself
+  // unmapped again.
+  uint32_t unused = 0;
+  for (auto it = fresh.rbegin(); it != fresh.rend(); ++it) {
+    if (pool_.granule(*it).state != GranuleState::kPinned) continue;
+    pool_.Free(*it);
+    ++unused;
+  }
+  const TimeNs took = begin != 0 ? driver_.Now() - begin : 0;
+#ifdef WEIR_VALIDATE
+  const Status integrity = CheckIntegrity();
+  WEIR_CHECK(integrity.ok(), integrity.ToString().c_str());
+#endif
+  if (applied.ok()) {
+    ++commits_;
+    plan.granules_taken = static_cast<uint32_t>(fresh.size()) - unused;
+    plan.granules_freed = freed;
+    TraceEmit(TraceType::kPlanCommit, cause, id, plan.granules_taken, freed, took);
+    return OkStatus();
+  }
+  ++rollbacks_;
+  TraceEmit(TraceType::kPlanRollback, cause, id, applied.code(), undone.ok() ? 0 : 1, took);
+  if (undone.ok()) return applied;
+  return BadState("plan failed (" + applied.ToString() + ") and could not be undone (" +
+                  undone.ToString() + "); the region is out of use");
+}
+
+// --- Inspection
+// ------------------------------------------------------------------------------------
+
+Status AddressSpace::CheckIntegrity() const {
+  std::unordered_map<GranuleId, uint32_t> mappings;
+  for (const Region& region : regions_) {
+    uint32_t mapped = 0;
+    for (const GranuleId g : region.slots) {
+      if (!g.valid()) continue;
+      ++mapped;
+      ++mappings[g];
+    }
+    if (mapped != region.mapped) {
+      return BadState("region " + region.name + " counts " + std::to_string(region.mapped) +
+                      " mapped slots and has " + std::to_string(mapped));
+    }
+  }
+  for (const auto& [g, n] : mappings) {
+    if (pool_.granule(g).map_count != n) {
+      return BadState("granule " + std::to_string(g.value) + " is in " + std::to_string(n) +
+                      " slots and counts " + std::to_string(pool_.granule(g).map_count));
+    }
+  }
+  if (mappings.size() != pool_.counts().mapped) {
+    return BadState("the pool counts " + std::to_string(pool_.counts().mapped) +
+                    " mapped granules, the slots hold " + std::to_string(mappings.size()));
+  }
+  return pool_.CheckIntegrity();
+}
+
+std::string AddressSpace::Dump() const {
+  std::string out;
+  for (const Region& region : regions_) {
+    char line[160];
+    std::snprintf(line, sizeof line, "region %u %s: base %#llx, %u of %zu slots mapped%s\n",
+                  region.id.value, region.name.c_str(),
+                  static_cast<unsigned long long>(region.base), region.mapped, region.slots.size(),
+                  broken_[region.id.value] ? ", broken" : "");
+    out += line;
+  }
+  return out + pool_.Dump();
+}
+
+}  // namespace weir
