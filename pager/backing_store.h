@@ -29,6 +29,8 @@ class BackingStore {
   virtual Status Fetch(StreamId stream, uint64_t offset, uint64_t bytes, VirtAddr dst) = 0;
   // Synchronous read, for repair and verification.
   virtual Status Load(uint64_t offset, std::span<std::byte> out) = 0;
+  // |stream| was destroyed: what was kept for it (staging buffers) may go.
+  virtual void StreamGone(StreamId stream) { (void)stream; }
 };
 
 // Host memory reachable by the device's copy engine (Tier::kHost of |driver|): NUMA-placed granules

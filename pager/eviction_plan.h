@@ -82,6 +82,9 @@ class EvictionPlan {
   std::string ToString() const;
 
  private:
+  Status PlaceStripes(const WeightLayout& layout, uint64_t granule_bytes);
+  Status PlaceLayers(const WeightLayout& layout, uint64_t granule_bytes);
+
   EvictionTarget target_;
   std::vector<StripeChunk> chunks_;
   std::vector<int32_t> chunk_of_gate_;

@@ -1,0 +1,296 @@
+#include "pager/eviction_plan.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+namespace weir {
+namespace {
+
+// A half-open run of slots.
+struct SlotRun {
+  uint64_t first = 0;
+  uint64_t end = 0;
+  uint64_t count() const { return end > first ? end - first : 0; }
+};
+
+// The slots that lie wholly inside |segment|.
+SlotRun InnerSlots(const WeightSegment& segment, uint64_t granule_bytes) {
+  SlotRun run;
+  run.first = CeilDiv(segment.offset, granule_bytes);
+  run.end = (segment.offset + segment.bytes) / granule_bytes;
+  if (run.end < run.first) run.end = run.first;
+  return run;
+}
+
+Status ValidateLayout(const WeightLayout& layout, uint64_t granule_bytes) {
+  if (!IsPowerOfTwo(granule_bytes)) {
+    return InvalidArgument("granule size " + std::to_string(granule_bytes) +
+                           " is not a power of two");
+  }
+  const size_t segments = layout.segments_per_layer();
+  std::vector<WeightSegment> all;
+  for (size_t l = 0; l < layout.layers.size(); ++l) {
+    if (layout.layers[l].size() != segments) {
+      return InvalidArgument("layer " + std::to_string(l) + " has " +
+                             std::to_string(layout.layers[l].size()) + " segments, layer 0 has " +
+                             std::to_string(segments));
+    }
+    for (const WeightSegment& s : layout.layers[l]) {
+      if (s.offset > layout.region_bytes || s.bytes > layout.region_bytes - s.offset) {
+        return InvalidArgument("a segment of layer " + std::to_string(l) + " at offset " +
+                               std::to_string(s.offset) + " ends beyond the region of " +
+                               std::to_string(layout.region_bytes) + " bytes");
+      }
+      if (s.bytes > 0) all.push_back(s);
+    }
+  }
+  std::sort(all.begin(), all.end(),
+            [](const WeightSegment& a, const WeightSegment& b) { return a.offset < b.offset; });
+  for (size_t i = 1; i < all.size(); ++i) {
+    if (all[i - 1].offset + all[i - 1].bytes > all[i].offset) {
+      return InvalidArgument("segments at offsets " + std::to_string(all[i - 1].offset) + " and " +
+                             std::to_string(all[i].offset) + " overlap");
+    }
+  }
+  return OkStatus();
+}
+
+// What segment s can give in every layer: the smallest layer decides.
+std::vector<uint32_t> StripeCapacity(const WeightLayout& layout, uint64_t granule_bytes) {
+  std::vector<uint32_t> capacity(layout.segments_per_layer(), UINT32_MAX);
+  for (const auto& layer : layout.layers) {
+    for (size_t s = 0; s < layer.size(); ++s) {
+      const auto n = static_cast<uint32_t>(InnerSlots(layer[s], granule_bytes).count());
+      capacity[s] = std::min(capacity[s], n);
+    }
+  }
+  return capacity;
+}
+
+// Spreads |k| over the segments in proportion to |capacity|: the method of Sainte-Lague (each next
+// granule goes where capacity / (2 * given + 1) is largest). It is house-monotone: a larger k only
+// adds granules, so that moving the border never moves a granule twice. Ties go to the later
+// segment, whose stripe has longer to arrive.
+std::vector<uint32_t> Apportion(const std::vector<uint32_t>& capacity, uint32_t k) {
+  std::vector<uint32_t> given(capacity.size(), 0);
+  for (uint32_t i = 0; i < k; ++i) {
+    size_t best = capacity.size();
+    for (size_t s = 0; s < capacity.size(); ++s) {
+      if (given[s] >= capacity[s]) continue;
+      if (best == capacity.size() || uint64_t{capacity[s]} * (2 * uint64_t{given[best]} + 1) >=
+                                         uint64_t{capacity[best]} * (2 * uint64_t{given[s]} + 1)) {
+        best = s;
+      }
+    }
+    WEIR_CHECK(best < capacity.size(), "apportioning more than there is");
+    ++given[best];
+  }
+  return given;
+}
+
+// The slots of one whole layer that may leave, by the segment whose gate lets them in.
+//
+// A slot may leave when the layer's segments cover all its bytes. It belongs to the segment that is
+// read first of those touching it, so its gate is reached before any of its bytes is read. If
+// another segment reads it later, that one must have a slot of its own: then a chunk departs after
+// the last reader, and "the layer's last chunk is consumed" covers the shared slot too.
+std::vector<SlotRun> WholeLayerSlots(const std::vector<WeightSegment>& layer,
+                                     uint64_t granule_bytes) {
+  std::vector<SlotRun> runs(layer.size());
+  struct Touch {
+    uint64_t slot;
+    size_t segment;
+    uint64_t bytes;
+  };
+  std::vector<Touch> edges;  // slots only partly covered by one segment
+  for (size_t s = 0; s < layer.size(); ++s) {
+    runs[s] = InnerSlots(layer[s], granule_bytes);
+    if (layer[s].bytes == 0) continue;
+    const uint64_t begin = layer[s].offset;
+    const uint64_t end = begin + layer[s].bytes;
+    for (const uint64_t slot : {begin / granule_bytes, (end - 1) / granule_bytes}) {
+      const uint64_t lo = std::max(begin, slot * granule_bytes);
+      const uint64_t hi = std::min(end, (slot + 1) * granule_bytes);
+      if (hi - lo == granule_bytes) continue;
+      if (!edges.empty() && edges.back().slot == slot && edges.back().segment == s) continue;
+      edges.push_back({slot, s, hi - lo});
+    }
+  }
+  std::sort(edges.begin(), edges.end(), [](const Touch& a, const Touch& b) {
+    return std::pair(a.slot, a.segment) < std::pair(b.slot, b.segment);
+  });
+  const std::vector<SlotRun> inner = runs;
+  for (size_t i = 0; i < edges.size();) {
+    size_t j = i;
+    uint64_t covered = 0;
+    for (; j < edges.size() && edges[j].slot == edges[i].slot; ++j) covered += edges[j].bytes;
+    const size_t first_reader = edges[i].segment;
+    const size_t last_reader = edges[j - 1].segment;
+    SlotRun& run = runs[first_reader];
+    if (covered == granule_bytes && inner[last_reader].count() > 0 &&
+        inner[first_reader].count() > 0) {
+      if (edges[i].slot == run.end) {
+        ++run.end;
+      } else if (edges[i].slot + 1 == run.first) {
+        --run.first;
+      }
+    }
+    i = j;
+  }
+  return runs;
+}
+
+// Evenly spaced: the middle of each of |n| equal parts.
+uint32_t EvictedLayer(uint32_t j, uint32_t n, uint32_t layers) {
+  return static_cast<uint32_t>((2 * uint64_t{j} + 1) * layers / (2 * uint64_t{n}));
+}
+
+}  // namespace
+
+uint32_t EvictionPlan::MaxGranulesPerLayer(const WeightLayout& layout, uint64_t granule_bytes) {
+  const std::vector<uint32_t> capacity = StripeCapacity(layout, granule_bytes);
+  return std::accumulate(capacity.begin(), capacity.end(), 0U);
+}
+
+Result<EvictionPlan> EvictionPlan::Make(const WeightLayout& layout, uint64_t granule_bytes,
+                                        const EvictionTarget& target) {
+  WEIR_TRY(ValidateLayout(layout, granule_bytes));
+  EvictionPlan plan;
+  plan.target_ = target;
+  plan.chunk_of_gate_.assign(layout.gates(), -1);
+  if (target.empty()) return plan;
+  if (target.ring_slots < 2) {
+    return InvalidArgument("ring_slots is " + std::to_string(target.ring_slots) +
+                           "; at least 2 are needed for copy and compute to overlap");
+  }
+  WEIR_TRY(target.placement == Placement::kStripe ? plan.PlaceStripes(layout, granule_bytes)
+                                                  : plan.PlaceLayers(layout, granule_bytes));
+  if (plan.evicted_granules_ <= plan.ring_granules_) {
+    return InvalidArgument("a ring of " + std::to_string(target.ring_slots) +
+                           " slots would take all " + std::to_string(plan.evicted_granules_) +
+                           " evicted granules and free nothing");
+  }
+  while (plan.prefix_chunks_ < plan.chunks_.size() &&
+         plan.chunks_[plan.prefix_chunks_].previous_pass) {
+    ++plan.prefix_chunks_;
+  }
+  return plan;
+}
+
+Status EvictionPlan::PlaceStripes(const WeightLayout& layout, uint64_t granule_bytes) {
+  const auto layers = static_cast<uint32_t>(layout.layers.size());
+  const uint32_t segments = layout.segments_per_layer();
+  const uint32_t k = target_.granules_per_layer;
+  const uint32_t ring = target_.ring_slots;
+  const std::vector<uint32_t> capacity = StripeCapacity(layout, granule_bytes);
+  const uint32_t most = std::accumulate(capacity.begin(), capacity.end(), 0U);
+  if (k > most) {
+    return InvalidArgument(std::to_string(k) + " granules per layer asked, at most " +
+                           std::to_string(most) + " lie wholly inside a layer's segments");
+  }
+  if (layers <= ring) {
+    return InvalidArgument("a ring of " + std::to_string(ring) + " slots needs more than " +
+                           std::to_string(ring) + " layers, the model has " +
+                           std::to_string(layers));
+  }
+  const std::vector<uint32_t> take = Apportion(capacity, k);
+  const auto per_layer =
+      static_cast<uint32_t>(std::count_if(take.begin(), take.end(), [](uint32_t n) { return n; }));
+  for (uint32_t l = 0; l < layers; ++l) {
+    uint32_t in_layer = 0;  // chunks of this layer so far
+    uint32_t offset = l % ring * k;
+    // The layer that used this ring slot before: R layers ago, or, for the first R layers, the last
+    // one of the previous pass with the same remainder (L need not be a multiple of R).
+    const bool wraps = l < ring;
+    const uint32_t before = wraps ? (layers - 1 - l) / ring * ring + l : l - ring;
+    for (uint32_t s = 0; s < segments; ++s) {
+      if (take[s] == 0) continue;
+      const SlotRun run = InnerSlots(layout.layers[l][s], granule_bytes);
+      StripeChunk chunk;
+      chunk.gate = l * segments + s;
+      chunk.first = SlotIndex(static_cast<uint32_t>(run.end - take[s]));
+      chunk.count = take[s];
+      chunk.ring_slot = l % ring;
+      chunk.ring_offset = offset;
+      chunk.previous_user = before * per_layer + in_layer;
+      chunk.previous_pass = wraps;
+      chunk_of_gate_[chunk.gate] = static_cast<int32_t>(chunks_.size());
+      chunks_.push_back(chunk);
+      offset += take[s];
+      ++in_layer;
+    }
+  }
+  ring_granules_ = ring * k;
+  evicted_granules_ = layers * k;
+  return OkStatus();
+}
+
+Status EvictionPlan::PlaceLayers(const WeightLayout& layout, uint64_t granule_bytes) {
+  const auto layers = static_cast<uint32_t>(layout.layers.size());
+  const uint32_t segments = layout.segments_per_layer();
+  const uint32_t n = target_.layers;
+  const uint32_t ring = target_.ring_slots;
+  if (n > layers) {
+    return InvalidArgument(std::to_string(n) + " layers asked, the model has " +
+                           std::to_string(layers));
+  }
+  if (n <= ring) {
+    return InvalidArgument("a ring of " + std::to_string(ring) + " slots frees nothing unless " +
+                           "more than " + std::to_string(ring) +
+                           " layers are evicted, asked: " + std::to_string(n));
+  }
+  std::vector<uint32_t> last_chunk(n, 0);  // of the j-th evicted layer
+  uint32_t widest = 0;
+  for (uint32_t j = 0; j < n; ++j) {
+    const uint32_t layer = EvictedLayer(j, n, layers);
+    const std::vector<SlotRun> runs = WholeLayerSlots(layout.layers[layer], granule_bytes);
+    uint32_t offset = 0;  // inside the ring slot; made absolute below
+    for (uint32_t s = 0; s < segments; ++s) {
+      if (runs[s].count() == 0) continue;
+      StripeChunk chunk;
+      chunk.gate = layer * segments + s;
+      chunk.first = SlotIndex(static_cast<uint32_t>(runs[s].first));
+      chunk.count = static_cast<uint32_t>(runs[s].count());
+      chunk.ring_slot = j % ring;
+      chunk.ring_offset = offset;
+      chunk.previous_pass = j < ring;
+      chunk.previous_user = j;  // the evicted layer for now; its predecessor's last chunk below
+      chunk_of_gate_[chunk.gate] = static_cast<int32_t>(chunks_.size());
+      chunks_.push_back(chunk);
+      offset += chunk.count;
+    }
+    if (offset == 0) {
+      return InvalidArgument("layer " + std::to_string(layer) +
+                             " has no granule wholly inside its segments");
+    }
+    last_chunk[j] = static_cast<uint32_t>(chunks_.size() - 1);
+    widest = std::max(widest, offset);
+    evicted_granules_ += offset;
+  }
+  // Layers may differ by a granule or two, so a chunk may overlap several of its predecessor: it
+  // waits for the last of them.
+  for (StripeChunk& chunk : chunks_) {
+    const uint32_t j = chunk.previous_user;
+    chunk.previous_user = last_chunk[j < ring ? (n - 1 - j) / ring * ring + j : j - ring];
+    chunk.ring_offset += chunk.ring_slot * widest;
+  }
+  ring_granules_ = ring * widest;
+  return OkStatus();
+}
+
+std::string EvictionPlan::ToString() const {
+  if (target_.empty()) return "nothing evicted";
+  std::string text =
+      target_.placement == Placement::kStripe
+          ? "stripe, " + std::to_string(target_.granules_per_layer) + " granules per layer"
+          : "layer, " + std::to_string(target_.layers) + " layers";
+  text += ", ring of " + std::to_string(target_.ring_slots) + ": " +
+          std::to_string(evicted_granules_) + " evicted, " + std::to_string(ring_granules_) +
+          " in the ring, " + std::to_string(freed_granules()) + " freed, " +
+          std::to_string(chunks_.size()) + " chunks (" + std::to_string(prefix_chunks_) +
+          " before the pass)";
+  return text;
+}
+
+}  // namespace weir

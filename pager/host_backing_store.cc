@@ -1,0 +1,91 @@
+// The backing copy in host memory the copy engine can reach: LPDDR5X behind NVLink-C2C on a Grace,
+// ordinary memory behind PCIe elsewhere.
+#include <algorithm>
+#include <vector>
+
+#include "pager/backing_store.h"
+#include "vmm/checked_math.h"
+
+namespace weir {
+namespace {
+
+// Mapping costs go by the piece, so pieces are large; but no larger than the store.
+constexpr uint64_t kPieceBytes = 32 * kMiB;
+
+class HostBackingStore final : public BackingStore {
+ public:
+  HostBackingStore(Driver& driver, uint64_t bytes) : driver_(driver), bytes_(bytes) {}
+
+  // Undoes what Map did, also after a partial failure.
+  ~HostBackingStore() override {
+    for (size_t i = 0; i < pieces_.size(); ++i) {
+      if (i < mapped_) (void)driver_.Unmap(base_ + i * piece_bytes_);
+      (void)driver_.Release(pieces_[i]);
+    }
+    if (base_ != 0) (void)driver_.Free(base_);
+  }
+
+  Status Map() {
+    const uint64_t granularity = driver_.properties().granularity_bytes;
+    piece_bytes_ = AlignUp(std::min(kPieceBytes, AlignUp(bytes_, granularity)), granularity);
+    const uint64_t count = CeilDiv(bytes_, piece_bytes_);
+    base_ = WEIR_TRY(driver_.Reserve(count * piece_bytes_, granularity));
+    for (uint64_t i = 0; i < count; ++i) {
+      pieces_.push_back(WEIR_TRY(driver_.Create(Tier::kHost, piece_bytes_)));
+      WEIR_TRY(driver_.Map(base_ + i * piece_bytes_, pieces_.back()));
+      ++mapped_;
+    }
+    return driver_.SetAccess(base_, count * piece_bytes_, Access::kReadWrite);
+  }
+
+  Tier tier() const override { return Tier::kHost; }
+  uint64_t bytes() const override { return bytes_; }
+
+  Status Store(uint64_t offset, std::span<const std::byte> data) override {
+    if (sealed_) return BadState("the host backing store is sealed: weights are clean for good");
+    WEIR_TRY(CheckRange(offset, data.size()));
+    return driver_.Write(base_ + offset, data);
+  }
+  Status Seal() override {
+    sealed_ = true;
+    return OkStatus();
+  }
+  Status Fetch(StreamId stream, uint64_t offset, uint64_t bytes, VirtAddr dst) override {
+    WEIR_TRY(CheckRange(offset, bytes));
+    return driver_.Copy(stream, dst, base_ + offset, bytes);
+  }
+  Status Load(uint64_t offset, std::span<std::byte> out) override {
+    WEIR_TRY(CheckRange(offset, out.size()));
+    return driver_.Read(base_ + offset, out);
+  }
+
+ private:
+  Status CheckRange(uint64_t offset, uint64_t bytes) const {
+    if (offset <= bytes_ && bytes <= bytes_ - offset) return OkStatus();
+    return InvalidArgument("range of " + std::to_string(bytes) + " bytes at " +
+                           std::to_string(offset) + " is outside the backing store of " +
+                           std::to_string(bytes_));
+  }
+
+  Driver& driver_;
+  uint64_t bytes_;
+  uint64_t piece_bytes_ = 0;
+  VirtAddr base_ = 0;
+  std::vector<AllocId> pieces_;
+  size_t mapped_ = 0;
+  bool sealed_ = false;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<BackingStore>> CreateHostBackingStore(Driver& driver, uint64_t bytes) {
+  if (bytes == 0 || !CheckedAlignUp(bytes, kPieceBytes)) {
+    return InvalidArgument("a host backing store of " + std::to_string(bytes) + " bytes");
+  }
+  auto store = std::make_unique<HostBackingStore>(driver, bytes);
+  const Status mapped = store->Map();
+  if (!mapped.ok()) return mapped.WithContext("backing store in host memory");
+  return std::unique_ptr<BackingStore>(std::move(store));
+}
+
+}  // namespace weir

@@ -1,0 +1,325 @@
+#include "pager/weight_pager.h"
+
+#include <algorithm>
+
+#include "pager/weight_pager_impl.h"
+#include "vmm/trace.h"
+
+namespace weir {
+namespace {
+
+// How long a wait goes on before the copy stream's health is looked at.
+constexpr uint64_t kHealthCheckNs = 5'000'000;
+
+std::vector<WeightSegment> MergedSegments(const WeightLayout& layout) {
+  std::vector<WeightSegment> all;
+  for (const auto& layer : layout.layers) {
+    for (const WeightSegment& s : layer) {
+      if (s.bytes > 0) all.push_back(s);
+    }
+  }
+  std::sort(all.begin(), all.end(),
+            [](const WeightSegment& a, const WeightSegment& b) { return a.offset < b.offset; });
+  std::vector<WeightSegment> merged;
+  for (const WeightSegment& s : all) {
+    if (!merged.empty() && merged.back().offset + merged.back().bytes == s.offset) {
+      merged.back().bytes += s.bytes;
+    } else {
+      merged.push_back(s);
+    }
+  }
+  return merged;
+}
+
+}  // namespace
+
+// --- Life ----------------------------------------------------------------------------------------
+
+WeightPager::WeightPager(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Result<std::unique_ptr<WeightPager>> WeightPager::Create(AddressSpace& space, BackingStore* backing,
+                                                         WeightLayout layout,
+                                                         const EvictionTarget& initial,
+                                                         const WeightPagerOptions& options) {
+  if (layout.region_bytes == 0) return InvalidArgument("the weight layout has no bytes");
+  if (backing == nullptr && !initial.empty()) {
+    return InvalidArgument("weights cannot be away at load without a backing store");
+  }
+  if (backing != nullptr && backing->bytes() < layout.region_bytes) {
+    return InvalidArgument("the backing store has " + std::to_string(backing->bytes()) +
+                           " bytes, the weights " + std::to_string(layout.region_bytes));
+  }
+  const uint64_t granule = space.pool().granule_bytes();
+  EvictionPlan plan = WEIR_TRY(EvictionPlan::Make(layout, granule, initial));
+
+  auto impl = std::make_unique<Impl>(space, backing, options);
+#ifdef WEIR_VALIDATE
+  impl->options.verify_stripes = true;
+#endif
+  impl->granule_bytes = granule;
+  impl->covered = MergedSegments(layout);
+  impl->weights = WEIR_TRY(space.Reserve("weights", layout.region_bytes));
+  const size_t slots = space.region(impl->weights).slots.size();
+  impl->ring_of_slot = RingOfSlots(plan, slots);
+  impl->gate_table = plan.chunk_of_gate();
+  // From here on the destructor gives back what was made.
+  std::unique_ptr<WeightPager> pager(new WeightPager(std::move(impl)));
+  Impl& m = *pager->impl_;
+  pager->region_ = m.weights;
+  pager->layout_ = std::move(layout);
+  if (backing != nullptr) {
+    // The ring is always smaller than what it stands in for, so this is the most it can ever be.
+    m.ring = WEIR_TRY(space.Reserve("ring", slots * granule));
+    m.copy_stream = WEIR_TRY(m.driver.CreateStream("weir-weights"));
+    m.produced = WEIR_TRY(m.driver.CreateCounter());
+    m.consumed = WEIR_TRY(m.driver.CreateCounter());
+  }
+  RemapPlan remap;
+  remap.cause = RemapCause::kLoad;
+  for (uint32_t i = 0; i < plan.ring_granules(); ++i) {
+    remap.MapFresh(m.ring, SlotIndex(i), Owner::kRing);
+  }
+  for (uint32_t s = 0; s < slots; ++s) {
+    if (m.ring_of_slot[s] < 0) {
+      remap.MapFresh(m.weights, SlotIndex(s), Owner::kWeights);
+    } else {
+      remap.MapAlias(m.weights, SlotIndex(s), m.ring,
+                     SlotIndex(static_cast<uint32_t>(m.ring_of_slot[s])));
+    }
+  }
+  WEIR_TRY(space.Commit(remap).WithContext("mapping the weights"));
+  pager->plan_ = std::move(plan);
+  return pager;
+}
+
+WeightPager::~WeightPager() {
+  Impl& m = *impl_;
+  // Whatever copies are queued must not wait for a compute that is never going to come.
+  if (m.consumed != 0) m.driver.StoreCounter(m.consumed, m.queued + plan_.chunks().size() + 1);
+  for (const StreamId stream : {m.copy_stream, m.repair_stream}) {
+    if (!stream.valid()) continue;
+    (void)m.driver.DestroyStream(stream);
+    m.backing->StreamGone(stream);
+  }
+  for (const VirtAddr counter : {m.produced, m.consumed}) {
+    if (counter != 0) (void)m.driver.DestroyCounter(counter);
+  }
+  RemapPlan remap;
+  remap.cause = RemapCause::kShutdown;
+  for (const RegionId id : {m.weights, m.ring}) {
+    if (!id.valid()) continue;
+    const Region& region = m.space.region(id);
+    for (uint32_t s = 0; s < region.slots.size(); ++s) {
+      if (region.slots[s].valid()) remap.Unmap(id, SlotIndex(s));
+    }
+  }
+  // If this fails the address space's own destructor unmaps.
+  if (!remap.empty()) (void)m.space.Commit(remap);
+}
+
+VirtAddr WeightPager::base() const {
+  return impl_->space.region(region_).base;
+}
+
+uint32_t WeightPager::max_granules_per_layer() const {
+  return EvictionPlan::MaxGranulesPerLayer(layout_, impl_->granule_bytes);
+}
+
+Status WeightPager::Impl::CheckServing() const {
+  switch (state) {
+    case State::kServing: return OkStatus();
+    case State::kLoading: return BadState("the weights are not sealed yet");
+    case State::kInStep: return BadState("a step is under way");
+    case State::kBroken: break;
+  }
+  return BadState("the weights are incomplete: a transition failed and so did going back");
+}
+
+// --- Steps ---------------------------------------------------------------------------------------
+
+Status WeightPager::BeginStep() {
+  Impl& m = *impl_;
+  WEIR_TRY(m.CheckServing());
+  if (m.armed(plan_)) {
+    if (m.restart_pending) {
+      WEIR_TRY(m.BringToRest());
+      m.Restart(plan_, &stats_);
+    }
+    if (Result<bool> health = m.driver.IsComplete(m.last_copy); !health.ok()) {
+      // A copy of the prefix failed while nobody looked.
+      WEIR_TRY(m.ReplaceStream());
+      const uint64_t arrived = m.driver.LoadCounter(m.produced);
+      stats_.repairs += m.queued - arrived;
+      m.queued = arrived;
+    }
+    const uint64_t end = m.pass_base + plan_.chunks().size() + plan_.prefix_chunks();
+    Status queued = m.QueueUpTo(plan_, end, &stats_);
+    if (!queued.ok()) return queued.WithContext("queueing the copies of a step");
+  }
+  m.state = Impl::State::kInStep;
+  return OkStatus();
+}
+
+Status WeightPager::EndStep() {
+  Impl& m = *impl_;
+  if (m.state != Impl::State::kInStep) return BadState("no step has begun");
+  m.state = Impl::State::kServing;
+  ++stats_.steps;
+  if (!m.armed(plan_)) return OkStatus();
+  const WeightPagerStats& s = m.step.stats;
+  stats_.gate_arrivals += s.gate_arrivals;
+  stats_.faults += s.faults;
+  stats_.stall_ns += s.stall_ns;
+  stats_.max_stall_ns = std::max(stats_.max_stall_ns, s.max_stall_ns);
+  stats_.repairs += s.repairs;
+  stats_.chunks_copied += s.chunks_copied;
+  stats_.bytes_copied += s.bytes_copied;
+  const auto missed = std::find(m.step.passed.begin(), m.step.passed.end(), 0);
+  const auto missed_chunk = static_cast<uint32_t>(missed - m.step.passed.begin());
+  const uint32_t departed = m.step.departed;
+  m.step.stats = {};
+  m.step.departed = 0;
+  std::fill(m.step.passed.begin(), m.step.passed.end(), uint8_t{0});
+  const size_t n = plan_.chunks().size();
+  if (missed_chunk == n && departed == n) {
+    m.pass_base += n;
+    return OkStatus();
+  }
+  // The pass is given up: let the copies drain (nobody computes) and begin a fresh one.
+  m.restart_pending = true;
+  const Status rest = m.BringToRest();
+  if (rest.ok()) m.Restart(plan_, &stats_);
+  const uint32_t chunk = std::min(missed_chunk, departed);
+  return BadState("the step ended before " +
+                  m.DescribeChunk(plan_, layout_.segments_per_layer(), chunk) + " was " +
+                  (missed_chunk <= departed ? "passed" : "departed from"));
+}
+
+// --- The copy stream -----------------------------------------------------------------------------
+
+uint64_t WeightPager::Impl::RequiredConsumed(const EvictionPlan& plan, uint64_t pass_base,
+                                             uint64_t number) {
+  const uint64_t n = plan.chunks().size();
+  const uint64_t index = (number - pass_base) % n;
+  const StripeChunk& chunk = plan.chunks()[index];
+  // Restart leaves at least N numbers below the first pass, so this does not go below zero.
+  return number - index + chunk.previous_user + 1 - (chunk.previous_pass ? n : 0);
+}
+
+Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t number) {
+  const StripeChunk& chunk = plan.chunks()[(number - pass_base) % plan.chunks().size()];
+  WEIR_TRY(driver.WaitCounter(copy_stream, consumed, RequiredConsumed(plan, pass_base, number)));
+  const bool traced = TraceEnabled(TraceType::kFill);
+  auto begin = traced ? std::make_shared<TimeNs>(0) : nullptr;
+  if (traced) {
+    WEIR_TRY(driver.HostFunction(copy_stream, [this, begin] {
+      *begin = driver.Now();
+      return OkStatus();
+    }));
+  }
+  const uint64_t bytes = chunk.count * granule_bytes;
+  WEIR_TRY(backing->Fetch(copy_stream, chunk.first.value * granule_bytes, bytes,
+                          SlotAddress(chunk.first.value)));
+  if (traced) {
+    WEIR_TRY(driver.HostFunction(
+        copy_stream, [this, begin, first = chunk.first.value, count = chunk.count, bytes] {
+          TraceEmit(TraceType::kFill, static_cast<uint8_t>(backing->tier()), weights.value, first,
+                    count, bytes, *begin, driver.Now());
+          return OkStatus();
+        }));
+  }
+  return driver.WriteCounter(copy_stream, produced, number + 1);
+}
+
+Status WeightPager::Impl::QueueUpTo(const EvictionPlan& plan, uint64_t end,
+                                    WeightPagerStats* stats) {
+  if (queued >= end) return OkStatus();
+  for (; queued < end; ++queued) {
+    // A call that failed changed nothing (D7), and copying a chunk twice does no harm: try again.
+    Status status = QueueChunk(plan, queued);
+    for (uint32_t i = 1; i < kAttempts && !status.ok(); ++i) status = QueueChunk(plan, queued);
+    if (!status.ok()) return status;
+    ++stats->chunks_copied;
+    stats->bytes_copied +=
+        plan.chunks()[(queued - pass_base) % plan.chunks().size()].count * granule_bytes;
+  }
+  last_copy = WEIR_TRY(driver.Record(copy_stream));
+  return OkStatus();
+}
+
+WaitOutcome WeightPager::Impl::AwaitProduced(uint64_t at_least, Status* stream_error) {
+  const TimeNs begin = driver.Now();
+  for (;;) {
+    const uint64_t waited = driver.Now() - begin;
+    const uint64_t left = waited < options.gate_timeout_ns ? options.gate_timeout_ns - waited : 0;
+    // Under virtual time a wait ends by itself as soon as nothing can open the gate any more.
+    const uint64_t slice = driver.properties().virtual_time ? left : std::min(left, kHealthCheckNs);
+    Status status = driver.HostWaitCounter(produced, at_least, slice);
+    if (status.ok()) return WaitOutcome::kArrived;
+    if (status.code() != StatusCode::kShouldWait) {
+      *stream_error = std::move(status);
+      return WaitOutcome::kStreamFailed;
+    }
+    if (last_copy.valid()) {
+      if (Result<bool> health = driver.IsComplete(last_copy); !health.ok()) {
+        *stream_error = health.status();
+        return WaitOutcome::kStreamFailed;
+      }
+    }
+    if (left <= slice) return WaitOutcome::kTimedOut;
+  }
+}
+
+Status WeightPager::Impl::ReplaceStream() {
+  const StreamId old = copy_stream;
+  copy_stream = StreamId();
+  last_copy = EventId();
+  // What is left on a failed stream is dropped by the driver, so this does not wait for long.
+  if (old.valid()) {
+    (void)driver.DestroyStream(old);
+    backing->StreamGone(old);
+  }
+  copy_stream = WEIR_TRY(driver.CreateStream("weir-weights"));
+  last_copy = WEIR_TRY(driver.Record(copy_stream));
+  return OkStatus();
+}
+
+Status WeightPager::Impl::BringToRest() {
+  const auto replace = [this]() -> Status {
+    WEIR_TRY(ReplaceStream());
+    driver.StoreCounter(produced, queued);  // what was lost is copied again by the fresh pass
+    restart_pending = true;
+    return OkStatus();
+  };
+  if (!copy_stream.valid()) return replace();
+  // No compute runs: a pass that was given up has no readers left.
+  if (restart_pending) driver.StoreCounter(consumed, queued);
+  Status error;
+  switch (AwaitProduced(queued, &error)) {
+    case WaitOutcome::kTimedOut:
+      return DriverError("the copy stream did not come to rest within " +
+                         std::to_string(options.gate_timeout_ns / 1'000'000) + " ms");
+    case WaitOutcome::kStreamFailed: return replace();
+    case WaitOutcome::kArrived: break;
+  }
+  const EventId event = WEIR_TRY(driver.Record(copy_stream));
+  if (!driver.Wait(event).ok()) return replace();
+  last_copy = event;
+  return OkStatus();
+}
+
+void WeightPager::Impl::Restart(const EvictionPlan& plan, WeightPagerStats* stats) {
+  restart_pending = false;
+  if (!armed(plan)) return;
+  const uint64_t n = plan.chunks().size();
+  step.passed.assign(n, 0);
+  step.departed = 0;
+  pass_base = queued + n;
+  queued = pass_base;
+  driver.StoreCounter(consumed, pass_base);
+  driver.StoreCounter(produced, pass_base);
+  // If this fails BeginStep goes on from here, and reports it if it fails again.
+  (void)QueueUpTo(plan, pass_base + plan.prefix_chunks(), stats);
+}
+
+}  // namespace weir

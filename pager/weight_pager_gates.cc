@@ -1,0 +1,171 @@
+// What the compute thread does at a gate: wait, look at what arrived, repair what did not.
+//
+// Repair is the one place where the compute thread calls the driver beyond the counters: the engine
+// thread makes no pager call during a step, and a driver serialises its own calls.
+#define XXH_INLINE_ALL
+#include <algorithm>
+
+#include <xxhash.h>
+
+#include "pager/weight_pager_impl.h"
+#include "vmm/trace.h"
+
+namespace weir {
+
+Status WeightPager::Arrive(uint32_t gate) {
+  Impl& m = *impl_;
+  if (gate >= m.gate_table.size()) {
+    return InvalidArgument("gate " + std::to_string(gate) + " of " +
+                           std::to_string(m.gate_table.size()));
+  }
+  if (m.gate_table[gate] < 0) [[likely]]
+    return OkStatus();
+  if (m.state != Impl::State::kInStep) return BadState("a gate was reached outside a step");
+  const auto chunk = static_cast<uint32_t>(m.gate_table[gate]);
+  WeightPagerStats& stats = m.step.stats;
+  ++stats.gate_arrivals;
+  TraceEmit(TraceType::kGateArrive, 0, gate, stats_.steps, chunk);
+  uint64_t waited = 0;
+  if (m.driver.LoadCounter(m.produced) < m.pass_base + chunk + 1) {
+    const TimeNs begin = m.driver.Now();
+    Status arrived = m.WaitForChunk(plan_, chunk);
+    waited = m.driver.Now() - begin;
+    ++stats.faults;
+    stats.stall_ns += waited;
+    stats.max_stall_ns = std::max(stats.max_stall_ns, waited);
+    TraceEmit(TraceType::kFaultMajor, 0, gate, stats_.steps, chunk, waited);
+    if (!arrived.ok()) {
+      return arrived.WithContext(m.DescribeChunk(plan_, layout_.segments_per_layer(), chunk));
+    }
+  }
+  if (m.options.verify_stripes) {
+    Status verified = m.VerifyChunk(plan_, chunk);
+    if (!verified.ok()) {
+      return verified.WithContext(m.DescribeChunk(plan_, layout_.segments_per_layer(), chunk));
+    }
+  }
+  m.step.passed[chunk] = 1;
+  TraceEmit(TraceType::kGatePass, 0, gate, stats_.steps, chunk, waited);
+  return OkStatus();
+}
+
+void WeightPager::Depart(uint32_t gate) {
+  Impl& m = *impl_;
+  if (gate >= m.gate_table.size() || m.gate_table[gate] < 0) [[likely]]
+    return;
+  const auto chunk = static_cast<uint32_t>(m.gate_table[gate]);
+  // `consumed` says that everything up to this chunk is done with.
+  WEIR_CHECK(chunk == m.step.departed, "segments depart in the order in which they are read");
+  m.step.departed = chunk + 1;
+  m.driver.StoreCounter(m.consumed, m.pass_base + chunk + 1);
+}
+
+std::string WeightPager::Impl::DescribeChunk(const EvictionPlan& plan, uint32_t segments,
+                                             uint32_t chunk) const {
+  const StripeChunk& c = plan.chunks()[chunk];
+  return "gate " + std::to_string(c.gate) + " (layer " + std::to_string(c.gate / segments) +
+         ", segment " + std::to_string(c.gate % segments) + ", stripe of slots " +
+         std::to_string(c.first.value) + " to " + std::to_string(c.first.value + c.count) + ")";
+}
+
+Status WeightPager::Impl::WaitForChunk(const EvictionPlan& plan, uint32_t chunk) {
+  const uint64_t number = pass_base + chunk;
+  Status error;
+  for (uint32_t attempt = 0; attempt < kAttempts; ++attempt) {
+    switch (AwaitProduced(number + 1, &error)) {
+      case WaitOutcome::kArrived: return OkStatus();
+      case WaitOutcome::kTimedOut:
+        return DriverError("has not arrived within " +
+                           std::to_string(options.gate_timeout_ns / 1'000'000) + " ms");
+      case WaitOutcome::kStreamFailed: break;
+    }
+    Status repaired = RepairFrom(plan, number);
+    if (repaired.ok()) return repaired;
+    error = std::move(repaired);
+  }
+  return error.WithContext("copied " + std::to_string(kAttempts) + " times in vain");
+}
+
+// Fetches what is missing up to chunk |number| on a new stream and waits for it, then queues again
+// what was queued after it.
+Status WeightPager::Impl::RepairFrom(const EvictionPlan& plan, uint64_t number) {
+  WEIR_TRY(ReplaceStream());
+  const uint64_t end = queued;
+  const uint64_t missing_from = driver.LoadCounter(produced);
+  queued = missing_from;
+  WeightPagerStats& stats = step.stats;
+  for (uint64_t i = missing_from; i <= number; ++i) {
+    if (driver.LoadCounter(consumed) < RequiredConsumed(plan, pass_base, i)) {
+      return BadState("a gate was reached before an earlier layer departed from its ring slot");
+    }
+  }
+  Status synchronous = QueueUpTo(plan, number + 1, &stats);
+  if (synchronous.ok()) synchronous = driver.Wait(last_copy);
+  if (!synchronous.ok()) {
+    queued = end;  // the next attempt starts from `produced` again
+    return synchronous;
+  }
+  stats.repairs += number + 1 - missing_from;
+  return QueueUpTo(plan, end, &stats);
+}
+
+// --- Verification --------------------------------------------------------------------------------
+
+Result<uint64_t> WeightPager::Impl::SumOfSlot(uint32_t slot) {
+  if (driver.properties().host_addressable) {
+    return XXH3_64bits(reinterpret_cast<const void*>(SlotAddress(slot)), granule_bytes);
+  }
+  scratch.resize(granule_bytes);
+  WEIR_TRY(driver.Read(SlotAddress(slot), scratch));
+  return XXH3_64bits(scratch.data(), scratch.size());
+}
+
+Result<bool> WeightPager::Impl::SumsMatch(uint32_t first, uint32_t count) {
+  for (uint32_t s = first; s < first + count; ++s) {
+    if (WEIR_TRY(SumOfSlot(s)) != sums[s]) return false;
+  }
+  return true;
+}
+
+// A copy that was reported complete may still have been lost. Fetched again on a stream of its own,
+// since the copy stream may be waiting for the very layer that stands at this gate.
+Status WeightPager::Impl::VerifyChunk(const EvictionPlan& plan, uint32_t chunk) {
+  const StripeChunk& c = plan.chunks()[chunk];
+  for (uint32_t attempt = 0; attempt <= kAttempts; ++attempt) {
+    if (WEIR_TRY(SumsMatch(c.first.value, c.count))) return OkStatus();
+    if (attempt == kAttempts) break;
+    ++step.stats.repairs;
+    if (!repair_stream.valid()) repair_stream = WEIR_TRY(driver.CreateStream("weir-repair"));
+    Status fetched = backing->Fetch(repair_stream, c.first.value * granule_bytes,
+                                    c.count * granule_bytes, SlotAddress(c.first.value));
+    if (fetched.ok()) {
+      Result<EventId> event = driver.Record(repair_stream);
+      fetched = event.ok() ? driver.Wait(*event) : event.status();
+    }
+    if (!fetched.ok()) {
+      (void)driver.DestroyStream(repair_stream);
+      backing->StreamGone(repair_stream);
+      repair_stream = StreamId();
+    }
+  }
+  return DataLoss("its bytes differ from the backing copy's checksum after " +
+                  std::to_string(kAttempts) + " fetches");
+}
+
+Status WeightPager::Impl::ComputeSums() {
+  const size_t slots = ring_of_slot.size();
+  sums.assign(slots, 0);
+  std::vector<std::byte> bytes(granule_bytes);
+  for (uint32_t s = 0; s < slots; ++s) {
+    if (!MayLeave(s)) continue;
+    WEIR_TRY(backing->Load(s * granule_bytes, bytes));
+    sums[s] = XXH3_64bits(bytes.data(), bytes.size());
+    if (ring_of_slot[s] < 0 && WEIR_TRY(SumOfSlot(s)) != sums[s]) {
+      return DataLoss("slot " + std::to_string(s) +
+                      " of the weights differs from its backing copy");
+    }
+  }
+  return OkStatus();
+}
+
+}  // namespace weir

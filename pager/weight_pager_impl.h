@@ -1,0 +1,120 @@
+// The state of a WeightPager and what its sources share. Private to pager/.
+//
+// Chunk numbers. Chunks are numbered in the endless order in which they are copied: chunk i of a
+// pass is |pass_base| + i. `produced` counts chunks copied and `consumed` chunks done with, both in
+// that numbering, so both are monotonic for the pager's life. Installing a plan, or giving up a
+// pass, skips to a fresh |pass_base| beyond everything queued before.
+//
+//   queued:    pass_base <= produced <= queued <= pass_base + N + prefix
+#pragma once
+
+#include <map>
+#include <utility>
+
+#include "pager/weight_pager.h"
+
+namespace weir {
+
+enum class WaitOutcome : uint8_t { kArrived, kStreamFailed, kTimedOut };
+
+// A half-open run of slots of the weight region.
+struct WeightSlotRun {
+  uint32_t first = 0;
+  uint32_t count = 0;
+};
+
+// How to get from one plan's mappings to another's.
+struct WeightTransition {
+  RemapPlan remap;
+  std::vector<std::pair<GranuleId, Owner>> owner_changes;  // applied after the commit
+  std::vector<WeightSlotRun> evicted;                      // were home, are away
+  std::vector<WeightSlotRun> restored;                     // were away, are home: to be filled
+  uint32_t slots_changed = 0;
+};
+
+struct WeightPager::Impl {
+  enum class State : uint8_t { kLoading, kServing, kInStep, kBroken };
+  static constexpr uint32_t kAttempts = 3;  // at a copy, before its error is passed on
+
+  Impl(AddressSpace& s, BackingStore* b, const WeightPagerOptions& o)
+      : space(s), driver(s.driver()), backing(b), options(o) {}
+
+  AddressSpace& space;
+  Driver& driver;
+  BackingStore* backing;
+  WeightPagerOptions options;
+  State state = State::kLoading;
+
+  RegionId weights;
+  RegionId ring;  // ring granule i lies in its slot i; valid iff there is a backing store
+  uint64_t granule_bytes = 0;
+
+  StreamId copy_stream;
+  EventId last_copy;       // recorded after the last chunk queued
+  StreamId repair_stream;  // made when first needed; never waits for a counter
+  VirtAddr produced = 0;
+  VirtAddr consumed = 0;
+
+  // By gate: its chunk, or -1 when it is open. Changes between steps, never moves (S1).
+  std::vector<int32_t> gate_table;
+  uint64_t pass_base = 0;
+  uint64_t queued = 0;           // the next chunk to be put on the stream
+  bool restart_pending = false;  // a pass was given up and the stream has not come to rest yet
+
+  // The step under way; written by the compute thread, read after it has ended.
+  struct Step {
+    std::vector<uint8_t> passed;  // by chunk
+    uint32_t departed = 0;        // chunks, in order
+    WeightPagerStats stats;       // only the counts that gates make
+  };
+  Step step;
+
+  // Loading.
+  std::vector<WeightSegment> covered;    // the layout's segments in address order, merged
+  std::map<uint64_t, uint64_t> written;  // begin -> end of what has been written
+  std::vector<int32_t> ring_of_slot;     // by weight slot: its ring granule, or -1: home
+  std::vector<uint64_t> sums;            // by weight slot, xxh3 of what may leave; if verifying
+  std::vector<std::byte> scratch;        // one granule, for drivers that are not host-addressable
+
+  bool armed(const EvictionPlan& plan) const { return !plan.chunks().empty(); }
+  VirtAddr SlotAddress(uint32_t slot) const {
+    return space.region(weights).base + uint64_t{slot} * granule_bytes;
+  }
+  bool MayLeave(uint32_t slot) const;  // whether segments cover all of it
+
+  // --- weight_pager.cc: the copy stream
+  Status CheckServing() const;
+  Status QueueUpTo(const EvictionPlan& plan, uint64_t end, WeightPagerStats* stats);
+  Status QueueChunk(const EvictionPlan& plan, uint64_t number);
+  // What `consumed` must have reached before chunk |number| may be copied.
+  static uint64_t RequiredConsumed(const EvictionPlan& plan, uint64_t pass_base, uint64_t number);
+  WaitOutcome AwaitProduced(uint64_t at_least, Status* stream_error);
+  // Destroys the (failed) copy stream and makes a new one.
+  Status ReplaceStream();
+  // Copies queued so far have ended; the stream works (a failed one is replaced, and the pass is
+  // begun afresh).
+  Status BringToRest();
+  // Begins a fresh pass of |plan| with its prefix; the stream must be at rest.
+  void Restart(const EvictionPlan& plan, WeightPagerStats* stats);
+
+  // --- weight_pager_gates.cc
+  std::string DescribeChunk(const EvictionPlan& plan, uint32_t segments, uint32_t chunk) const;
+  Status WaitForChunk(const EvictionPlan& plan, uint32_t chunk);
+  Status RepairFrom(const EvictionPlan& plan, uint64_t number);
+  Status VerifyChunk(const EvictionPlan& plan, uint32_t chunk);
+  Result<bool> SumsMatch(uint32_t first, uint32_t count);
+  Result<uint64_t> SumOfSlot(uint32_t slot);
+  // Sums of everything that may leave, from the backing copy; resident slots must agree with it.
+  Status ComputeSums();
+
+  // --- weight_pager_remap.cc
+  WeightTransition MakeTransition(const std::vector<int32_t>& from, uint32_t from_ring,
+                                  const std::vector<int32_t>& to, uint32_t to_ring) const;
+  Status CommitTransition(WeightTransition& t, WeightPagerStats* stats);
+  Status Fill(const std::vector<WeightSlotRun>& runs);
+};
+
+// By weight slot: the ring granule that stands in for it under |plan|, or -1.
+std::vector<int32_t> RingOfSlots(const EvictionPlan& plan, size_t slots);
+
+}  // namespace weir

@@ -1,0 +1,162 @@
+// Loading, sealing, and the check of everything against everything.
+#include <algorithm>
+#include <cstring>
+#include <set>
+
+#include "pager/weight_pager_impl.h"
+
+namespace weir {
+namespace {
+
+// Calls |fn|(begin, end) for each part of [begin, end) that |written| does not cover.
+template <typename Fn>
+Status ForGaps(const std::map<uint64_t, uint64_t>& written, uint64_t begin, uint64_t end, Fn fn) {
+  uint64_t at = begin;
+  auto it = written.upper_bound(begin);
+  if (it != written.begin() && std::prev(it)->second > begin) at = std::prev(it)->second;
+  for (; at < end && it != written.end() && it->first < end; ++it) {
+    if (it->first > at) WEIR_TRY(fn(at, it->first));
+    at = std::max(at, it->second);
+  }
+  return at < end ? fn(at, end) : OkStatus();
+}
+
+void Cover(std::map<uint64_t, uint64_t>* written, uint64_t begin, uint64_t end) {
+  auto it = written->upper_bound(begin);
+  if (it != written->begin() && std::prev(it)->second >= begin) {
+    --it;
+    begin = it->first;
+    end = std::max(end, it->second);
+    it = written->erase(it);
+  }
+  while (it != written->end() && it->first <= end) {
+    end = std::max(end, it->second);
+    it = written->erase(it);
+  }
+  written->emplace(begin, end);
+}
+
+}  // namespace
+
+bool WeightPager::Impl::MayLeave(uint32_t slot) const {
+  const uint64_t begin = uint64_t{slot} * granule_bytes;
+  const auto after =
+      std::upper_bound(covered.begin(), covered.end(), begin,
+                       [](uint64_t at, const WeightSegment& s) { return at < s.offset; });
+  if (after == covered.begin()) return false;
+  const WeightSegment& s = *std::prev(after);
+  return begin + granule_bytes <= s.offset + s.bytes;
+}
+
+Status WeightPager::Write(uint64_t offset, std::span<const std::byte> data) {
+  Impl& m = *impl_;
+  if (m.state != Impl::State::kLoading) return BadState("the weights are sealed");
+  if (offset > layout_.region_bytes || data.size() > layout_.region_bytes - offset) {
+    return InvalidArgument(std::to_string(data.size()) + " bytes at " + std::to_string(offset) +
+                           " are outside the weights of " + std::to_string(layout_.region_bytes));
+  }
+  if (data.empty()) return OkStatus();
+  const uint64_t end = offset + data.size();
+  if (m.backing != nullptr) {
+    for (const WeightSegment& s : m.covered) {
+      const uint64_t lo = std::max(offset, s.offset);
+      const uint64_t hi = std::min(end, s.offset + s.bytes);
+      if (lo < hi) WEIR_TRY(m.backing->Store(lo, data.subspan(lo - offset, hi - lo)));
+    }
+  }
+  // Runs of resident slots; what is away has its ring slot overwritten by the first step anyway.
+  for (uint64_t at = offset; at < end;) {
+    const bool resident = m.ring_of_slot[at / m.granule_bytes] < 0;
+    uint64_t stop = std::min(end, AlignDown(at, m.granule_bytes) + m.granule_bytes);
+    while (stop < end && (m.ring_of_slot[stop / m.granule_bytes] < 0) == resident) {
+      stop = std::min(end, stop + m.granule_bytes);
+    }
+    if (resident) WEIR_TRY(m.driver.Write(base() + at, data.subspan(at - offset, stop - at)));
+    at = stop;
+  }
+  Cover(&m.written, offset, end);
+  return OkStatus();
+}
+
+Status WeightPager::Seal() {
+  Impl& m = *impl_;
+  if (m.state != Impl::State::kLoading) return BadState("the weights are sealed already");
+  if (m.backing != nullptr) {
+    // Padding between tensors was never written: make it the same here and there.
+    const std::vector<std::byte> zeros(kMiB);
+    const auto written = m.written;  // Write adds to the original
+    for (const WeightSegment& s : m.covered) {
+      WEIR_TRY(ForGaps(written, s.offset, s.offset + s.bytes, [&](uint64_t begin, uint64_t end) {
+        Status status;
+        for (; begin < end && status.ok(); begin += std::min<uint64_t>(zeros.size(), end - begin)) {
+          status =
+              Write(begin, std::span(zeros).first(std::min<uint64_t>(zeros.size(), end - begin)));
+        }
+        return status;
+      }));
+    }
+    WEIR_TRY(m.backing->Seal());
+    if (m.options.verify_stripes) WEIR_TRY(m.ComputeSums());
+  }
+  m.written.clear();
+  m.state = Impl::State::kServing;
+  m.Restart(plan_, &stats_);
+  return OkStatus();
+}
+
+Status WeightPager::CheckIntegrity() {
+  Impl& m = *impl_;
+  if (m.state == Impl::State::kInStep) return BadState("integrity is checked between steps");
+  const Region& weights = m.space.region(m.weights);
+  const auto broken = [](std::string what) { return BadState("weight pager: " + std::move(what)); };
+  if (m.ring_of_slot != RingOfSlots(plan_, weights.slots.size())) {
+    return broken("slot table differs from the plan");
+  }
+  if (m.gate_table != plan_.chunk_of_gate()) return broken("gate table differs from the plan");
+  std::set<GranuleId> homes;
+  std::vector<uint32_t> users(plan_.ring_granules(), 0);
+  for (uint32_t s = 0; s < weights.slots.size(); ++s) {
+    const std::string name = "slot " + std::to_string(s);
+    if (!weights.slots[s].valid()) return broken(name + " is unmapped");
+    const Granule& granule = m.space.pool().granule(weights.slots[s]);
+    if (m.ring_of_slot[s] < 0) {
+      if (granule.owner != Owner::kWeights) return broken(name + " belongs to somebody else");
+      if (granule.map_count != 1) return broken(name + " is at home but mapped elsewhere too");
+      if (!homes.insert(weights.slots[s]).second) return broken(name + " shares its granule");
+      continue;
+    }
+    const auto i = static_cast<uint32_t>(m.ring_of_slot[s]);
+    if (weights.slots[s] != m.space.region(m.ring).slots[i]) {
+      return broken(name + " is not an alias of ring granule " + std::to_string(i));
+    }
+    if (granule.owner != Owner::kRing) return broken("ring granule is not the ring's");
+    ++users[i];
+  }
+  if (m.ring.valid()) {
+    const Region& ring = m.space.region(m.ring);
+    if (ring.mapped != plan_.ring_granules()) return broken("ring size differs from the plan");
+    for (uint32_t i = 0; i < plan_.ring_granules(); ++i) {
+      if (m.space.pool().granule(ring.slots[i]).map_count != users[i] + 1) {
+        return broken("ring granule " + std::to_string(i) + " is mapped where it should not be");
+      }
+    }
+  }
+  if (m.backing == nullptr || m.state == Impl::State::kLoading) return OkStatus();
+  std::vector<std::byte> copy(m.granule_bytes);
+  std::vector<std::byte> here(m.granule_bytes);
+  for (uint32_t s = 0; s < weights.slots.size(); ++s) {
+    if (m.ring_of_slot[s] >= 0 || !m.MayLeave(s)) continue;
+    if (!m.sums.empty()) {
+      if (WEIR_TRY(m.SumOfSlot(s)) == m.sums[s]) continue;
+      return DataLoss("slot " + std::to_string(s) + " differs from its checksum");
+    }
+    WEIR_TRY(m.backing->Load(s * m.granule_bytes, copy));
+    WEIR_TRY(m.driver.Read(m.SlotAddress(s), here));
+    if (copy != here) {
+      return DataLoss("slot " + std::to_string(s) + " differs from its backing copy");
+    }
+  }
+  return OkStatus();
+}
+
+}  // namespace weir
