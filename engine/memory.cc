@@ -178,6 +178,27 @@ Status Memory::ShrinkKv(uint32_t n, const PatchFn& patch) {
   return status;
 }
 
+Result<double> Memory::MeasureLinkBytesPerNs() {
+  constexpr uint64_t kMostBytes = 32 * kMiB;
+  const uint64_t bytes = std::min(
+      {kMostBytes, space_->region(scratch_).bytes(), AlignDown(backing_->bytes(), 4096)});
+  const StreamId stream = WEIR_TRY(driver_.CreateStream("weir-link"));
+  TimeNs best = ~TimeNs{0};
+  Status status;
+  for (int i = 0; i < 3 && status.ok(); ++i) {
+    const TimeNs start = driver_.Now();
+    status = backing_->Fetch(stream, 0, bytes, scratch());
+    if (!status.ok()) break;
+    const Result<EventId> done = driver_.Record(stream);
+    status = done.ok() ? driver_.Wait(*done) : done.status();
+    best = std::min(best, driver_.Now() - start);
+  }
+  Status destroyed = driver_.DestroyStream(stream);
+  WEIR_TRY(std::move(status));
+  WEIR_TRY(std::move(destroyed));
+  return static_cast<double>(bytes) / static_cast<double>(std::max<TimeNs>(best, 1));
+}
+
 Status Memory::CheckIntegrity() {
   WEIR_TRY(pool_->CheckIntegrity());
   WEIR_TRY(space_->CheckIntegrity());

@@ -62,6 +62,10 @@ class Memory {
   VirtAddr scratch() const;
   MemoryView view() const;
   uint32_t ring_slots() const { return options_.ring_slots; }
+  // Whether the weights have a backing copy and anything in them can be evicted.
+  bool can_evict() const { return backing_ != nullptr && weights_->max_granules_per_layer() > 0; }
+  // Times a fetch from the backing copy into the step buffers. Between steps only.
+  Result<double> MeasureLinkBytesPerNs();
   // The largest number of KV blocks any border can give.
   uint64_t most_kv_blocks() const { return most_kv_blocks_; }
 

@@ -151,6 +151,10 @@ void Scheduler::OnComputed(const std::vector<ScheduledSequence>& batch) {
   }
 }
 
+void Scheduler::PreemptAll() {
+  while (!running_.empty()) Preempt(&running_.back());
+}
+
 void Scheduler::PatchBlocks(const std::vector<BlockMoveRequest>& moves) {
   if (moves.empty()) return;
   std::unordered_map<BlockId, BlockId> moved;

@@ -55,6 +55,8 @@ class Scheduler {
   // a step fails this is not called: the blocks stay reserved and are written by the next one.
   void OnComputed(const std::vector<ScheduledSequence>& batch);
 
+  // Preempts every running sequence: what is in KV is not to be trusted.
+  void PreemptAll();
   // Old block ids have moved: patches every block table.
   void PatchBlocks(const std::vector<BlockMoveRequest>& moves);
 

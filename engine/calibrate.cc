@@ -1,0 +1,99 @@
+// EngineCore::Calibrate: measures what steps cost on this machine before the first request.
+#include <algorithm>
+#include <utility>
+
+#include "engine/core.h"
+
+namespace weir {
+namespace {
+
+// One batch shape to time: |sequences| of |rows| new tokens each, ending at |context| tokens.
+struct Shape {
+  uint32_t sequences = 1;
+  uint32_t rows = 1;
+  uint32_t context = 16;
+};
+
+constexpr int kRepeats = 2;  // the first also warms caches; the faster one counts
+
+}  // namespace
+
+Status EngineCore::Calibrate() {
+  WEIR_CHECK(sequences_.empty(), "calibrate before the first request");
+  BlockManager& blocks = memory_.blocks();
+  const uint32_t max_rows = options_.scheduler.max_batched_tokens;
+  const uint32_t max_sequences = options_.scheduler.max_sequences;
+  const uint32_t long_context = std::min(options_.max_model_len, 512U);
+  std::vector<Shape> shapes;
+  for (const Shape& s : {Shape{1, 1, 16}, Shape{4, 1, 16}, Shape{16, 1, 16}, Shape{64, 1, 16},
+                         Shape{1, 1, long_context}, Shape{8, 1, long_context}, Shape{1, 64, 64},
+                         Shape{1, 256, 256}}) {
+    if (s.sequences <= max_sequences && s.sequences * s.rows <= max_rows &&
+        s.context <= options_.max_model_len && s.rows <= s.context) {
+      shapes.push_back(s);
+    }
+  }
+
+  std::vector<StepSample> samples;
+  const auto measure = [&](const Shape& shape) -> Status {
+    const auto per_sequence = static_cast<uint32_t>(CeilDiv(shape.context, kBlockTokens));
+    const uint32_t need = per_sequence * shape.sequences;
+    if (blocks.counts().free < need) WEIR_TRY(memory_.GrowKv(need - blocks.counts().free));
+    if (blocks.available() < need) return OkStatus();  // a small budget measures small shapes only
+    std::vector<BlockId> held;
+    StepBatch batch;
+    for (uint32_t i = 0; i < shape.sequences; ++i) {
+      StepSequence s;
+      s.first_row = batch.rows();
+      s.rows = shape.rows;
+      s.context = shape.context;
+      s.wants_logits = true;
+      for (uint32_t b = 0; b < per_sequence; ++b) {
+        held.push_back(blocks.Allocate().value());
+        s.blocks.push_back(static_cast<int32_t>(held.back()));
+      }
+      for (uint32_t r = shape.context - shape.rows; r < shape.context; ++r) {
+        batch.tokens.push_back(0);
+        batch.positions.push_back(static_cast<int32_t>(r));
+      }
+      batch.sequences.push_back(std::move(s));
+    }
+    StepSample best;
+    Status status;
+    for (int i = 0; i < kRepeats && status.ok(); ++i) {
+      WeightPager& weights = memory_.weights();
+      const uint64_t bytes = weights.stats().bytes_copied;
+      const uint64_t stall = weights.stats().stall_ns;
+      const TimeNs start = driver_.Now();
+      status = weights.BeginStep();
+      if (status.ok()) status = compute_.Run(batch, weights);
+      if (status.ok()) status = weights.EndStep();
+      const auto step_ns = static_cast<double>(driver_.Now() - start);
+      if (i == 0 || step_ns < best.step_ns) {
+        best.tokens = batch.rows();
+        best.context_sum = static_cast<double>(shape.sequences) * shape.rows *
+                           (shape.context - (shape.rows - 1) / 2.0);
+        best.evicted_bytes = static_cast<double>(weights.stats().bytes_copied - bytes);
+        best.stall_ns = static_cast<double>(weights.stats().stall_ns - stall);
+        best.step_ns = step_ns;
+      }
+    }
+    for (auto it = held.rbegin(); it != held.rend(); ++it) blocks.Release(*it);
+    if (status.ok()) samples.push_back(best);
+    return status;
+  };
+
+  for (const Shape& shape : shapes) WEIR_TRY(measure(shape));
+  if (memory_.can_evict()) {
+    cost_.SetLinkSpeed(WEIR_TRY(memory_.MeasureLinkBytesPerNs()));
+    // The same small shapes with weights away tell how much copying disturbs the compute.
+    const uint32_t home = memory_.view().granules_per_layer;
+    const uint32_t away = memory_.weights().max_granules_per_layer();
+    WEIR_TRY(MoveBorder(away, memory_.ring_slots()));
+    for (size_t i = 0; i < std::min<size_t>(3, shapes.size()); ++i) WEIR_TRY(measure(shapes[i]));
+    WEIR_TRY(MoveBorder(home, memory_.ring_slots()));
+  }
+  return cost_.Calibrate(samples);
+}
+
+}  // namespace weir

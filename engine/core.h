@@ -1,0 +1,149 @@
+// EngineCore: continuous batching over one model's memory, in tokens.
+//
+// A single-threaded state machine over {driver, compute, clock}: the same code serves, is simulated
+// and is fuzzed. One Step(): ask the policy where the border should be and move towards it; schedule;
+// run the recorded step through the weight gates; sample; report. Text (tokenizer, stop strings) is
+// the layer above (engine.h).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/compute.h"
+#include "engine/memory.h"
+#include "engine/sampler.h"
+#include "engine/scheduler.h"
+#include "policy/cost_model.h"
+#include "policy/policy.h"
+
+namespace weir {
+
+struct CoreOptions {
+  SchedulerOptions scheduler;
+  uint32_t max_model_len = 0;      // tokens of prompt + output of one request
+  std::vector<int32_t> eos_ids;
+  uint32_t max_failed_steps = 3;   // in a row; then the batch's requests fail with the step's error
+  uint32_t policy_interval = 1;    // steps between two decisions
+};
+
+// One request as the core takes it.
+struct CoreRequest {
+  std::vector<int32_t> prompt;
+  SamplingParams sampling;
+  uint64_t cache_salt = 0;  // requests share prefixes only within one salt
+  int32_t priority = 0;     // lower runs first
+};
+
+// What became of one request in one step.
+struct CoreOutput {
+  RequestId id = 0;
+  std::vector<SampledToken> tokens;  // new ones, usually one
+  bool finished = false;
+  FinishReason reason = FinishReason::kNone;
+  Status error;                      // of FinishReason::kError
+  uint32_t prompt_tokens = 0;
+  uint32_t cached_tokens = 0;        // of the prompt, from the prefix cache
+};
+
+struct CoreStats {
+  uint64_t steps = 0;
+  uint64_t failed_steps = 0;
+  uint64_t prompt_tokens_computed = 0;
+  uint64_t output_tokens = 0;
+  uint64_t requests_finished = 0;
+  uint64_t requests_failed = 0;
+  uint32_t peak_running = 0;
+  uint64_t border_moves = 0;
+  uint64_t border_refusals = 0;   // wishes of the policy that were clipped or failed
+  TimeNs compute_ns = 0;          // inside Compute::Run
+  TimeNs border_ns = 0;           // moving the border
+};
+
+// One row per step for reports and plots.
+struct StepRecord {
+  uint64_t step = 0;
+  TimeNs start_ns = 0;
+  TimeNs step_ns = 0;
+  TimeNs stall_ns = 0;
+  uint32_t rows = 0;
+  uint32_t running = 0;
+  uint32_t waiting = 0;
+  uint32_t kv_used = 0;
+  uint32_t kv_cached = 0;
+  uint32_t kv_capacity = 0;
+  uint32_t evicted_granules = 0;
+};
+
+class EngineCore {
+ public:
+  // |memory|, |compute|, |policy|, |driver| outlive the core.
+  EngineCore(Driver& driver, Memory& memory, Compute& compute, Policy& policy,
+             const CoreOptions& options);
+  ~EngineCore();
+  EngineCore(const EngineCore&) = delete;
+  EngineCore& operator=(const EngineCore&) = delete;
+
+  // Queues a request. kInvalidArgument: empty prompt, a token outside the vocabulary, sampling
+  // parameters out of range, longer than max_model_len. kNoMemory: it could not fit even alone.
+  Result<RequestId> Add(CoreRequest request);
+  // Ends a request now; its blocks are free at once. The next TakeOutputs reports |reason|.
+  // kNotFound when it is unknown or already finished.
+  Status Finish(RequestId id, FinishReason reason);
+
+  // One step. False when there is nothing to do. An error is a defect or a lost device: what could be
+  // handled (a failed copy, no memory) was.
+  Result<bool> Step();
+  std::vector<CoreOutput> TakeOutputs();
+
+  // Runs a few steps of several sizes on blocks of its own and fits the cost model; before the
+  // first request.
+  Status Calibrate();
+
+  bool idle() const { return scheduler_.idle(); }
+  const CoreStats& stats() const { return stats_; }
+  const SchedulerStats& scheduler_stats() const { return scheduler_.stats(); }
+  const CostModel& cost_model() const { return cost_; }
+  const std::vector<StepRecord>& step_records() const { return records_; }
+  void set_keep_step_records(bool keep) { keep_records_ = keep; }
+  PolicySnapshot Snapshot() const;
+  Memory& memory() { return memory_; }
+  // Memory's invariants, and with no request known: every block free or cached (leak check).
+  Status CheckIntegrity();
+
+ private:
+  void ApplyPolicy();
+  Status MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots);
+  StepBatch BuildBatch(const std::vector<ScheduledSequence>& scheduled) const;
+  Status RunStep(const std::vector<ScheduledSequence>& scheduled);
+  void SampleAll(const std::vector<ScheduledSequence>& scheduled);
+  void Accept(Sequence& sequence, SampledToken token, CoreOutput* output);
+  FinishReason CheckFinish(const Sequence& sequence, int32_t token) const;
+  void Retire(Sequence& sequence, FinishReason reason, Status error);
+  void OnStepError(const std::vector<ScheduledSequence>& scheduled, const Status& error);
+  void HandleStarvation();
+  void Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns, uint64_t streamed);
+
+  Driver& driver_;
+  Memory& memory_;
+  Compute& compute_;
+  Policy& policy_;
+  CoreOptions options_;
+  Scheduler scheduler_;
+  Sampler sampler_;
+  CostModel cost_;
+  std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
+  std::vector<CoreOutput> outputs_;
+  std::vector<StepRecord> records_;
+  bool keep_records_ = false;
+  CoreStats stats_;
+  RequestId next_id_ = 1;
+  uint32_t failed_in_a_row_ = 0;
+  uint64_t starved_blocks_ = 0;
+  double smoothed_step_ns_ = 0;
+  double smoothed_stall_ns_ = 0;
+  uint64_t recorded_pointers_ = 0;  // S1: the digest taken at start
+};
+
+}  // namespace weir

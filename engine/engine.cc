@@ -1,0 +1,275 @@
+#include "engine/engine.h"
+
+#include <fstream>
+#include <sstream>
+#include <thread>
+#include <utility>
+
+#include "engine/cpu_compute.h"
+#include "engine/cpu_layout.h"
+#include "engine/model/checkpoint.h"
+#include "policy/registry.h"
+#include "vmm/host_driver.h"
+
+namespace weir {
+namespace {
+
+Result<std::string> ReadTextFile(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream text;
+  if (!in || !(text << in.rdbuf())) return IoError("cannot read " + path);
+  return std::move(text).str();
+}
+
+TokenizerSpec SpecOf(GgufTokenizer g) {
+  return {.model = std::move(g.model),
+          .pre = std::move(g.pre),
+          .tokens = std::move(g.tokens),
+          .scores = std::move(g.scores),
+          .token_types = std::move(g.token_types),
+          .merges = std::move(g.merges),
+          .bos_id = g.bos_id,
+          .eos_id = g.eos_id,
+          .eot_id = g.eot_id,
+          .unk_id = g.unk_id,
+          .pad_id = g.pad_id,
+          .add_bos = g.add_bos,
+          .add_eos = g.add_eos,
+          .add_space_prefix = g.add_space_prefix};
+}
+
+Result<Checkpoint> OpenModel(const EngineOptions& options) {
+  if (options.model.empty()) return InvalidArgument("no model given");
+  if (!options.dummy_weights) return Checkpoint::Open(options.model);
+  const bool is_file = options.model.ends_with(".json");
+  const std::string path = is_file ? options.model : options.model + "/config.json";
+  const std::string text = WEIR_TRY(ReadTextFile(path));
+  ModelConfig config = WEIR_TRY(ParseModelConfig(text));
+  return Checkpoint::Dummy(std::move(config), options.dummy_seed);
+}
+
+// Enough KV for every sequence to reach the smaller of the model's context and this many tokens,
+// when the user gives neither a budget nor a KV size.
+constexpr uint64_t kTokensWantedPerSequence = 2048;
+// A budget must hold a request of this many tokens (or the model's whole context if smaller).
+constexpr uint32_t kLeastRequestTokens = 256;
+
+}  // namespace
+
+Result<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& options,
+                                             const ProgressFn& progress) {
+  std::unique_ptr<Engine> engine(new Engine(options));
+  WEIR_TRY(engine->Build(progress));
+  return engine;
+}
+
+Engine::~Engine() = default;
+
+Status Engine::Build(const ProgressFn& progress) {
+  if (options_.device == DeviceKind::kCuda) {
+    return Unsupported("device cuda: this version computes on the CPU only; use device cpu or auto");
+  }
+  if (options_.max_num_seqs == 0 || options_.max_num_batched_tokens == 0) {
+    return InvalidArgument("max_num_seqs and max_num_batched_tokens must be at least 1");
+  }
+  policy_ = WEIR_TRY(MakePolicy(options_.policy));
+  const Checkpoint checkpoint = WEIR_TRY(OpenModel(options_));
+  model_ = checkpoint.config();
+  WEIR_TRY(LoadText(checkpoint));
+
+  if (options_.max_model_len == 0) options_.max_model_len = model_.max_position;
+  if (options_.max_model_len > model_.max_position) {
+    return InvalidArgument("max_model_len " + std::to_string(options_.max_model_len) +
+                           " exceeds the model's " + std::to_string(model_.max_position) +
+                           " positions");
+  }
+  if (options_.threads == 0) options_.threads = std::max(1U, std::thread::hardware_concurrency());
+  pool_ = std::make_unique<cpu::ThreadPool>(static_cast<int>(options_.threads));
+  driver_ = WEIR_TRY(HostDriver::Create({}));
+
+  const ComputeLimits limits{.max_rows = options_.max_num_batched_tokens,
+                             .max_sequences = options_.max_num_seqs,
+                             .max_context = options_.max_model_len,
+                             .vocab_size = model_.vocab_size};
+  const cpu::KvDtype kv_dtype = options_.kv_cache_dtype == KvCacheDtype::kF32
+                                    ? cpu::KvDtype::kF32
+                                    : cpu::KvDtype::kBf16;
+  if (!CpuCompute::KvLayoutOf(model_, kv_dtype).Valid()) {
+    return Unsupported("head_dim " + std::to_string(model_.head_dim) +
+                       ": the CPU back-end takes multiples of 8 from 8 to 256");
+  }
+  const CpuWeightMap map = CpuWeightMap::Make(model_);
+  WEIR_TRY(BuildMemory(map, limits, kv_dtype));
+  info_.load = WEIR_TRY(LoadWeights(checkpoint, map, memory_->weights(),
+                                    [&](uint64_t done, uint64_t total) {
+                                      if (progress) progress("loading weights", done, total);
+                                    }));
+  compute_ = CpuCompute::Create(
+      model_, limits, map,
+      {.weights = reinterpret_cast<std::byte*>(memory_->weights().base()),
+       .kv = reinterpret_cast<std::byte*>(memory_->kv().base()),
+       .kv_block_stride = memory_->kv().block_stride(),
+       .scratch = reinterpret_cast<std::byte*>(memory_->scratch())},
+      kv_dtype, *pool_);
+
+  CoreOptions core;
+  core.scheduler.max_batched_tokens = options_.max_num_batched_tokens;
+  core.scheduler.max_prefill_chunk = options_.max_num_batched_tokens;
+  core.scheduler.max_sequences = options_.max_num_seqs;
+  core.max_model_len = options_.max_model_len;
+  core.eos_ids = model_.eos_token_ids;
+  if (core.eos_ids.empty() && tokenizer_) core.eos_ids = tokenizer_->eos_ids();
+  core_ = std::make_unique<EngineCore>(*driver_, *memory_, *compute_, *policy_, core);
+  if (progress) progress("calibrating", 0, 1);
+  WEIR_TRY(core_->Calibrate());
+  if (progress) progress("calibrating", 1, 1);
+  info_.device = compute_->description();
+  info_.driver = driver_->properties().name;
+  info_.policy = options_.policy;
+  info_.max_model_len = options_.max_model_len;
+  return OkStatus();
+}
+
+Status Engine::BuildMemory(const CpuWeightMap& map, const ComputeLimits& limits,
+                           cpu::KvDtype kv_dtype) {
+  MemoryOptions m;
+  m.hbm_budget_bytes = options_.hbm_budget;
+  m.granule_bytes = options_.granule;
+  m.scratch_bytes = CpuScratchPlan::Make(model_, limits).bytes;
+  m.kv_block_bytes = static_cast<uint64_t>(CpuCompute::KvLayoutOf(model_, kv_dtype).BlockBytes());
+  const uint64_t tokens = std::min<uint64_t>(options_.max_model_len, kTokensWantedPerSequence);
+  m.kv_wanted_bytes = options_.kv_cache_bytes != 0
+                          ? options_.kv_cache_bytes
+                          : options_.max_num_seqs * CeilDiv(tokens, kBlockTokens) * m.kv_block_bytes;
+  m.kv_least_blocks =
+      CeilDiv(std::min(options_.max_model_len, kLeastRequestTokens), kBlockTokens);
+  m.weights = map.layout;
+  switch (options_.backing) {
+    case BackingChoice::kHost: m.backing = BackingTier::kHost; break;
+    case BackingChoice::kNvme: m.backing = BackingTier::kNvme; break;
+    case BackingChoice::kNone: m.backing = BackingTier::kNone; break;
+  }
+  m.file.directory = options_.backing_directory;
+  m.pager.verify_stripes = options_.verify_stripes;
+  m.prefix_caching = options_.enable_prefix_caching;
+  m.poison_freed = options_.poison_freed;
+  m.ring_slots = options_.ring_slots;
+  memory_ = WEIR_TRY(Memory::Create(*driver_, m));
+  info_.granule_bytes = memory_->view().granule_bytes;
+  info_.budget_bytes = memory_->view().pool.total * info_.granule_bytes;
+  info_.weight_bytes = map.layout.region_bytes;
+  info_.scratch_bytes = m.scratch_bytes;
+  info_.kv_block_bytes = m.kv_block_bytes;
+  info_.most_kv_blocks = memory_->most_kv_blocks();
+  return OkStatus();
+}
+
+Status Engine::LoadText(const Checkpoint& checkpoint) {
+  const ModelTextFiles& files = checkpoint.text_files();
+  if (files.gguf_tokenizer) {
+    tokenizer_ = WEIR_TRY(Tokenizer::FromSpec(SpecOf(*files.gguf_tokenizer)));
+  } else if (!files.tokenizer_json_path.empty()) {
+    const std::string json = WEIR_TRY(ReadTextFile(files.tokenizer_json_path));
+    std::string config;
+    if (!files.tokenizer_config_json_path.empty()) {
+      config = WEIR_TRY(ReadTextFile(files.tokenizer_config_json_path));
+    }
+    tokenizer_ = WEIR_TRY(Tokenizer::FromTokenizerJson(json, config));
+  }
+  if (files.chat_template.empty()) {
+    chat_template_error_ = "the model has no chat template";
+    return OkStatus();
+  }
+  // A template that cannot be parsed costs chat, not completion.
+  Result<ChatTemplate> parsed = ChatTemplate::Parse(files.chat_template);
+  if (parsed.ok()) {
+    chat_template_ = std::make_unique<ChatTemplate>(std::move(*parsed));
+  } else {
+    chat_template_error_ = parsed.status().ToString();
+  }
+  return OkStatus();
+}
+
+Result<std::vector<int32_t>> Engine::Tokenize(std::string_view text,
+                                              bool add_special_tokens) const {
+  if (!tokenizer_) return Unsupported("this model has no tokenizer; give token ids");
+  return tokenizer_->Encode(text, {.add_special_tokens = add_special_tokens});
+}
+
+Result<std::string> Engine::ApplyChatTemplate(std::string_view messages_json) const {
+  if (!chat_template_) return Unsupported("chat: " + chat_template_error_);
+  ChatInputs inputs;
+  inputs.messages_json = std::string(messages_json);
+  inputs.add_generation_prompt = true;
+  if (tokenizer_) {
+    if (const auto bos = tokenizer_->bos_id()) inputs.bos_token = tokenizer_->Piece(*bos);
+    if (!tokenizer_->eos_ids().empty()) {
+      inputs.eos_token = tokenizer_->Piece(tokenizer_->eos_ids().front());
+    }
+  }
+  return chat_template_->Render(inputs);
+}
+
+Result<RequestId> Engine::Submit(GenerationRequest request) {
+  CoreRequest core;
+  core.prompt = std::move(request.prompt_tokens);
+  if (core.prompt.empty()) {
+    core.prompt = WEIR_TRY(Tokenize(request.prompt, request.add_special_tokens));
+  }
+  if (!request.sampling.stop.empty() && !tokenizer_) {
+    return Unsupported("stop strings need a tokenizer, which this model lacks");
+  }
+  std::vector<std::string> stops = request.sampling.stop;
+  core.sampling = std::move(request.sampling);
+  core.cache_salt = request.cache_salt;
+  core.priority = request.priority;
+  const RequestId id = WEIR_TRY(core_->Add(std::move(core)));
+  streams_.emplace(
+      id, Stream{IncrementalDetokenizer(tokenizer_.get(), {.skip_special_tokens = true}),
+                 StopMatcher(std::move(stops), StopText::kExclude)});
+  return id;
+}
+
+Status Engine::Cancel(RequestId id) { return core_->Finish(id, FinishReason::kCancelled); }
+
+Result<bool> Engine::Step() {
+  const bool worked = WEIR_TRY(core_->Step());
+  for (CoreOutput& output : core_->TakeOutputs()) {
+    // A request that a stop string ended has been reported already.
+    if (streams_.contains(output.id)) outputs_.push_back(Translate(std::move(output)));
+  }
+  return worked;
+}
+
+GenerationOutput Engine::Translate(CoreOutput core) {
+  GenerationOutput out;
+  out.id = core.id;
+  out.finished = core.finished;
+  out.reason = core.reason;
+  out.error = std::move(core.error);
+  out.prompt_tokens = core.prompt_tokens;
+  out.cached_tokens = core.cached_tokens;
+  out.tokens = std::move(core.tokens);
+  const auto it = streams_.find(out.id);
+  Stream& stream = it->second;
+  if (tokenizer_) {
+    std::string text;
+    for (const SampledToken& token : out.tokens) text += stream.detokenizer.Push(token.token);
+    if (out.finished) text += stream.detokenizer.Flush();
+    out.text = stream.stops.Push(text);
+    if (out.finished) out.text += stream.stops.Flush();
+    if (stream.stops.matched() && !out.finished) {
+      // Its blocks are free before the next step.
+      const Status ended = core_->Finish(out.id, FinishReason::kStop);
+      WEIR_CHECK(ended.ok(), "an unfinished request can be finished");
+      out.finished = true;
+    }
+    if (stream.stops.matched()) out.reason = FinishReason::kStop;
+  }
+  if (out.finished) streams_.erase(it);
+  return out;
+}
+
+std::vector<GenerationOutput> Engine::TakeOutputs() { return std::exchange(outputs_, {}); }
+
+}  // namespace weir

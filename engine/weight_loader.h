@@ -1,0 +1,31 @@
+// Loading a checkpoint's weights into the weight region, in the CPU back-end's layout.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "engine/cpu_layout.h"
+#include "engine/model/checkpoint.h"
+#include "pager/file_ring.h"
+#include "pager/weight_pager.h"
+#include "vmm/status.h"
+
+namespace weir {
+
+struct WeightLoadReport {
+  uint64_t bytes_read = 0;
+  uint64_t bytes_stored = 0;       // in the region's layout
+  double seconds = 0;
+  FileRing::Mode io_mode = FileRing::Mode::kIoUring;
+  std::string io_mode_reason;      // why not io_uring, "" otherwise
+};
+
+// Reads every tensor through a FileRing (the next piece is being read while one is converted),
+// dequantises, packs and writes it through |pager|, then seals the pager. |progress| gets bytes
+// done and in all. Errors name the tensor.
+Result<WeightLoadReport> LoadWeights(const Checkpoint& checkpoint, const CpuWeightMap& map,
+                                     WeightPager& pager,
+                                     const std::function<void(uint64_t, uint64_t)>& progress);
+
+}  // namespace weir
