@@ -1,0 +1,180 @@
+// One contract for every policy: D1 determinism, limits, D3 hold-off, sane text.
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include <gtest/gtest.h>
+
+#include "policy/registry.h"
+
+namespace weir {
+namespace {
+
+uint64_t HoldSteps(const Policy& policy) {
+  for (const auto& [key, value] : policy.Parameters()) {
+    if (key == "hold_steps") return std::stoull(value);
+  }
+  return 0;
+}
+
+template <typename T>
+T Pick(std::mt19937_64& random, std::initializer_list<T> values) {
+  return values.begin()[random() % values.size()];
+}
+
+double AnyDouble(std::mt19937_64& random) {
+  return Pick<double>(
+      random, {0.0, 1.0, 1e-9, 2e4, 5e6, 1e12, 1e300, -1.0,
+               std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()});
+}
+
+// Anything at all, consistent or not.
+PolicySnapshot AnySnapshot(std::mt19937_64& random) {
+  const auto any32 = [&] {
+    return Pick<uint32_t>(random, {0, 1, 2, 3, 16, 64, 1000, 1u << 20, UINT32_MAX,
+                                   static_cast<uint32_t>(random() % 4096)});
+  };
+  const auto any64 = [&] { return Pick<uint64_t>(random, {0, 1, 1u << 25, random(), UINT64_MAX}); };
+  PolicySnapshot s;
+  s.step = any64();
+  s.now_ns = any64();
+  s.granule_bytes = any64();
+  s.pool_total = any32();
+  s.pool_free = any32();
+  s.weights = {any64(), any32(), any32(), any32(), any32()};
+  s.kv = {any32(), any32(), any32(), any32(), any32(), any32(), any32(), any32()};
+  s.demand.running = any32();
+  s.demand.waiting = any32();
+  s.demand.max_running = any32();
+  s.demand.waiting_blocks = any64();
+  s.demand.expected_blocks = any64();
+  s.demand.tokens_per_seq = AnyDouble(random);
+  s.cost = {AnyDouble(random), AnyDouble(random), AnyDouble(random), AnyDouble(random),
+            AnyDouble(random)};
+  s.step_ns = AnyDouble(random);
+  s.stall_ns_per_step = AnyDouble(random);
+  return s;
+}
+
+// A server of one geometry under a load that jumps about; |evicted| is where it is now.
+PolicySnapshot PlausibleSnapshot(std::mt19937_64& random, uint64_t step, uint32_t evicted) {
+  PolicySnapshot s;
+  s.step = step;
+  s.granule_bytes = 32u << 20;
+  s.pool_total = 3000;
+  s.pool_free = static_cast<uint32_t>(random() % 8);
+  s.weights = {uint64_t{48} << 30, 48, 24, evicted, 2};
+  s.kv.blocks_per_extent = 16;
+  s.kv.mapped_extents = 600 + evicted * 46;
+  s.kv.max_extents = 3000;
+  const uint32_t blocks = s.kv.mapped_extents * 16;
+  s.kv.used_blocks = static_cast<uint32_t>(random() % (blocks + 1));
+  s.kv.free_blocks = blocks - s.kv.used_blocks;
+  s.demand.running = static_cast<uint32_t>(random() % 256);
+  s.demand.waiting = random() % 2 ? static_cast<uint32_t>(random() % 200) : 0;
+  s.demand.max_running = 256;
+  s.demand.waiting_blocks = s.demand.waiting * 40u;
+  s.demand.expected_blocks = s.kv.used_blocks + s.demand.waiting_blocks + random() % 4000;
+  s.demand.tokens_per_seq = 200 + static_cast<double>(random() % 3000);
+  s.cost = {Pick<double>(random, {2e6, 8e6, 2e7}), 2e4, 0.5, Pick<double>(random, {50.0, 380.0}),
+            0};
+  return s;
+}
+
+class PolicyContract : public testing::TestWithParam<const char*> {
+ protected:
+  std::unique_ptr<Policy> Make() const {
+    auto policy = MakePolicy(GetParam());
+    EXPECT_TRUE(policy.ok()) << policy.status().ToString();
+    return std::move(policy).value();
+  }
+};
+
+TEST_P(PolicyContract, SameSnapshotsGiveSameDecisions) {
+  const auto a = Make(), b = Make();
+  std::mt19937_64 random(11);
+  uint32_t evicted = 0;
+  for (uint64_t step = 0; step < 3000; ++step) {
+    const PolicySnapshot s = PlausibleSnapshot(random, step, evicted);
+    const PolicyDecision first = a->Decide(s), second = b->Decide(s);
+    ASSERT_EQ(first.granules_per_layer, second.granules_per_layer);
+    ASSERT_EQ(first.ring_slots, second.ring_slots);
+    ASSERT_EQ(first.reason, second.reason);
+    evicted = first.granules_per_layer;
+  }
+}
+
+TEST_P(PolicyContract, DecisionsAreWithinLimitsForAnySnapshot) {
+  std::mt19937_64 random(12);
+  for (int stream = 0; stream < 400; ++stream) {
+    const auto policy = Make();
+    for (int i = 0; i < 25; ++i) {
+      const PolicySnapshot s = AnySnapshot(random);
+      const PolicyDecision d = policy->Decide(s);
+      ASSERT_LE(d.granules_per_layer, s.weights.max_granules_per_layer) << d.reason;
+      ASSERT_GE(d.ring_slots, 2u);
+      ASSERT_FALSE(d.reason.empty());
+      ASSERT_LT(d.reason.size(), 512u);
+      ASSERT_EQ(d.reason.find('\n'), std::string::npos);
+    }
+  }
+}
+
+TEST_P(PolicyContract, AnEmptySnapshotMovesNothing) {
+  EXPECT_EQ(Make()->Decide(PolicySnapshot{}).granules_per_layer, 0u);
+}
+
+TEST_P(PolicyContract, OppositeMovesAreApartByTheHoldOff) {
+  const uint64_t hold = HoldSteps(*Make());
+  int moves = 0;
+  for (uint64_t seed = 1; seed <= 30; ++seed) {
+    SCOPED_TRACE(seed);
+    const auto policy = Make();
+    std::mt19937_64 random(seed);
+    uint32_t evicted = static_cast<uint32_t>(random() % 25), target = 0;
+    uint64_t moved_at = 0;
+    int direction = 0;
+    for (uint64_t step = 0; step < 1500; step += 1 + random() % 3) {
+      const PolicyDecision d = policy->Decide(PlausibleSnapshot(random, step, evicted));
+      const int now = d.granules_per_layer > target ? 1 : d.granules_per_layer < target ? -1 : 0;
+      if (step > 0 && now != 0) {
+        if (direction != 0 && now != direction) {
+          ASSERT_GE(step - moved_at, hold) << d.reason;
+        }
+        direction = now;
+        moved_at = step;
+        ++moves;
+      }
+      target = d.granules_per_layer;
+      // The engine follows by itself, a granule per layer at a time.
+      if (evicted < target) ++evicted;
+      if (evicted > target) --evicted;
+    }
+  }
+  if (hold > 0) {
+    EXPECT_GT(moves, 100);  // the stream does shake policies that move
+  }
+}
+
+TEST_P(PolicyContract, ReasonsShowNoNan) {
+  const auto policy = Make();
+  std::mt19937_64 random(13);
+  for (uint64_t step = 0; step < 2000; ++step) {
+    const PolicyDecision d = policy->Decide(PlausibleSnapshot(random, step, 0));
+    ASSERT_EQ(d.reason.find("nan"), std::string::npos) << d.reason;
+    ASSERT_EQ(d.reason.find("inf"), std::string::npos) << d.reason;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Builtins, PolicyContract,
+                         testing::Values("resident", "fixed{granules_per_layer=6}", "tide",
+                                         "tide{hold_steps=5; min_gain=0; quantum=3}",
+                                         "stress_random", "stress_random{seed=9; hold_steps=1}"));
+
+TEST(PolicyContractSuite, CoversEveryBuiltin) {
+  // Add the new policy to the list above.
+  EXPECT_EQ(ListPolicies().size(), 4u);
+}
+
+}  // namespace
+}  // namespace weir
