@@ -1,0 +1,137 @@
+#include "tests/support/sim_model.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace weir::testing {
+namespace {
+
+constexpr uint64_t Mix(uint64_t x) {  // splitmix64's finaliser
+  x += 0x9e3779b97f4a7c15ULL;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+  return x ^ (x >> 31);
+}
+
+constexpr uint64_t kSegmentNs = 2000;
+constexpr uint64_t kTokenNs = 500;
+
+}  // namespace
+
+WeightLayout SimModel::Layout(const SimModelShape& shape) {
+  WeightLayout layout;
+  uint64_t at = shape.resident_bytes;
+  for (uint32_t l = 0; l < shape.layers; ++l) {
+    std::vector<WeightSegment> segments;
+    for (uint32_t s = 0; s < shape.segments; ++s) {
+      // Odd sizes, so that segments begin and end inside granules.
+      const uint64_t bytes = shape.segment_bytes + 64 * ((l + s) % 3);
+      segments.push_back({at, bytes});
+      at += bytes;
+    }
+    layout.layers.push_back(std::move(segments));
+  }
+  layout.region_bytes = at;
+  return layout;
+}
+
+std::byte SimModel::WeightByte(uint64_t offset) {
+  return static_cast<std::byte>(Mix(offset / 8) >> (8 * (offset % 8)));
+}
+
+std::vector<std::byte> SimModel::WeightBytes(const SimModelShape& shape) {
+  std::vector<std::byte> bytes(Layout(shape).region_bytes);
+  for (uint64_t i = 0; i < bytes.size(); ++i) bytes[i] = WeightByte(i);
+  return bytes;
+}
+
+uint64_t SimModel::Digest(std::span<const std::byte> bytes, uint64_t seed) {
+  uint64_t h = seed;
+  for (size_t i = 0; i < bytes.size(); i += 8) {
+    uint64_t word = 0;
+    std::memcpy(&word, bytes.data() + i, std::min<size_t>(8, bytes.size() - i));
+    h = Mix(h ^ word);
+  }
+  return h;
+}
+
+uint64_t SimModel::Word(int32_t token, uint64_t position, uint64_t weight_digest) {
+  return Mix(static_cast<uint64_t>(token) ^ (position << 32) ^ weight_digest);
+}
+
+std::vector<int32_t> SimModel::Expected(const SimModelShape& shape, std::span<const int32_t> prompt,
+                                        uint32_t count) {
+  const std::vector<std::byte> weights = WeightBytes(shape);
+  uint64_t digest = 0;
+  for (const auto& layer : Layout(shape).layers) {
+    for (const WeightSegment& s : layer) {
+      digest = Digest(std::span(weights).subspan(s.offset, s.bytes), digest);
+    }
+  }
+  std::vector<int32_t> tokens(prompt.begin(), prompt.end());
+  uint64_t context = 0;
+  size_t folded = 0;
+  for (uint32_t i = 0; i < count; ++i) {
+    for (; folded < tokens.size(); ++folded) {
+      context = Mix(context ^ Word(tokens[folded], folded, digest));
+    }
+    tokens.push_back(static_cast<int32_t>(context % shape.vocab));
+  }
+  return {tokens.begin() + static_cast<std::ptrdiff_t>(prompt.size()), tokens.end()};
+}
+
+SimCompute::SimCompute(Driver& driver, const SimModelShape& shape, const ComputeLimits& limits,
+                       const Memory& memory, std::function<void(uint64_t)> advance)
+    : driver_(driver),
+      shape_(shape),
+      limits_(limits),
+      memory_(memory),
+      advance_(std::move(advance)),
+      layout_(SimModel::Layout(shape)) {}
+
+Result<uint64_t> SimCompute::ReadWeights(StepGates& gates) {
+  uint64_t digest = 0;
+  uint32_t gate = 0;
+  std::vector<std::byte> bytes;
+  for (const auto& layer : layout_.layers) {
+    for (const WeightSegment& s : layer) {
+      WEIR_TRY(gates.Arrive(gate));
+      bytes.resize(s.bytes);
+      WEIR_TRY(driver_.Read(memory_.weights + s.offset, bytes));
+      digest = SimModel::Digest(bytes, digest);
+      advance_(kSegmentNs);
+      gates.Depart(gate++);
+    }
+  }
+  return digest;
+}
+
+Status SimCompute::Run(const StepBatch& batch, StepGates& gates) {
+  const uint64_t digest = WEIR_TRY(ReadWeights(gates));
+  logits_.clear();
+  for (const StepSequence& s : batch.sequences) {
+    for (uint32_t r = s.first_row; r < s.first_row + s.rows; ++r) {
+      const auto p = static_cast<uint64_t>(batch.positions[r]);
+      const uint64_t word = SimModel::Word(batch.tokens[r], p, digest);
+      WEIR_TRY(driver_.Write(WordAddress(s.blocks[p / 16], p % 16),
+                             std::as_bytes(std::span(&word, 1))));
+      advance_(kTokenNs);
+    }
+    if (!s.wants_logits) continue;
+    uint64_t context = 0;
+    for (uint32_t p = 0; p < s.context; ++p) {
+      uint64_t word = 0;
+      WEIR_TRY(driver_.Read(WordAddress(s.blocks[p / 16], p % 16),
+                            std::as_writable_bytes(std::span(&word, 1))));
+      context = Mix(context ^ word);
+    }
+    std::vector<float> row(shape_.vocab, 0.0F);
+    row[context % shape_.vocab] = 1.0F;
+    logits_.push_back(std::move(row));
+  }
+  return OkStatus();
+}
+
+std::span<float> SimCompute::logits(uint32_t row) { return logits_[row]; }
+
+}  // namespace weir::testing

@@ -1,0 +1,77 @@
+// SimModel: a "language model" whose every token depends on every byte it should depend on.
+//
+// The KV word of position p is a hash of (token, p, digest of the weights as read at p's step). The
+// next token is a hash of all KV words of the context, read back through the block table. So a stale
+// weight granule, a lost copy, a wrong block, a moved block or a missing rollback changes tokens,
+// and what the tokens should be is known in closed form (SimModel::Expected), with no engine at all.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "engine/compute.h"
+#include "pager/eviction_plan.h"
+#include "vmm/driver.h"
+
+namespace weir::testing {
+
+struct SimModelShape {
+  uint32_t layers = 4;
+  uint32_t segments = 3;
+  uint64_t segment_bytes = 2048;
+  uint64_t resident_bytes = 512;  // embeddings and the like, before the first layer
+  uint32_t vocab = 50;
+  uint32_t block_bytes = 16 * 8;  // one 8-byte word a token
+};
+
+class SimModel {
+ public:
+  static WeightLayout Layout(const SimModelShape& shape);
+  // The byte every loader must put at |offset| of the weight region.
+  static std::byte WeightByte(uint64_t offset);
+  static std::vector<std::byte> WeightBytes(const SimModelShape& shape);
+  // The greedy continuation of |prompt| by |count| tokens.
+  static std::vector<int32_t> Expected(const SimModelShape& shape, std::span<const int32_t> prompt,
+                                       uint32_t count);
+
+  static uint64_t Word(int32_t token, uint64_t position, uint64_t weight_digest);
+  static uint64_t Digest(std::span<const std::byte> bytes, uint64_t seed);
+};
+
+// Runs SimModel through a Driver's memory: weights and KV are read and written at their addresses.
+class SimCompute final : public Compute {
+ public:
+  struct Memory {
+    VirtAddr weights = 0;
+    VirtAddr kv = 0;
+    uint64_t kv_block_stride = 0;
+  };
+  // |advance(ns)| passes virtual time; called for each segment and token.
+  SimCompute(Driver& driver, const SimModelShape& shape, const ComputeLimits& limits,
+             const Memory& memory, std::function<void(uint64_t)> advance);
+
+  const ComputeLimits& limits() const override { return limits_; }
+  Status Run(const StepBatch& batch, StepGates& gates) override;
+  std::span<float> logits(uint32_t row) override;
+  uint64_t RecordedPointersDigest() const override { return memory_.weights ^ (memory_.kv << 1); }
+  uint32_t recordings() const override { return 1; }
+  std::string description() const override { return "simulated"; }
+
+ private:
+  Result<uint64_t> ReadWeights(StepGates& gates);
+  VirtAddr WordAddress(int32_t block, uint64_t offset) const {
+    return memory_.kv + static_cast<uint64_t>(block) * memory_.kv_block_stride + offset * 8;
+  }
+
+  Driver& driver_;
+  SimModelShape shape_;
+  ComputeLimits limits_;
+  Memory memory_;
+  std::function<void(uint64_t)> advance_;
+  WeightLayout layout_;
+  std::vector<std::vector<float>> logits_;
+};
+
+}  // namespace weir::testing
