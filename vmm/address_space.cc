@@ -188,14 +188,15 @@ Status AddressSpace::Validate(RemapPlan& plan) {
 
 Status AddressSpace::DriverMap(RegionId region, SlotIndex slot, GranuleId granule, bool alias) {
   WEIR_TRY(driver_.Map(regions_[region.value].SlotAddress(slot), pool_.granule(granule).alloc));
-  TraceEmit(TraceType::kMap, 0, region.value, slot.value, granule.value, alias ? 1 : 0,
-            pool_.granule(granule).owner);
+  TraceEmit(TraceType::kMap, static_cast<uint8_t>(pool_.tier()), region.value, slot.value,
+            granule.value, alias ? 1 : 0, pool_.granule(granule).owner);
   return OkStatus();
 }
 
 Status AddressSpace::DriverUnmap(RegionId region, SlotIndex slot, GranuleId granule) {
   WEIR_TRY(driver_.Unmap(regions_[region.value].SlotAddress(slot)));
-  TraceEmit(TraceType::kUnmap, 0, region.value, slot.value, granule.value);
+  TraceEmit(TraceType::kUnmap, static_cast<uint8_t>(pool_.tier()), region.value, slot.value,
+            granule.value);
   return OkStatus();
 }
 

@@ -14,6 +14,10 @@ constexpr size_t Index(Owner owner) {
   return static_cast<size_t>(owner);
 }
 
+constexpr uint8_t TierByte(Tier tier) {
+  return static_cast<uint8_t>(tier);
+}
+
 std::string Name(const GranulePool& pool) {
   return "pool " + std::string(TierName(pool.tier()));
 }
@@ -87,7 +91,7 @@ Result<std::unique_ptr<GranulePool>> GranulePool::Create(Driver& driver, const O
     g.id = GranuleId(i);
     g.alloc = allocs[i];
     pool->lists_[Index(GranuleState::kFree)].push_back(g);
-    TraceEmit(TraceType::kCreate, 0, i, options.tier, options.granule_bytes);
+    TraceEmit(TraceType::kCreate, TierByte(options.tier), i, options.granule_bytes);
   }
   return pool;
 }
@@ -99,7 +103,7 @@ GranulePool::~GranulePool() {
   for (List& list : lists_) list.clear();
   for (Granule& g : granules_) {
     (void)g.pending.Wait(driver_);  // a failed event has ended too
-    TraceEmit(TraceType::kRelease, 0, g.id.value, options_.tier, options_.granule_bytes);
+    TraceEmit(TraceType::kRelease, TierByte(options_.tier), g.id.value, options_.granule_bytes);
     const Status released = driver_.Release(g.alloc);
     if (!released.ok()) {
       std::fprintf(stderr, "weir: %s: granule %u is lost: %s\n", Name(*this).c_str(), g.id.value,
@@ -124,7 +128,7 @@ void GranulePool::Move(Granule& g, GranuleState to) {
   List& from_list = lists_[Index(g.state)];
   from_list.erase(from_list.iterator_to(g));
   --count(g.state);
-  TraceEmit(TraceType::kGranuleState, 0, g.id.value, g.state, to, g.owner);
+  TraceEmit(TraceType::kGranuleState, TierByte(options_.tier), g.id.value, g.state, to, g.owner);
   g.state = to;
   ++count(to);
   // Last freed, first taken: its pages are the likeliest to be in a cache.

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "vmm/checked_math.h"
+#include "vmm/event_number.h"
 #include "vmm/host_stream.h"
 
 #ifndef MADV_POPULATE_WRITE
@@ -18,15 +19,6 @@
 
 namespace weir {
 namespace {
-
-// Events are (stream, number of its last operation).
-constexpr unsigned kNumberBits = 40;
-EventId MakeEvent(StreamId stream, uint64_t number) {
-  return EventId((uint64_t{stream.value} << kNumberBits) | number);
-}
-uint64_t NumberOf(EventId event) {
-  return event.value & ((uint64_t{1} << kNumberBits) - 1);
-}
 
 std::byte* Pointer(VirtAddr at) {
   return reinterpret_cast<std::byte*>(at);
@@ -237,7 +229,7 @@ Result<std::shared_ptr<HostStream>> HostDriver::Find(StreamId id) {
 }
 
 Result<std::shared_ptr<HostStream>> HostDriver::FindOf(EventId event) {
-  const uint64_t id = event.value >> kNumberBits;
+  const uint64_t id = StreamIndexOf(event);
   MutexLock lock(mutex_);
   if (!event.valid() || id >= streams_.size() || NumberOf(event) > streams_[id]->submitted()) {
     return InvalidArgument("there is no event " + std::to_string(event.value));

@@ -15,14 +15,15 @@ inline constexpr uint32_t kTraceVersion = 1;
 enum class TraceType : uint16_t {
   kNone = 0,
   // --- Memory ------------------------------------------------------------------------------------
-  kMap = 1,           // region, slot, granule, 1 if alias, owner
-  kUnmap = 2,         // region, slot, granule
-  kCreate = 3,        // granule, tier, bytes
-  kRelease = 4,       // granule, tier, bytes
+  // Granules are numbered by pool; |cause| of the records about one is the tier of its pool.
+  kMap = 1,           // region, slot, granule, 1 if alias, owner                cause: Tier
+  kUnmap = 2,         // region, slot, granule                                   cause: Tier
+  kCreate = 3,        // granule, bytes                                          cause: Tier
+  kRelease = 4,       // granule, bytes                                          cause: Tier
   kPlanBegin = 5,     // plan, operations                                       cause: RemapCause
   kPlanCommit = 6,    // plan, granules taken, granules freed, duration_ns      cause
   kPlanRollback = 7,  // plan, status code, 1 if undoing failed, duration_ns    cause
-  kGranuleState = 8,  // granule, from state, to state, owner
+  kGranuleState = 8,  // granule, from state, to state, owner                    cause: Tier
   // --- Weight paging -----------------------------------------------------------------------------
   kEvict = 10,       // region, first slot, slots
   kFill = 11,        // region, first slot, slots, bytes, begin_ns, end_ns     cause: source tier
