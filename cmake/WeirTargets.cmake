@@ -2,7 +2,7 @@
 
 add_library(weir_flags INTERFACE)
 target_compile_features(weir_flags INTERFACE cxx_std_20)
-target_compile_options(weir_flags INTERFACE -Wall -Wextra -Wconversion -Wsign-conversion -Wshadow
+target_compile_options(weir_flags INTERFACE -Wall -Wextra -Wno-missing-field-initializers -Wconversion -Wsign-conversion -Wshadow
                                             -fvisibility=hidden -fno-omit-frame-pointer)
 # A fused multiply-add is written where it is meant: the tokens must not depend on the optimiser.
 target_compile_options(weir_flags INTERFACE -ffp-contract=off)

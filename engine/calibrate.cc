@@ -84,11 +84,11 @@ Status EngineCore::Calibrate() {
   };
 
   for (const Shape& shape : shapes) WEIR_TRY(measure(shape));
-  if (memory_.can_evict()) {
+  if (memory_.max_granules_per_layer() > 0) {
     cost_.SetLinkSpeed(WEIR_TRY(memory_.MeasureLinkBytesPerNs()));
     // The same small shapes with weights away tell how much copying disturbs the compute.
     const uint32_t home = memory_.view().granules_per_layer;
-    const uint32_t away = memory_.weights().max_granules_per_layer();
+    const uint32_t away = memory_.max_granules_per_layer();
     WEIR_TRY(MoveBorder(away, memory_.ring_slots()));
     for (size_t i = 0; i < std::min<size_t>(3, shapes.size()); ++i) WEIR_TRY(measure(shapes[i]));
     WEIR_TRY(MoveBorder(home, memory_.ring_slots()));

@@ -45,7 +45,6 @@ Result<RequestId> EngineCore::Add(CoreRequest request) {
                              " is outside the vocabulary [0, " + std::to_string(vocab) + ")");
     }
   }
-  WEIR_TRY(ValidateSampling(request.sampling, vocab));
   const uint64_t prompt = request.prompt.size();
   if (prompt >= options_.max_model_len) {
     return InvalidArgument("the prompt has " + std::to_string(prompt) +
@@ -56,6 +55,7 @@ Result<RequestId> EngineCore::Add(CoreRequest request) {
   if (request.sampling.max_tokens == 0 || request.sampling.max_tokens > room) {
     request.sampling.max_tokens = static_cast<uint32_t>(room);
   }
+  WEIR_TRY(ValidateSampling(request.sampling, vocab));
   const uint64_t blocks = CeilDiv(prompt + 1, kBlockTokens);
   if (blocks > memory_.most_kv_blocks()) {
     return NoMemory("the prompt needs " + std::to_string(blocks) +
@@ -154,7 +154,7 @@ PolicySnapshot EngineCore::Snapshot() const {
   s.pool_free = view.pool.free - view.pool.committed;
   s.weights = {.bytes = memory_.weights().layout().region_bytes,
                .layers = static_cast<uint32_t>(memory_.weights().layout().layers.size()),
-               .max_granules_per_layer = memory_.weights().max_granules_per_layer(),
+               .max_granules_per_layer = memory_.max_granules_per_layer(),
                .granules_per_layer = view.granules_per_layer,
                .ring_slots = memory_.ring_slots()};
   s.kv = {.granules_per_extent = geometry.granules_per_extent,
@@ -299,7 +299,7 @@ void EngineCore::SampleAll(const std::vector<ScheduledSequence>& scheduled) {
     stats_.prompt_tokens_computed += s.tokens - 1;
     Result<SampledToken> sampled =
         sampler_.Sample(compute_.logits(row++), sequence.sampling, sequence.history, sequence.id,
-                        sequence.output_tokens(), options_.eos_ids);
+                        sequence.length(), options_.eos_ids);
     if (!sampled.ok()) {
       Retire(sequence, FinishReason::kError, sampled.status());
       continue;

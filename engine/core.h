@@ -85,7 +85,7 @@ class EngineCore {
   EngineCore(const EngineCore&) = delete;
   EngineCore& operator=(const EngineCore&) = delete;
 
-  // Queues a request. kInvalidArgument: empty prompt, a token outside the vocabulary, sampling
+  // Queues a request; max_tokens is cut to what the context leaves (0: all of it). kInvalidArgument: empty prompt, a token outside the vocabulary, sampling
   // parameters out of range, longer than max_model_len. kNoMemory: it could not fit even alone.
   Result<RequestId> Add(CoreRequest request);
   // Ends a request now; its blocks are free at once. The next TakeOutputs reports |reason|.

@@ -60,8 +60,9 @@ Status Memory::Build() {
                              ? options_.hbm_budget_bytes / granule
                              : weight_granules + scratch_granules + wanted_kv;
 
-  const bool can_evict = options_.backing != BackingTier::kNone;
-  const uint32_t most_per_layer =
+  const bool can_evict = options_.backing != BackingTier::kNone &&
+                         options_.weights.layers.size() > options_.ring_slots;
+  max_granules_per_layer_ =
       can_evict ? EvictionPlan::MaxGranulesPerLayer(options_.weights, granule) : 0;
   const auto freed_by = [&](uint32_t per_layer) -> uint64_t {
     const auto plan = EvictionPlan::Make(
@@ -69,7 +70,8 @@ Status Memory::Build() {
         {.granules_per_layer = per_layer, .ring_slots = options_.ring_slots});
     return plan.ok() ? plan->freed_granules() : 0;
   };
-  const uint64_t most_freed = most_per_layer > 0 ? freed_by(most_per_layer) : 0;
+  const uint64_t most_freed =
+      max_granules_per_layer_ > 0 ? freed_by(max_granules_per_layer_) : 0;
   const uint64_t fixed = weight_granules + scratch_granules;
   if (total + most_freed < fixed + least_kv) {
     const uint64_t least = (fixed + least_kv - most_freed) * granule;
@@ -163,19 +165,33 @@ Status Memory::ShrinkKv(uint32_t n, const PatchFn& patch) {
   std::vector<uint32_t> extents;
   std::vector<BlockMoveRequest> requests;
   WEIR_TRY(blocks_->VacateExtents(n, &extents, &requests));
-  std::vector<BlockMove> moves;
-  for (const BlockMoveRequest& m : requests) moves.push_back({m.from, m.to});
-  // The block tables follow before anything can fail: the copies below are the only thing between
-  // here and the next step, and an error of theirs is reported after the tables are consistent.
+  // The block tables follow before anything can fail: what is left between here and the next step
+  // are the copies, and the caller distrusts all of KV if one of them fails.
   patch(requests);
-  Fence fence = WEIR_TRY(copier_->Move(moves));
-  WEIR_TRY(fence.Wait(driver_));
-  Status status = kv_->Shrink(extents, fence);
+  Status status = CopyBlocks(requests);
+  if (status.ok()) status = kv_->Shrink(extents, Fence());
   if (!status.ok()) {
-    // The plan was rolled back: the extents are still mapped, empty, and ours to use.
+    // The extents are still mapped, empty, and ours to use.
     for (const uint32_t e : extents) blocks_->AddExtent(e);
   }
   return status;
+}
+
+Status Memory::CopyBlocks(const std::vector<BlockMoveRequest>& requests) {
+  if (requests.empty()) return OkStatus();
+  std::vector<BlockMove> moves;
+  for (const BlockMoveRequest& m : requests) moves.push_back({m.from, m.to});
+  Fence fence = WEIR_TRY(copier_->Move(moves));
+  WEIR_TRY(fence.Wait(driver_));
+  if (!options_.pager.verify_stripes) return OkStatus();
+  std::vector<std::byte> from(options_.kv_block_bytes);
+  std::vector<std::byte> to(options_.kv_block_bytes);
+  for (const BlockMove& m : moves) {
+    WEIR_TRY(driver_.Read(kv_->base() + m.from * kv_->block_stride(), from));
+    WEIR_TRY(driver_.Read(kv_->base() + m.to * kv_->block_stride(), to));
+    if (from != to) return DataLoss("KV block " + std::to_string(m.from) + " was lost in its move");
+  }
+  return OkStatus();
 }
 
 Result<double> Memory::MeasureLinkBytesPerNs() {

@@ -62,8 +62,9 @@ class Memory {
   VirtAddr scratch() const;
   MemoryView view() const;
   uint32_t ring_slots() const { return options_.ring_slots; }
-  // Whether the weights have a backing copy and anything in them can be evicted.
-  bool can_evict() const { return backing_ != nullptr && weights_->max_granules_per_layer() > 0; }
+  // The most stripe granules a border may take from each layer; 0 without a backing copy, or when
+  // the model has no more layers than the ring has slots.
+  uint32_t max_granules_per_layer() const { return max_granules_per_layer_; }
   // Times a fetch from the backing copy into the step buffers. Between steps only.
   Result<double> MeasureLinkBytesPerNs();
   // The largest number of KV blocks any border can give.
@@ -86,6 +87,7 @@ class Memory {
   Status Build();
   Status MapScratch();
   Status ShrinkKv(uint32_t extents, const PatchFn& patch);
+  Status CopyBlocks(const std::vector<BlockMoveRequest>& requests);
 
   Driver& driver_;
   MemoryOptions options_;
@@ -98,6 +100,7 @@ class Memory {
   std::unique_ptr<BlockManager> blocks_;
   std::unique_ptr<BlockCopier> copier_;
   uint64_t most_kv_blocks_ = 0;
+  uint32_t max_granules_per_layer_ = 0;
 };
 
 }  // namespace weir

@@ -1,0 +1,274 @@
+// The whole engine as a deterministic simulation: random requests, budgets, policies and faults, one
+// seed each. Every request's tokens must be those of SimModel::Expected, computed without any engine.
+//   WEIR_SIMULATION_RUNS=10000   how many seeds
+//   WEIR_SIMULATION_SEED=1234    one seed only
+#include <algorithm>
+#include <map>
+#include <random>
+
+#include <gtest/gtest.h>
+
+#include "engine/core.h"
+#include "policy/registry.h"
+#include "tests/support/iterations.h"
+#include "tests/support/sim_model.h"
+#include "vmm/sim_driver.h"
+
+namespace weir {
+namespace {
+
+using testing::SimCompute;
+using testing::SimModel;
+using testing::SimModelShape;
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : engine_(seed) {}
+  uint64_t Below(uint64_t n) { return engine_() % n; }
+  uint64_t Between(uint64_t low, uint64_t high) { return low + Below(high - low + 1); }
+  bool Chance(double p) { return static_cast<double>(engine_() >> 11) * 0x1p-53 < p; }
+  template <typename T>
+  T Pick(std::initializer_list<T> values) {
+    return values.begin()[Below(values.size())];
+  }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+struct Client {
+  std::vector<int32_t> prompt;
+  uint32_t max_tokens = 0;
+  uint64_t arrives_at = 0;                // step
+  std::optional<uint64_t> cancelled_at;   // step
+  RequestId id = 0;
+  std::vector<int32_t> tokens;
+  FinishReason reason = FinishReason::kNone;
+  Status error;
+};
+
+enum class Faults { kNone, kInjected };
+
+// One simulated engine and its clients.
+class World {
+ public:
+  World(uint64_t seed, Faults faults) : random_(seed), faults_(faults) {
+    shape_.layers = static_cast<uint32_t>(random_.Between(2, 6));
+    shape_.segments = static_cast<uint32_t>(random_.Between(1, 3));
+    shape_.segment_bytes = 64 * random_.Between(16, 64);
+    driver_ = SimDriver::Create({.granularity_bytes = 256, .seed = seed}).value();
+  }
+
+  Status Build() {
+    MemoryOptions m;
+    m.granule_bytes = random_.Pick<uint64_t>({256, 512});
+    m.scratch_bytes = 1000;
+    m.kv_block_bytes = shape_.block_bytes;
+    m.kv_least_blocks = 8;
+    m.weights = SimModel::Layout(shape_);
+    m.pager.verify_stripes = true;  // lost copies must be noticed
+    m.poison_freed = true;
+    m.prefix_caching = random_.Chance(0.8);
+    m.ring_slots = 2;
+    // From the least that runs to more than enough.
+    m.hbm_budget_bytes = 1;
+    const Status refused = Memory::Create(*driver_, m).status();
+    EXPECT_EQ(refused.code(), StatusCode::kNoMemory);
+    const uint64_t weights = m.weights.region_bytes + m.scratch_bytes;
+    for (uint64_t percent = random_.Between(20, 200);; percent += 10) {
+      m.hbm_budget_bytes = weights * percent / 100;
+      auto memory = Memory::Create(*driver_, m);
+      if (memory.ok()) {
+        memory_ = std::move(*memory);
+        break;
+      }
+      if (memory.status().code() != StatusCode::kNoMemory) return memory.status();
+    }
+    const std::vector<std::byte> weights_bytes = SimModel::WeightBytes(shape_);
+    WEIR_TRY(memory_->weights().Write(0, weights_bytes));
+    WEIR_TRY(memory_->weights().Seal());
+
+    const ComputeLimits limits{.max_rows = static_cast<uint32_t>(random_.Between(4, 64)),
+                               .max_sequences = static_cast<uint32_t>(random_.Between(1, 8)),
+                               .max_context = 512,
+                               .vocab_size = shape_.vocab};
+    compute_ = std::make_unique<SimCompute>(
+        *driver_, shape_, limits,
+        SimCompute::Memory{memory_->weights().base(), memory_->kv().base(),
+                           memory_->kv().block_stride()},
+        [this](uint64_t ns) { driver_->AdvanceBy(ns); });
+    policy_ = WEIR_TRY(MakePolicy(random_.Pick<std::string>(
+        {"resident", "tide", "tide{hold_steps=2; settle_steps=1; min_gain=0}", "stress_random"})));
+    CoreOptions options;
+    options.scheduler.max_batched_tokens = limits.max_rows;
+    options.scheduler.max_prefill_chunk =
+        static_cast<uint32_t>(random_.Between(1, limits.max_rows));
+    options.scheduler.max_sequences = limits.max_sequences;
+    options.max_model_len = 512;
+    core_ = std::make_unique<EngineCore>(*driver_, *memory_, *compute_, *policy_, options);
+    if (random_.Chance(0.5)) WEIR_TRY(core_->Calibrate());
+    return OkStatus();
+  }
+
+  void MakeClients() {
+    std::vector<int32_t> shared(random_.Below(64));
+    for (int32_t& t : shared) t = static_cast<int32_t>(random_.Below(shape_.vocab));
+    const uint64_t n = random_.Between(3, 16);
+    for (uint64_t i = 0; i < n; ++i) {
+      Client c;
+      if (random_.Chance(0.6)) c.prompt = shared;
+      const uint64_t own = random_.Between(1, 40);
+      for (uint64_t t = 0; t < own; ++t) {
+        c.prompt.push_back(static_cast<int32_t>(random_.Below(shape_.vocab)));
+      }
+      c.max_tokens = static_cast<uint32_t>(random_.Between(1, 48));
+      c.arrives_at = random_.Below(60);
+      if (random_.Chance(0.15)) c.cancelled_at = c.arrives_at + random_.Below(30);
+      clients_.push_back(std::move(c));
+    }
+  }
+
+  void ArmFaults() {
+    if (faults_ == Faults::kNone) return;
+    SimFaults& f = driver_->faults();
+    f.late_ns = random_.Between(1, 100) * 10'000;
+    if (random_.Chance(0.4)) f.CopyWithProbability(SimCopyFault::kLate, 0.05);
+    if (random_.Chance(0.4)) f.CopyWithProbability(SimCopyFault::kLost, 0.02);
+    if (random_.Chance(0.3)) f.CopyWithProbability(SimCopyFault::kFail, 0.01);
+    if (random_.Chance(0.3)) f.FailWithProbability(SimCall::kMap, 0.02);
+    if (random_.Chance(0.2)) f.FailWithProbability(SimCall::kSetAccess, 0.02);
+    if (random_.Chance(0.2)) f.FailWithProbability(SimCall::kCopy, 0.01);
+    if (random_.Chance(0.2)) f.FailWithProbability(SimCall::kCreate, 0.1, StatusCode::kNoMemory);
+    if (random_.Chance(0.2)) f.link_slowdown = 10;
+  }
+
+  void Run() {
+    constexpr uint64_t kMostSteps = 20'000;
+    uint64_t step = 0;
+    for (; step < kMostSteps; ++step) {
+      for (Client& c : clients_) {
+        if (c.arrives_at == step) Arrive(c);
+        if (c.cancelled_at == step && c.id != 0 && c.reason == FinishReason::kNone) {
+          ASSERT_TRUE(core_->Finish(c.id, FinishReason::kCancelled).ok());
+        }
+      }
+      const auto worked = core_->Step();
+      ASSERT_TRUE(worked.ok()) << worked.status().ToString();
+      Collect();
+      const Status sound = core_->CheckIntegrity();
+      ASSERT_TRUE(sound.ok()) << "step " << step << ": " << sound.ToString();
+      ASSERT_EQ(driver_->violations(), 0u) << driver_->violation_list()[0];
+      if (!*worked && step > 100) break;
+    }
+    ASSERT_LT(step, kMostSteps) << "no end: a request neither finished nor failed (S3)";
+  }
+
+  void CheckTokens() {
+    for (const Client& c : clients_) {
+      if (c.id == 0) continue;  // refused at Add
+      ASSERT_NE(c.reason, FinishReason::kNone);
+      const auto expected = SimModel::Expected(shape_, c.prompt, c.max_tokens);
+      ASSERT_LE(c.tokens.size(), expected.size());
+      EXPECT_TRUE(std::equal(c.tokens.begin(), c.tokens.end(), expected.begin()))
+          << "request " << c.id << ": tokens differ from its solo run";
+      if (c.reason == FinishReason::kLength) {
+        EXPECT_EQ(c.tokens.size(), expected.size());
+      }
+      if (c.reason == FinishReason::kError && faults_ == Faults::kNone) {
+        EXPECT_EQ(c.error.code(), StatusCode::kNoMemory) << c.error.ToString();
+      }
+    }
+  }
+
+  // FNV-1a over everything that happened.
+  uint64_t Digest() const {
+    uint64_t h = 0xcbf29ce484222325ULL;
+    const auto add = [&h](uint64_t v) { h = (h ^ v) * 0x100000001b3ULL; };
+    add(driver_->Now());
+    add(core_->stats().steps);
+    add(core_->stats().border_moves);
+    for (const Client& c : clients_) {
+      add(static_cast<uint64_t>(c.reason));
+      for (const int32_t t : c.tokens) add(static_cast<uint64_t>(t));
+    }
+    return h;
+  }
+
+  EngineCore& core() { return *core_; }
+
+ private:
+  void Arrive(Client& c) {
+    CoreRequest request;
+    request.prompt = c.prompt;
+    request.sampling.temperature = 0;
+    request.sampling.max_tokens = c.max_tokens;
+    const auto id = core_->Add(std::move(request));
+    if (id.ok()) {
+      c.id = *id;
+    } else {
+      EXPECT_EQ(id.status().code(), StatusCode::kNoMemory) << id.status().ToString();
+    }
+  }
+
+  void Collect() {
+    for (CoreOutput& out : core_->TakeOutputs()) {
+      const auto it = std::find_if(clients_.begin(), clients_.end(),
+                                   [&](const Client& c) { return c.id == out.id; });
+      ASSERT_NE(it, clients_.end());
+      ASSERT_EQ(it->reason, FinishReason::kNone) << "output after the end";
+      for (const SampledToken& t : out.tokens) it->tokens.push_back(t.token);
+      if (out.finished) {
+        it->reason = out.reason;
+        it->error = out.error;
+      }
+    }
+  }
+
+  Random random_;
+  Faults faults_;
+  SimModelShape shape_;
+  std::unique_ptr<SimDriver> driver_;
+  std::unique_ptr<Memory> memory_;
+  std::unique_ptr<SimCompute> compute_;
+  std::unique_ptr<Policy> policy_;
+  std::unique_ptr<EngineCore> core_;
+  std::vector<Client> clients_;
+};
+
+uint64_t RunSeed(uint64_t seed, Faults faults) {
+  World world(seed, faults);
+  const Status built = world.Build();
+  EXPECT_TRUE(built.ok()) << built.ToString();
+  if (!built.ok()) return 0;
+  world.MakeClients();
+  world.ArmFaults();
+  world.Run();
+  if (::testing::Test::HasFatalFailure()) return 0;
+  world.CheckTokens();
+  return world.Digest();
+}
+
+void RunSeeds(Faults faults) {
+  const uint64_t only = testing::Iterations("WEIR_SIMULATION_SEED", 0);
+  const uint64_t runs = testing::Iterations("WEIR_SIMULATION_RUNS", 500);
+  for (uint64_t seed = only != 0 ? only : 1; seed <= (only != 0 ? only : runs); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    RunSeed(seed, faults);
+    if (::testing::Test::HasFailure()) return;
+  }
+}
+
+TEST(Simulation, TokensEqualTheSoloRunUnderAnyBudgetPolicyAndSchedule) { RunSeeds(Faults::kNone); }
+
+TEST(Simulation, InjectedFailuresNeverChangeATokenOrBreakAnInvariant) {
+  RunSeeds(Faults::kInjected);
+}
+
+TEST(Simulation, SameSeedIsTheSameRun) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    EXPECT_EQ(RunSeed(seed, Faults::kInjected), RunSeed(seed, Faults::kInjected)) << seed;
+  }
+}
+
+}  // namespace
+}  // namespace weir
