@@ -1,13 +1,13 @@
 #include "engine/model/byte_source.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
 #include <cerrno>
 #include <cstring>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 namespace weir {
 
@@ -49,18 +49,19 @@ Result<std::shared_ptr<FileSource>> FileSource::Open(const std::string& path) {
     ::close(fd);
     return InvalidArgument(path + " is not a regular file");
   }
-  return std::shared_ptr<FileSource>(
-      new FileSource(fd, static_cast<uint64_t>(info.st_size), path));
+  return std::shared_ptr<FileSource>(new FileSource(fd, static_cast<uint64_t>(info.st_size), path));
 }
 
-FileSource::~FileSource() { ::close(fd_); }
+FileSource::~FileSource() {
+  ::close(fd_);
+}
 
 Status FileSource::ReadAt(uint64_t offset, std::span<std::byte> out) const {
   if (offset > size_ || out.size() > size_ - offset) return PastEnd(offset, out.size(), size_);
   size_t done = 0;
   while (done < out.size()) {
-    const ssize_t n = ::pread(fd_, out.data() + done, out.size() - done,
-                              static_cast<off_t>(offset + done));
+    const ssize_t n =
+        ::pread(fd_, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return IoError("cannot read " + path_ + ": " + std::strerror(errno));
     if (n == 0) return PastEnd(offset, out.size(), offset + done).WithContext(path_);

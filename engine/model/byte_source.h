@@ -35,8 +35,9 @@ class SpanSource : public ByteSource {
   uint64_t size_;
 };
 
-// Represents one open regular file. Owns the descriptor; the size is the one seen at Open, so a file
-// that shrinks later gives kDataLoss, never a signal (which is why nothing here is memory mapped).
+// Represents one open regular file. Owns the descriptor; the size is the one seen at Open, so a
+// file that shrinks later gives kDataLoss, never a signal (which is why nothing here is memory
+// mapped).
 class FileSource : public ByteSource {
  public:
   static Result<std::shared_ptr<FileSource>> Open(const std::string& path);

@@ -6,6 +6,7 @@
 
 #include "engine/model/convert.h"
 #include "engine/model/gguf_model.h"
+#include "engine/model/no_throw.h"
 #include "vmm/checked_math.h"
 
 namespace weir {
@@ -17,7 +18,9 @@ namespace fs = std::filesystem;
 constexpr uint64_t kMaxConfigBytes = 4u << 20;
 constexpr uint64_t kReadChunkBytes = 4u << 20;
 
-TensorRole RoleAt(uint32_t index) { return static_cast<TensorRole>(index); }
+TensorRole RoleAt(uint32_t index) {
+  return static_cast<TensorRole>(index);
+}
 
 // Calls |visit(role, layer)| for every part a decoder can have, in file-friendly order.
 template <typename Visit>
@@ -51,8 +54,7 @@ bool Exists(const fs::path& path) {
 Result<std::string> SingleGguf(const std::string& directory) {
   std::error_code error;
   std::vector<std::string> found;
-  for (fs::directory_iterator it(directory, error), end; !error && it != end;
-       it.increment(error)) {
+  for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
     if (it->path().extension() == ".gguf") found.push_back(it->path().string());
   }
   if (error) return IoError("cannot list " + directory + ": " + error.message());
@@ -130,8 +132,7 @@ Status Checkpoint::AddSafetensors(const SafetensorsFile& file) {
   // A checkpoint saved from the bare decoder lacks the "model." in front.
   constexpr std::string_view kPrefix = "model.";
   const std::string embedding = HfTensorName(TensorRole::kEmbedding, 0);
-  const bool bare =
-      !file.Contains(embedding) && file.Contains(embedding.substr(kPrefix.size()));
+  const bool bare = !file.Contains(embedding) && file.Contains(embedding.substr(kPrefix.size()));
   return ForEachPart(config_.num_layers, [&](TensorRole role, uint32_t layer) -> Status {
     std::string name = HfTensorName(role, layer);
     if (bare && name.starts_with(kPrefix)) name.erase(0, kPrefix.size());
@@ -240,6 +241,10 @@ Result<Checkpoint> Checkpoint::OpenGguf(const std::string& path) {
 }
 
 Result<Checkpoint> Checkpoint::Open(const std::string& path) {
+  return NoThrow([&] { return OpenAny(path); });
+}
+
+Result<Checkpoint> Checkpoint::OpenAny(const std::string& path) {
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   if (status.type() == fs::file_type::not_found) return NotFound("no such model: " + path);
@@ -252,12 +257,14 @@ Result<Checkpoint> Checkpoint::Open(const std::string& path) {
 }
 
 Result<Checkpoint> Checkpoint::Dummy(ModelConfig config, uint64_t seed) {
-  WEIR_TRY(ValidateModelConfig(config));
-  Checkpoint out;
-  out.config_ = std::move(config);
-  out.sources_.resize(out.SlotOf(TensorRole::kDownBias, out.config_.num_layers - 1) + 1);
-  WEIR_TRY(out.AddDummy(seed));
-  return out;
+  return NoThrow([&]() -> Result<Checkpoint> {
+    WEIR_TRY(ValidateModelConfig(config));
+    Checkpoint out;
+    out.config_ = std::move(config);
+    out.sources_.resize(out.SlotOf(TensorRole::kDownBias, out.config_.num_layers - 1) + 1);
+    WEIR_TRY(out.AddDummy(seed));
+    return out;
+  });
 }
 
 Result<TensorSource> Checkpoint::Find(TensorRole role, int layer) const {

@@ -71,8 +71,9 @@ class Checkpoint {
   // Bytes of all tensors the model needs, as stored; 0 for a dummy.
   uint64_t stored_bytes() const { return stored_bytes_; }
 
-  // kNotFound if the model has no such part (a bias it does not use, a layer out of range); anything
-  // HasRole says is there. kLmHead of a tied model is the embedding. |layer|: ignored for model roles.
+  // kNotFound if the model has no such part (a bias it does not use, a layer out of range);
+  // anything HasRole says is there. kLmHead of a tied model is the embedding. |layer|: ignored for
+  // model roles.
   Result<TensorSource> Find(TensorRole role, int layer = 0) const;
 
   // Rows [first_row, first_row + rows) in the model's order, as stored: |out| holds rows times
@@ -85,6 +86,7 @@ class Checkpoint {
 
  private:
   Checkpoint() = default;
+  static Result<Checkpoint> OpenAny(const std::string& path);
   static Result<Checkpoint> OpenDirectory(const std::string& path);
   static Result<Checkpoint> OpenGguf(const std::string& path);
   size_t SlotOf(TensorRole role, uint32_t layer) const;

@@ -101,7 +101,8 @@ float DummyScale(const ModelConfig& config, TensorRole role) {
   switch (role) {
     case TensorRole::kEmbedding:
     case TensorRole::kLmHead:
-      // Logits of a normalised state then have a standard deviation of 3: clear winners, no overflow.
+      // Logits of a normalised state then have a standard deviation of 3: clear winners, no
+      // overflow.
       return 3.0f * inverse_root(config.hidden_size);
     case TensorRole::kQ:
     case TensorRole::kK:

@@ -15,9 +15,9 @@ uint16_t LoadU16(const std::byte* p) {
   return v;
 }
 
-// The block layouts are those of ggml-common.h: block_q8_0 {half d; int8 qs[32]}, block_q4_0 {half d;
-// uint8 qs[16]}, block_q4_1 {half d, m; uint8 qs[16]}. In the 4-bit formats byte j holds element j in
-// its low nibble and element j + 16 in its high nibble.
+// The block layouts are those of ggml-common.h: block_q8_0 {half d; int8 qs[32]}, block_q4_0 {half
+// d; uint8 qs[16]}, block_q4_1 {half d, m; uint8 qs[16]}. In the 4-bit formats byte j holds element
+// j in its low nibble and element j + 16 in its high nibble.
 constexpr size_t kBlock = 32;
 
 void Q8_0Block(const std::byte* src, float* out) {
@@ -46,7 +46,8 @@ void Q4_1Block(const std::byte* src, float* out) {
   }
 }
 
-// splitmix64's finaliser (Steele, Lea, Flood 2014): a bijection, every input bit reaches every output.
+// splitmix64's finaliser (Steele, Lea, Flood 2014): a bijection, every input bit reaches every
+// output.
 uint64_t Mix(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
@@ -62,7 +63,8 @@ float F16ToFloat(uint16_t bits) {
   const uint32_t exponent = (bits >> 10) & 31u;
   const uint32_t mantissa = bits & 0x3ffu;
   if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
+  if (exponent != 0)
+    return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
   // Subnormal: mantissa * 2^-24, exact in float.
   const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
   return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | sign);
@@ -78,7 +80,8 @@ uint16_t FloatToF16Rne(float value) {
   } else if (magnitude >= 0x477ff000u) {  // 65520 and above round to infinity
     half = 0x7c00u;
   } else if (magnitude < 0x38800000u) {
-    // Below 2^-14: adding 0.5 aligns the mantissa so that the FPU rounds at half's last subnormal bit.
+    // Below 2^-14: adding 0.5 aligns the mantissa so that the FPU rounds at half's last subnormal
+    // bit.
     const float aligned = std::bit_cast<float>(magnitude) + 0.5f;
     half = std::bit_cast<uint32_t>(aligned) - 0x3f000000u;
   } else {

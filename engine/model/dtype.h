@@ -27,7 +27,9 @@ constexpr DTypeTraits TraitsOf(DType dtype) {
   }
   return {"?", 1, 4};
 }
-constexpr std::string_view DTypeName(DType dtype) { return TraitsOf(dtype).name; }
+constexpr std::string_view DTypeName(DType dtype) {
+  return TraitsOf(dtype).name;
+}
 
 // For messages that say what would have been accepted.
 inline constexpr std::string_view kAcceptedDTypes = "F32, F16, BF16, Q8_0, Q4_0, Q4_1";

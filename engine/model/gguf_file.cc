@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "engine/model/convert.h"
+#include "engine/model/no_throw.h"
 #include "engine/model/tensor_file.h"
 #include "vmm/checked_math.h"
 #include "vmm/types.h"
@@ -14,9 +15,9 @@ namespace weir {
 
 namespace {
 
-constexpr uint32_t kMagic = 0x46554747;  // "GGUF"
-constexpr uint64_t kMinValueBytes = 8 + 4 + 1;            // key length, type, smallest value
-constexpr uint64_t kMinTensorBytes = 8 + 4 + 8 + 4 + 8;   // name length, rank, one dim, type, offset
+constexpr uint32_t kMagic = 0x46554747;                  // "GGUF"
+constexpr uint64_t kMinValueBytes = 8 + 4 + 1;           // key length, type, smallest value
+constexpr uint64_t kMinTensorBytes = 8 + 4 + 8 + 4 + 8;  // name length, rank, one dim, type, offset
 constexpr uint64_t kMaxKeyBytes = 65535;
 constexpr uint64_t kMaxTensorNameBytes = 64;
 constexpr uint32_t kMaxRank = 4;
@@ -44,10 +45,10 @@ uint64_t FixedBytes(GgufType type) {
 // Names of ggml's tensor types, for messages only.
 std::string GgmlTypeName(uint32_t type) {
   static constexpr std::string_view kNames[] = {
-      "F32",     "F16",    "Q4_0",   "Q4_1",  "Q4_2",    "Q4_3",  "Q5_0",   "Q5_1",  "Q8_0",
-      "Q8_1",    "Q2_K",   "Q3_K",   "Q4_K",  "Q5_K",    "Q6_K",  "Q8_K",   "IQ2_XXS", "IQ2_XS",
-      "IQ3_XXS", "IQ1_S",  "IQ4_NL", "IQ3_S", "IQ2_S",   "IQ4_XS", "I8",    "I16",   "I32",
-      "I64",     "F64",    "IQ1_M",  "BF16"};
+      "F32",     "F16",    "Q4_0",    "Q4_1",  "Q4_2",   "Q4_3",  "Q5_0",  "Q5_1",
+      "Q8_0",    "Q8_1",   "Q2_K",    "Q3_K",  "Q4_K",   "Q5_K",  "Q6_K",  "Q8_K",
+      "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS",
+      "I8",      "I16",    "I32",     "I64",   "F64",    "IQ1_M", "BF16"};
   if (type < std::size(kNames)) return std::string(kNames[type]);
   return "number " + std::to_string(type);
 }
@@ -263,8 +264,8 @@ class GgufReader {
     const auto type = WEIR_TRY(cursor_.Value<uint32_t>());
     const std::optional<DType> dtype = FromGgmlType(type);
     if (!dtype) {
-      return Unsupported(shown + " has type " + GgmlTypeName(type) + " (accepted: " +
-                         std::string(kAcceptedDTypes) + ")");
+      return Unsupported(shown + " has type " + GgmlTypeName(type) +
+                         " (accepted: " + std::string(kAcceptedDTypes) + ")");
     }
     info.dtype = *dtype;
     info.offset = WEIR_TRY(cursor_.Value<uint64_t>());  // from the data section until PlaceTensors
@@ -323,7 +324,9 @@ class GgufReader {
   GgufFile out_;
 };
 
-Result<GgufFile> GgufFile::Parse(const ByteSource& source) { return GgufReader(source).Read(); }
+Result<GgufFile> GgufFile::Parse(const ByteSource& source) {
+  return NoThrow([&]() -> Result<GgufFile> { return GgufReader(source).Read(); });
+}
 
 Result<GgufFile> GgufFile::Open(const std::string& path) {
   auto file = WEIR_TRY(FileSource::Open(path));

@@ -72,8 +72,8 @@ Status ReadSizes(const GgufFile& file, const ArchKeys& keys, ModelConfig& config
   for (const char* suffix : {"attention.value_length", "rope.dimension_count"}) {
     const auto length = WEIR_TRY(keys.Uint(suffix));
     if (length && *length != config.head_dim) {
-      return Unsupported(keys.Key(suffix) + " is " + std::to_string(*length) + " (accepted: " +
-                         std::to_string(config.head_dim) + ", the key length)");
+      return Unsupported(keys.Key(suffix) + " is " + std::to_string(*length) +
+                         " (accepted: " + std::to_string(config.head_dim) + ", the key length)");
     }
   }
   const auto eps = WEIR_TRY(keys.Float("attention.layer_norm_rms_epsilon"));
@@ -99,6 +99,11 @@ Status ReadSizes(const GgufFile& file, const ArchKeys& keys, ModelConfig& config
     config.vocab_size = static_cast<uint32_t>(tokens->size());
   } else {
     return InvalidArgument(keys.Key("vocab_size") + " and tokenizer.ggml.tokens are missing");
+  }
+  // A token id indexes the embedding.
+  if (tokens != nullptr && tokens->size() > config.vocab_size) {
+    return InvalidArgument("tokenizer.ggml.tokens has " + std::to_string(tokens->size()) +
+                           " entries, the vocabulary " + std::to_string(config.vocab_size));
   }
   return {};
 }

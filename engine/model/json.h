@@ -5,9 +5,10 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+
+#include <nlohmann/json.hpp>
 
 #include "vmm/status.h"
 
@@ -15,9 +16,9 @@ namespace weir {
 
 inline constexpr int kMaxJsonDepth = 64;
 
-// Represents a consumer of JSON events, for documents whose shape is fixed and that may be too large
-// for a tree. Each handler's default refuses the event; an error stops the parse and gets the byte
-// position in front. Duplicate keys and depth are checked before the handler sees the event.
+// Represents a consumer of JSON events, for documents whose shape is fixed and that may be too
+// large for a tree. Each handler's default refuses the event; an error stops the parse and gets the
+// byte position in front. Duplicate keys and depth are checked before the handler sees the event.
 class JsonEvents {
  public:
   virtual ~JsonEvents() = default;

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "engine/model/json.h"
+#include "engine/model/no_throw.h"
 
 namespace weir {
 
@@ -60,7 +61,8 @@ Result<uint32_t> ToUint(const json& value, const std::string& key) {
     const double d = value.get<double>();
     if (d >= 0 && d <= 4294967295.0 && d == std::floor(d)) return static_cast<uint32_t>(d);
   }
-  return InvalidArgument(key + " is " + Quoted(value) + ", a whole number in [0, 2^32) is accepted");
+  return InvalidArgument(key + " is " + Quoted(value) +
+                         ", a whole number in [0, 2^32) is accepted");
 }
 
 Result<uint32_t> RequiredUint(const json& object, const char* key) {
@@ -168,8 +170,7 @@ Result<RopeConfig> ParseRope(const json& config, uint32_t max_position) {
   const double outer_theta = WEIR_TRY(DoubleOr(config, "rope_theta", 10000.0));
   rope.theta = WEIR_TRY(DoubleOr(dictionary, "rope_theta", outer_theta));
   const double outer_partial = WEIR_TRY(DoubleOr(config, "partial_rotary_factor", 1.0));
-  const double partial =
-      WEIR_TRY(DoubleOr(dictionary, "partial_rotary_factor", outer_partial));
+  const double partial = WEIR_TRY(DoubleOr(dictionary, "partial_rotary_factor", outer_partial));
   if (partial != 1.0) return Unsupported("partial_rotary_factor other than 1");
   const std::string old_name = WEIR_TRY(StringOr(dictionary, "type", "default"));
   const std::string kind_name = WEIR_TRY(StringOr(dictionary, "rope_type", old_name));
@@ -180,8 +181,8 @@ Result<RopeConfig> ParseRope(const json& config, uint32_t max_position) {
   if (rope.kind != RopeKind::kLinear) {
     rope.original_max_position =
         WEIR_TRY(UintOr(dictionary, "original_max_position_embeddings", max_position));
-    rope.original_max_position = WEIR_TRY(
-        UintOr(config, "original_max_position_embeddings", rope.original_max_position));
+    rope.original_max_position =
+        WEIR_TRY(UintOr(config, "original_max_position_embeddings", rope.original_max_position));
   }
   if (factor) {
     rope.factor = *factor;
@@ -225,7 +226,8 @@ Result<std::optional<uint32_t>> ActiveWindow(const json& config, const ModelConf
   } else if (model.family == ModelFamily::kQwen2 || model.family == ModelFamily::kQwen3) {
     const bool use = WEIR_TRY(BoolOr(config, "use_sliding_window", false));
     const uint32_t first = WEIR_TRY(UintOr(config, "max_window_layers", 28));
-    const json* value = config.contains("sliding_window") ? FindKey(config, "sliding_window") : nullptr;
+    const json* value =
+        config.contains("sliding_window") ? FindKey(config, "sliding_window") : nullptr;
     const bool null_window = config.contains("sliding_window") && value == nullptr;
     bool some_layer = first < model.num_layers;
     if (const json* types = FindKey(config, "layer_types")) {
@@ -295,8 +297,7 @@ Status ParseSizes(const json& config, ModelConfig& model) {
                                    ? model.num_heads
                                    : defaults.kv_heads.value_or(model.num_heads);
   model.num_kv_heads = WEIR_TRY(UintOr(config, "num_key_value_heads", kv_fallback));
-  model.max_position =
-      WEIR_TRY(UintOr(config, "max_position_embeddings", defaults.max_position));
+  model.max_position = WEIR_TRY(UintOr(config, "max_position_embeddings", defaults.max_position));
   if (FindKey(config, "head_dim") != nullptr) {
     model.head_dim = WEIR_TRY(RequiredUint(config, "head_dim"));
   } else if (defaults.head_dim && !config.contains("head_dim")) {
@@ -379,6 +380,32 @@ Status ValidateRope(const ModelConfig& config) {
   return InRange("rope mscale_all_dim", rope.mscale_all_dim.value_or(0), 0.0, 1e3);
 }
 
+Result<ModelConfig> ParseConfig(std::string_view config_json,
+                                std::string_view generation_config_json) {
+  const json config = WEIR_TRY(ParseObject(config_json, "config.json"));
+  ModelConfig model;
+  const std::string type = WEIR_TRY(StringOr(config, "model_type", ""));
+  if (type.empty()) return InvalidArgument("model_type is missing");
+  model.family = WEIR_TRY(ParseModelFamily(type));
+  WEIR_TRY(CheckSupported(config));
+  WEIR_TRY(ParseSizes(config, model));
+  WEIR_TRY(ParseFlags(config, model));
+  model.rope = WEIR_TRY(ParseRope(config, model.max_position));
+  model.sliding_window = WEIR_TRY(ActiveWindow(config, model));
+  model.dtype = WEIR_TRY(SavedDType(config));
+  model.bos_token_ids = WEIR_TRY(TokenIds(config, "bos_token_id"));
+  model.eos_token_ids = WEIR_TRY(TokenIds(config, "eos_token_id"));
+  if (!generation_config_json.empty()) {
+    const json generation = WEIR_TRY(ParseObject(generation_config_json, "generation_config.json"));
+    auto bos = WEIR_TRY(TokenIds(generation, "bos_token_id"));
+    auto eos = WEIR_TRY(TokenIds(generation, "eos_token_id"));
+    if (!bos.empty()) model.bos_token_ids = std::move(bos);
+    if (!eos.empty()) model.eos_token_ids = std::move(eos);
+  }
+  WEIR_TRY(ValidateModelConfig(model));
+  return model;
+}
+
 }  // namespace
 
 std::string_view ModelFamilyName(ModelFamily family) {
@@ -450,28 +477,7 @@ Status ValidateModelConfig(const ModelConfig& config) {
 
 Result<ModelConfig> ParseModelConfig(std::string_view config_json,
                                      std::string_view generation_config_json) {
-  const json config = WEIR_TRY(ParseObject(config_json, "config.json"));
-  ModelConfig model;
-  const std::string type = WEIR_TRY(StringOr(config, "model_type", ""));
-  if (type.empty()) return InvalidArgument("model_type is missing");
-  model.family = WEIR_TRY(ParseModelFamily(type));
-  WEIR_TRY(CheckSupported(config));
-  WEIR_TRY(ParseSizes(config, model));
-  WEIR_TRY(ParseFlags(config, model));
-  model.rope = WEIR_TRY(ParseRope(config, model.max_position));
-  model.sliding_window = WEIR_TRY(ActiveWindow(config, model));
-  model.dtype = WEIR_TRY(SavedDType(config));
-  model.bos_token_ids = WEIR_TRY(TokenIds(config, "bos_token_id"));
-  model.eos_token_ids = WEIR_TRY(TokenIds(config, "eos_token_id"));
-  if (!generation_config_json.empty()) {
-    const json generation = WEIR_TRY(ParseObject(generation_config_json, "generation_config.json"));
-    auto bos = WEIR_TRY(TokenIds(generation, "bos_token_id"));
-    auto eos = WEIR_TRY(TokenIds(generation, "eos_token_id"));
-    if (!bos.empty()) model.bos_token_ids = std::move(bos);
-    if (!eos.empty()) model.eos_token_ids = std::move(eos);
-  }
-  WEIR_TRY(ValidateModelConfig(model));
-  return model;
+  return NoThrow([&] { return ParseConfig(config_json, generation_config_json); });
 }
 
 }  // namespace weir

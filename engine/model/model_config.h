@@ -23,16 +23,16 @@ enum class RopeKind : uint8_t { kNone, kLinear, kLlama3, kYarn };
 struct RopeConfig {
   double theta = 10000.0;
   RopeKind kind = RopeKind::kNone;
-  double factor = 1.0;                      // kLinear, kLlama3, kYarn
-  double low_freq_factor = 1.0;             // kLlama3
-  double high_freq_factor = 4.0;            // kLlama3
-  uint32_t original_max_position = 0;       // kLlama3, kYarn
-  double beta_fast = 32.0;                  // kYarn
-  double beta_slow = 1.0;                   // kYarn
-  bool truncate = true;                     // kYarn: ramp ends on whole dimensions
-  std::optional<double> attention_factor;   // kYarn; absent: derived from factor and mscale
-  std::optional<double> mscale;             // kYarn
-  std::optional<double> mscale_all_dim;     // kYarn
+  double factor = 1.0;                     // kLinear, kLlama3, kYarn
+  double low_freq_factor = 1.0;            // kLlama3
+  double high_freq_factor = 4.0;           // kLlama3
+  uint32_t original_max_position = 0;      // kLlama3, kYarn
+  double beta_fast = 32.0;                 // kYarn
+  double beta_slow = 1.0;                  // kYarn
+  bool truncate = true;                    // kYarn: ramp ends on whole dimensions
+  std::optional<double> attention_factor;  // kYarn; absent: derived from factor and mscale
+  std::optional<double> mscale;            // kYarn
+  std::optional<double> mscale_all_dim;    // kYarn
   // GGUF rope_freqs.weight: head_dim/2 numbers that divide the inverse frequencies; empty: none.
   std::vector<float> divisors;
 };
@@ -67,21 +67,22 @@ struct ModelConfig {
   uint32_t kv_size() const { return num_kv_heads * head_dim; }
 };
 
-// Reads Hugging Face config.json and, where given, generation_config.json, whose token ids win as in
-// transformers. Missing optional keys take transformers' default for the family.
-// kDataLoss: not strict JSON. kInvalidArgument: a value is missing, of the wrong type or out of
-// range. kUnsupported: a family, activation, rope type, quantisation or window weir cannot run.
+// Reads Hugging Face config.json and, where given, generation_config.json, whose token ids win as
+// in transformers. Missing optional keys take transformers' default for the family. kDataLoss: not
+// strict JSON. kInvalidArgument: a value is missing, of the wrong type or out of range.
+// kUnsupported: a family, activation, rope type, quantisation or window weir cannot run.
 Result<ModelConfig> ParseModelConfig(std::string_view config_json,
                                      std::string_view generation_config_json = "");
 
-// Every rule about single values and their relations. kInvalidArgument names the value and its range.
+// Every rule about single values and their relations. kInvalidArgument names the value and its
+// range.
 Status ValidateModelConfig(const ModelConfig& config);
 
 // The family called |name|, or kUnsupported with the accepted names and the nearest one.
 Result<ModelFamily> ParseModelFamily(std::string_view name);
 
-// The head_dim/2 angular steps per position, bit for bit in float32 as transformers computes them up
-// to the C library's powf (modeling_rope_utils.py: default, linear, llama3, yarn [Peng 2023]).
+// The head_dim/2 angular steps per position, bit for bit in float32 as transformers computes them
+// up to the C library's powf (modeling_rope_utils.py: default, linear, llama3, yarn [Peng 2023]).
 std::vector<float> RopeInverseFrequencies(const ModelConfig& config);
 // The factor on cos and sin: 1 except for yarn.
 float RopeAttentionScale(const ModelConfig& config);

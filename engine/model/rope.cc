@@ -1,5 +1,6 @@
 // Rotary frequencies. The order of operations and the points where doubles become floats follow
-// transformers' modeling_rope_utils.py: angles at position 10^5 magnify the last bit of a frequency.
+// transformers' modeling_rope_utils.py: angles at position 10^5 magnify the last bit of a
+// frequency.
 #include <algorithm>
 #include <cmath>
 #include <numbers>

@@ -5,6 +5,7 @@
 
 #include "engine/model/convert.h"
 #include "engine/model/json.h"
+#include "engine/model/no_throw.h"
 #include "engine/model/tensor_file.h"
 #include "vmm/checked_math.h"
 
@@ -38,7 +39,9 @@ const SafeDType* FindSafeDType(std::string_view name) {
   return nullptr;
 }
 
-std::string Shown(const std::string& name) { return "tensor \"" + name.substr(0, 128) + "\""; }
+std::string Shown(const std::string& name) {
+  return "tensor \"" + name.substr(0, 128) + "\"";
+}
 
 }  // namespace
 
@@ -202,6 +205,10 @@ class SafetensorsHeaderReader : public JsonEvents {
 };
 
 Result<SafetensorsFile> SafetensorsFile::Parse(const ByteSource& source) {
+  return NoThrow([&] { return ParseSource(source); });
+}
+
+Result<SafetensorsFile> SafetensorsFile::ParseSource(const ByteSource& source) {
   ByteCursor cursor(source, source.size());
   const auto header_bytes = WEIR_TRY(cursor.Value<uint64_t>());
   if (header_bytes > kMaxSafetensorsHeaderBytes || header_bytes > cursor.remaining() ||
@@ -310,9 +317,11 @@ Status SafetensorsFile::AddShards(const std::string& index_path) {
 
 Result<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
   if (path.ends_with(".json")) {
-    SafetensorsFile out;
-    WEIR_TRY(out.AddShards(path));
-    return out;
+    return NoThrow([&]() -> Result<SafetensorsFile> {
+      SafetensorsFile out;
+      WEIR_TRY(out.AddShards(path));
+      return out;
+    });
   }
   auto file = WEIR_TRY(FileSource::Open(path));
   Result<SafetensorsFile> parsed = Parse(*file);

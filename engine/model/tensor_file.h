@@ -3,7 +3,8 @@
 // Opening reads and checks headers only, with pread, and everything is checked before it is
 // returned: every extent lies inside its file, none overlap, shape times dtype equals the extent.
 // The objects are immutable afterwards and may be read from any thread. Errors: kIo and kNotFound
-// from the system, kDataLoss for a malformed file, kUnsupported for what is well-formed but foreign.
+// from the system, kDataLoss for a malformed file, kUnsupported for what is well-formed but
+// foreign.
 #pragma once
 
 #include <cstdint>
@@ -60,6 +61,7 @@ class SafetensorsFile {
 
  private:
   friend class SafetensorsHeaderReader;
+  static Result<SafetensorsFile> ParseSource(const ByteSource& source);
   Status AddShards(const std::string& index_path);
   void BuildIndex();
 
@@ -72,16 +74,27 @@ class SafetensorsFile {
 
 // Value types of GGUF metadata, numbered as in the format.
 enum class GgufType : uint32_t {
-  kUint8 = 0, kInt8 = 1, kUint16 = 2, kInt16 = 3, kUint32 = 4, kInt32 = 5, kFloat32 = 6,
-  kBool = 7, kString = 8, kArray = 9, kUint64 = 10, kInt64 = 11, kFloat64 = 12,
+  kUint8 = 0,
+  kInt8 = 1,
+  kUint16 = 2,
+  kInt16 = 3,
+  kUint32 = 4,
+  kInt32 = 5,
+  kFloat32 = 6,
+  kBool = 7,
+  kString = 8,
+  kArray = 9,
+  kUint64 = 10,
+  kInt64 = 11,
+  kFloat64 = 12,
 };
 
 // Represents a metadata array: of strings, or of fixed-size elements kept as they are stored.
 struct GgufArray {
   GgufType element_type = GgufType::kUint8;
   uint64_t count = 0;
-  std::vector<std::byte> raw;         // fixed-size elements
-  std::vector<std::string> strings;   // element_type == kString
+  std::vector<std::byte> raw;        // fixed-size elements
+  std::vector<std::string> strings;  // element_type == kString
 };
 
 struct GgufValue {

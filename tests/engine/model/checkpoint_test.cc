@@ -100,7 +100,8 @@ GgufBuilder TinyMetadata(const ModelConfig& config) {
   const std::string arch(ModelFamilyName(config.family));
   GgufBuilder b;
   b.String("general.architecture", arch);
-  b.U32(arch + ".block_count", config.num_layers).U32(arch + ".context_length", config.max_position);
+  b.U32(arch + ".block_count", config.num_layers)
+      .U32(arch + ".context_length", config.max_position);
   b.U32(arch + ".embedding_length", config.hidden_size);
   b.U32(arch + ".feed_forward_length", config.intermediate_size);
   b.U32(arch + ".attention.head_count", config.num_heads);
@@ -313,16 +314,22 @@ TEST(Checkpoint, GgufHyperParametersAreValidated) {
                StatusCode::kUnsupported, "mixture-of-experts");
   EXPECT_FAILS(open([](GgufBuilder& b) { b.U32("llama.rope.dimension_count", 4); }, TinyConfig()),
                StatusCode::kUnsupported, "llama.rope.dimension_count is 4");
-  EXPECT_FAILS(open([](GgufBuilder& b) { b.U32("llama.attention.sliding_window", 16); },
-                    TinyConfig()),
-               StatusCode::kUnsupported, "sliding window of 16");
-  EXPECT_FAILS(open([](GgufBuilder& b) { b.String("llama.rope.scaling.type", "longrope"); },
-                    TinyConfig()),
-               StatusCode::kUnsupported, "accepted: none, linear, yarn");
+  EXPECT_FAILS(
+      open([](GgufBuilder& b) { b.U32("llama.attention.sliding_window", 16); }, TinyConfig()),
+      StatusCode::kUnsupported, "sliding window of 16");
+  EXPECT_FAILS(
+      open([](GgufBuilder& b) { b.String("llama.rope.scaling.type", "longrope"); }, TinyConfig()),
+      StatusCode::kUnsupported, "accepted: none, linear, yarn");
   EXPECT_FAILS(open([](GgufBuilder& b) { b.U32("split.count", 2); }, TinyConfig()),
                StatusCode::kUnsupported, "merge them first");
   EXPECT_FAILS(open([](GgufBuilder& b) { b.U32("tokenizer.ggml.eos_token_id", 40); }, TinyConfig()),
                StatusCode::kInvalidArgument, "outside the vocabulary of 40");
+  EXPECT_FAILS(open(
+                   [](GgufBuilder& b) {
+                     b.Strings("tokenizer.ggml.tokens", std::vector<std::string>(41, "x"));
+                   },
+                   TinyConfig()),
+               StatusCode::kInvalidArgument, "tokens has 41 entries, the vocabulary 40");
   ModelConfig mistral = TinyConfig();
   mistral.family = ModelFamily::kMistral;
   EXPECT_FAILS(open(nothing, mistral), StatusCode::kUnsupported, "accepted: llama, qwen2, qwen3");

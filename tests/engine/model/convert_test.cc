@@ -14,8 +14,7 @@ TEST(Convert, DequantisedValuesEqualGgufPyBitForBit) {
   constexpr size_t kCols = 64;
   const std::string golden = ReadFixture("quant.bin");
   size_t at = 0;
-  for (const DType dtype :
-       {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1, DType::kF16, DType::kBF16}) {
+  for (const DType dtype : {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1, DType::kF16, DType::kBF16}) {
     const size_t stored = kRows * RowBytes(dtype, kCols).value();
     ASSERT_LE(at + stored + kRows * kCols * 4, golden.size());
     std::vector<float> out(kRows * kCols);

@@ -1,11 +1,12 @@
-#include "tests/engine/model/model_file_builder.h"
-
 #include "engine/model/tensor_file.h"
+#include "tests/engine/model/model_file_builder.h"
 
 namespace weir {
 namespace {
 
-Result<GgufFile> Parse(const std::string& bytes) { return GgufFile::Parse(AsSource(bytes)); }
+Result<GgufFile> Parse(const std::string& bytes) {
+  return GgufFile::Parse(AsSource(bytes));
+}
 
 GgufBuilder TwoTensors() {
   GgufBuilder b;
@@ -43,7 +44,9 @@ TEST(Gguf, MetadataIsTyped) {
   b.U32("u", 7).I32("i", -3).I32("p", 3).F32("f", 0.5f).Bool("b", 1).String("s", "text");
   b.Raw("u64", 10, std::string(8, '\xff'));
   b.Strings("list", {"x", "", "yz"});
-  b.Array<int32_t>("ints", 5, {1, -2}).Array<float>("floats", 6, {1.5f}).Array<int32_t>("none", 5, {});
+  b.Array<int32_t>("ints", 5, {1, -2})
+      .Array<float>("floats", 6, {1.5f})
+      .Array<int32_t>("none", 5, {});
   b.Array<uint8_t>("bytes", 0, {1, 2});
   const auto file = Parse(b.Build());
   ASSERT_TRUE(file.ok()) << file.status().ToString();
@@ -167,9 +170,8 @@ TEST(Gguf, ImpossibleTensorsAreRefused) {
                "tensor blk.0.attn_q.weight has type Q4_K (accepted: F32, F16, BF16, Q8_0, Q4_0, "
                "Q4_1)");
   EXPECT_FAILS(tensor("t", {1}, 4'000'000'000u), StatusCode::kUnsupported, "number 4000000000");
-  EXPECT_FAILS(
-      Parse(GgufBuilder().Tensor("t", {1}, 0, data).Tensor("t", {1}, 0, data).Build()),
-      StatusCode::kDataLoss, "duplicate tensor t");
+  EXPECT_FAILS(Parse(GgufBuilder().Tensor("t", {1}, 0, data).Tensor("t", {1}, 0, data).Build()),
+               StatusCode::kDataLoss, "duplicate tensor t");
 }
 
 TEST(Gguf, OffsetsAreAlignedInsideTheFileAndDisjoint) {

@@ -26,9 +26,13 @@ json Without(json config, const char* key) {
   config.erase(key);
   return config;
 }
-json OfType(const char* type) { return With(SmolLm(), "model_type", type); }
+json OfType(const char* type) {
+  return With(SmolLm(), "model_type", type);
+}
 
-Result<ModelConfig> Parse(const json& config) { return ParseModelConfig(config.dump()); }
+Result<ModelConfig> Parse(const json& config) {
+  return ParseModelConfig(config.dump());
+}
 
 TEST(ModelConfig, SmolLm2IsReadAsWritten) {
   const auto config = Parse(SmolLm());
@@ -177,8 +181,7 @@ TEST(ModelConfig, RopeIsReadFromEveryPlaceTransformersReadsItFrom) {
   EXPECT_EQ(new_form->rope.kind, RopeKind::kLlama3);
   EXPECT_EQ(new_form->rope.theta, 5e5);
 
-  const auto nested =
-      Parse(With(SmolLm(), "rope_parameters", {{"full_attention", flat}}));
+  const auto nested = Parse(With(SmolLm(), "rope_parameters", {{"full_attention", flat}}));
   EXPECT_EQ(nested->rope.theta, 5e5);
 
   // rope_scaling wins, "type" is the old spelling, the original length defaults to the context.

@@ -1,9 +1,6 @@
 // Writers of small model files, right and wrong, for the loader tests.
 #pragma once
 
-#include <gtest/gtest.h>
-#include <stdlib.h>
-
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
@@ -12,6 +9,9 @@
 #include <string_view>
 #include <type_traits>
 #include <vector>
+
+#include <gtest/gtest.h>
+#include <stdlib.h>
 
 #include "engine/model/byte_source.h"
 #include "vmm/types.h"
@@ -183,18 +183,20 @@ inline std::string ReadFixture(const std::string& name) {
 }  // namespace weir
 
 // The status of |expr| has |code| and a message that contains |text|.
-#define EXPECT_FAILS(expr, want_code, text)                                              \
-  do {                                                                                   \
-    const auto& failing_ = (expr);                                                       \
-    EXPECT_FALSE(failing_.ok());                                                         \
-    const ::weir::Status failure_ = ::weir::StatusOf(failing_);                          \
+#define EXPECT_FAILS(expr, want_code, text)                                               \
+  do {                                                                                    \
+    const auto& failing_ = (expr);                                                        \
+    EXPECT_FALSE(failing_.ok());                                                          \
+    const ::weir::Status failure_ = ::weir::StatusOf(failing_);                           \
     EXPECT_EQ(::weir::StatusCodeName(failure_.code()), ::weir::StatusCodeName(want_code)) \
-        << failure_.message();                                                           \
-    EXPECT_NE(failure_.message().find(text), std::string::npos) << failure_.ToString();  \
+        << failure_.message();                                                            \
+    EXPECT_NE(failure_.message().find(text), std::string::npos) << failure_.ToString();   \
   } while (0)
 
 namespace weir {
-inline const Status& StatusOf(const Status& status) { return status; }
+inline const Status& StatusOf(const Status& status) {
+  return status;
+}
 template <typename T>
 const Status& StatusOf(const Result<T>& result) {
   return result.status();

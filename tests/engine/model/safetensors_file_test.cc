@@ -1,6 +1,5 @@
-#include "tests/engine/model/model_file_builder.h"
-
 #include "engine/model/tensor_file.h"
+#include "tests/engine/model/model_file_builder.h"
 
 namespace weir {
 namespace {
@@ -37,7 +36,8 @@ TEST(Safetensors, EmptyFileMetadataAndTrailingSpacesAreLegal) {
   EXPECT_TRUE(ParseHeader("{}", 0).ok());
   EXPECT_TRUE(ParseHeader("{}        ", 0).ok());
   const auto file = ParseHeader(R"({"__metadata__":{"format":"pt"},
-      "e":{"dtype":"F32","shape":[0,7],"data_offsets":[0,0]}})", 0);
+      "e":{"dtype":"F32","shape":[0,7],"data_offsets":[0,0]}})",
+                                0);
   ASSERT_TRUE(file.ok()) << file.status().ToString();
   EXPECT_EQ(file->metadata().at("format"), "pt");
 }
@@ -104,15 +104,15 @@ TEST(Safetensors, HeadersOfAnotherFormAreRefused) {
 
 TEST(Safetensors, DuplicateNamesAreRefused) {
   EXPECT_FAILS(ParseHeader(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},
-                               "a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", 8),
+                               "a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+                           8),
                StatusCode::kDataLoss, "duplicate key \"a\"");
 }
 
 TEST(Safetensors, ShapeTimesDTypeMustFillTheExtent) {
-  for (const char* header :
-       {R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})",
-        R"({"a":{"dtype":"F16","shape":[1],"data_offsets":[0,4]}})",
-        R"({"a":{"dtype":"F32","shape":[0],"data_offsets":[0,4]}})"}) {
+  for (const char* header : {R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})",
+                             R"({"a":{"dtype":"F16","shape":[1],"data_offsets":[0,4]}})",
+                             R"({"a":{"dtype":"F32","shape":[0],"data_offsets":[0,4]}})"}) {
     EXPECT_FAILS(ParseHeader(header, 4), StatusCode::kDataLoss, "does not fill");
   }
   // 2^32 * 2^32 wraps to 0, 2^62 * 4 wraps to 0.

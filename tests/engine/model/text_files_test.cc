@@ -38,7 +38,9 @@ TEST(TextFiles, ListOfTemplatesGivesTheDefaultOne) {
     return FindTextFiles(dir.path());
   };
   EXPECT_EQ(with(R"({"chat_template":[{"name":"tool_use","template":"t"},
-                                      {"name":"default","template":"d"}]})")->chat_template, "d");
+                                      {"name":"default","template":"d"}]})")
+                ->chat_template,
+            "d");
   EXPECT_EQ(with(R"({"chat_template":[1,{"name":"default"}]})")->chat_template, "");
   EXPECT_EQ(with(R"({"chat_template":null})")->chat_template, "");
   EXPECT_FAILS(with(R"({"chat_template":7})"), StatusCode::kInvalidArgument, "chat_template");
@@ -49,7 +51,8 @@ TEST(TextFiles, ListOfTemplatesGivesTheDefaultOne) {
 TEST(TextFiles, GgufTokenizerIsReadAsWritten) {
   GgufBuilder b;
   b.String("tokenizer.ggml.model", "gpt2").String("tokenizer.ggml.pre", "smollm");
-  b.Strings("tokenizer.ggml.tokens", {"<s>", "a", "b", "ab"}).Strings("tokenizer.ggml.merges", {"a b"});
+  b.Strings("tokenizer.ggml.tokens", {"<s>", "a", "b", "ab"})
+      .Strings("tokenizer.ggml.merges", {"a b"});
   b.Array<float>("tokenizer.ggml.scores", 6, {0, -1, -2, -3});
   b.Array<int32_t>("tokenizer.ggml.token_type", 5, {3, 1, 1, 1});
   b.U32("tokenizer.ggml.bos_token_id", 0).U32("tokenizer.ggml.eos_token_id", 3);
