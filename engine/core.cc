@@ -119,6 +119,7 @@ Result<bool> EngineCore::Step() {
     HandleStarvation();
     return true;
   }
+  starved_in_a_row_ = 0;
   const Status status = RunStep(scheduled);
   if (!status.ok()) OnStepError(scheduled, status);
   return true;
@@ -135,7 +136,8 @@ void EngineCore::HandleStarvation() {
   ApplyPolicy();
   starved_blocks_ = 0;
   const uint32_t after = memory_.blocks().counts().capacity + memory_.pool().Available();
-  if (after != before) return;
+  if (after != before && ++starved_in_a_row_ < options_.max_starved_steps) return;
+  starved_in_a_row_ = 0;
   Retire(*first, FinishReason::kError,
          NoMemory("the request holds " + std::to_string(first->length()) + " tokens and needs " +
                   std::to_string(need) + " KV blocks, but only " + std::to_string(available) +
@@ -197,15 +199,14 @@ void EngineCore::ApplyPolicy() {
 
 Status EngineCore::MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots) {
   const TimeNs start = driver_.Now();
-  Status status = memory_.MoveBorder(
-      granules_per_layer, ring_slots,
-      [this](const std::vector<BlockMoveRequest>& moves) { scheduler_.PatchBlocks(moves); });
-  stats_.border_ns += driver_.Now() - start;
-  if (!status.ok() && status.code() != StatusCode::kNoMemory) {
-    // A copy of live blocks may have been lost: nothing that was in KV can be trusted.
+  Memory::KvHolder holder;
+  holder.patch = [this](const auto& moves) { scheduler_.PatchBlocks(moves); };
+  holder.lost = [this] {
     scheduler_.PreemptAll();
     memory_.blocks().ClearPrefixCache();
-  }
+  };
+  Status status = memory_.MoveBorder(granules_per_layer, ring_slots, holder);
+  stats_.border_ns += driver_.Now() - start;
   return status;
 }
 

@@ -25,6 +25,9 @@ struct CoreOptions {
   uint32_t max_model_len = 0;      // tokens of prompt + output of one request
   std::vector<int32_t> eos_ids;
   uint32_t max_failed_steps = 3;   // in a row; then the batch's requests fail with the step's error
+  // Steps in a row in which nothing could run although the policy moved the border; then the first
+  // waiting request fails.
+  uint32_t max_starved_steps = 16;
   uint32_t policy_interval = 1;    // steps between two decisions
 };
 
@@ -140,6 +143,7 @@ class EngineCore {
   CoreStats stats_;
   RequestId next_id_ = 1;
   uint32_t failed_in_a_row_ = 0;
+  uint32_t starved_in_a_row_ = 0;
   uint64_t starved_blocks_ = 0;
   double smoothed_step_ns_ = 0;
   double smoothed_stall_ns_ = 0;

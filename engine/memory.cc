@@ -144,7 +144,8 @@ Status Memory::GrowKv(uint32_t blocks) {
   return status;
 }
 
-Status Memory::MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots, const PatchFn& patch) {
+Status Memory::MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots,
+                          const KvHolder& holder) {
   const EvictionTarget target{.granules_per_layer = granules_per_layer, .ring_slots = ring_slots};
   const EvictionPlan next =
       WEIR_TRY(EvictionPlan::Make(weights_->layout(), pool_->granule_bytes(), target));
@@ -155,20 +156,19 @@ Status Memory::MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots, cons
     if (needed > available) {
       const auto extents = static_cast<uint32_t>(
           CeilDiv(needed - available, kv_->geometry().granules_per_extent));
-      WEIR_TRY(ShrinkKv(extents, patch));
+      WEIR_TRY(ShrinkKv(extents, holder));
     }
   }
   return weights_->Apply(target);
 }
 
-Status Memory::ShrinkKv(uint32_t n, const PatchFn& patch) {
+Status Memory::ShrinkKv(uint32_t n, const KvHolder& holder) {
   std::vector<uint32_t> extents;
   std::vector<BlockMoveRequest> requests;
   WEIR_TRY(blocks_->VacateExtents(n, &extents, &requests));
-  // The block tables follow before anything can fail: what is left between here and the next step
-  // are the copies, and the caller distrusts all of KV if one of them fails.
-  patch(requests);
+  holder.patch(requests);
   Status status = CopyBlocks(requests);
+  if (!status.ok()) holder.lost();
   if (status.ok()) status = kv_->Shrink(extents, Fence());
   if (!status.ok()) {
     // The extents are still mapped, empty, and ours to use.

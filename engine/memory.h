@@ -74,10 +74,15 @@ class Memory {
   Status GrowKv(uint32_t blocks);
 
   // Moves the border so that |granules_per_layer| are away. Evicting frees granules for KV;
-  // restoring first vacates KV extents: the moves are carried out here and handed to |patch| so that
-  // block tables follow. kNoMemory, nothing changed, when used KV blocks are in the way.
-  using PatchFn = std::function<void(const std::vector<BlockMoveRequest>&)>;
-  Status MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots, const PatchFn& patch);
+  // restoring first vacates KV extents and carries out the moves. kNoMemory, nothing changed, when
+  // used KV blocks are in the way; other errors: weights and border are as before.
+  struct KvHolder {
+    // Blocks have new places: block tables must follow.
+    std::function<void(const std::vector<BlockMoveRequest>&)> patch;
+    // The bytes of moved blocks were lost on the way: what is in KV cannot be trusted.
+    std::function<void()> lost;
+  };
+  Status MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots, const KvHolder& holder);
 
   uint64_t blocks_moved() const { return copier_->blocks_moved(); }
   Status CheckIntegrity();
@@ -86,7 +91,7 @@ class Memory {
   Memory(Driver& driver, const MemoryOptions& options) : driver_(driver), options_(options) {}
   Status Build();
   Status MapScratch();
-  Status ShrinkKv(uint32_t extents, const PatchFn& patch);
+  Status ShrinkKv(uint32_t extents, const KvHolder& holder);
   Status CopyBlocks(const std::vector<BlockMoveRequest>& requests);
 
   Driver& driver_;

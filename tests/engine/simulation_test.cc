@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <random>
+#include <sstream>
 
 #include <gtest/gtest.h>
 
@@ -160,7 +161,8 @@ class World {
       ASSERT_EQ(driver_->violations(), 0u) << driver_->violation_list()[0];
       if (!*worked && step > 100) break;
     }
-    ASSERT_LT(step, kMostSteps) << "no end: a request neither finished nor failed (S3)";
+    ASSERT_LT(step, kMostSteps) << "no end: a request neither finished nor failed (S3)\n"
+                                << Describe();
   }
 
   void CheckTokens() {
@@ -178,6 +180,22 @@ class World {
         EXPECT_EQ(c.error.code(), StatusCode::kNoMemory) << c.error.ToString();
       }
     }
+  }
+
+  std::string Describe() const {
+    const CoreStats& c = core_->stats();
+    const BlockCounts& b = memory_->blocks().counts();
+    const PolicySnapshot s = core_->Snapshot();
+    std::ostringstream out;
+    out << "policy " << policy_->name() << ", steps " << c.steps << ", failed " << c.failed_steps
+        << ", finished " << c.requests_finished << ", errors " << c.requests_failed
+        << ", border moves " << c.border_moves << ", refusals " << c.border_refusals
+        << ", preemptions " << core_->scheduler_stats().preemptions << ", running "
+        << s.demand.running << ", waiting " << s.demand.waiting << ", evicted "
+        << s.weights.granules_per_layer << "/" << s.weights.max_granules_per_layer
+        << ", blocks used " << b.used << " cached " << b.cached << " free " << b.free
+        << ", pool free " << s.pool_free << ", faults " << driver_->faults().injected();
+    return out.str();
   }
 
   // FNV-1a over everything that happened.
