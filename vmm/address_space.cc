@@ -277,6 +277,15 @@ Status AddressSpace::Scrub(const RemapPlan& plan, const std::vector<GranuleId>& 
   return driver_.Wait(WEIR_TRY(driver_.Record(service_stream_)));
 }
 
+// An undo is worth more than one try: a region whose undo fails is lost for good.
+template <typename Call>
+static Status Persist(Call call) {
+  constexpr int kTries = 3;
+  Status status = call();
+  for (int i = 1; i < kTries && !status.ok(); ++i) status = call();
+  return status;
+}
+
 // Undoes in reverse order. Goes on after a failure: what cannot be restored stays as it is, |now|
 // says how, and its region is broken.
 Status AddressSpace::RollBack(std::vector<Undo>& undo, Scratch* now) {
@@ -286,16 +295,19 @@ Status AddressSpace::RollBack(std::vector<Undo>& undo, Scratch* now) {
     Status s;
     if (it->kind == Undo::Kind::kMapped) {
       if (now->At(it->place) != it->granule) continue;  // a later undo of this slot failed
-      s = DriverUnmap(region, slot, it->granule);
+      s = Persist([&] { return DriverUnmap(region, slot, it->granule); });
       if (s.ok()) now->Set(it->place, GranuleId());
     } else if (now->At(it->place).valid()) {
       s = BadState("the slot could not be emptied");
     } else {
-      s = DriverMap(region, slot, it->granule, /*alias=*/true);  // was declared, or is for a moment
+      // Was declared an alias, or is one for a moment.
+      s = Persist([&] { return DriverMap(region, slot, it->granule, /*alias=*/true); });
       if (s.ok()) {
         now->Set(it->place, it->granule);
-        s = driver_.SetAccess(regions_[region.value].SlotAddress(slot), pool_.granule_bytes(),
-                              Access::kReadWrite);
+        s = Persist([&] {
+          return driver_.SetAccess(regions_[region.value].SlotAddress(slot), pool_.granule_bytes(),
+                                   Access::kReadWrite);
+        });
       }
     }
     if (s.ok()) continue;
