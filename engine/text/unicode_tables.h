@@ -34,4 +34,27 @@ struct CodePointRange {
 extern const CodePointRange kNumberRanges[];
 extern const size_t kNumberRangeCount;
 
+// Case mappings: code points first, first + stride, ... last map to themselves plus |delta|.
+struct CaseRange {
+  uint32_t first;
+  uint32_t last;
+  uint32_t stride;
+  int32_t delta;
+};
+extern const CaseRange kUpperRanges[];
+extern const size_t kUpperRangeCount;
+extern const CaseRange kLowerRanges[];
+extern const size_t kLowerRangeCount;
+// Upper case mappings to more than one character, padded with zeros.
+struct CaseSpecial {
+  uint32_t code_point;
+  uint32_t to[3];
+};
+extern const CaseSpecial kUpperSpecials[];
+extern const size_t kUpperSpecialCount;
+
+// What Python's str.isprintable calls not printable.
+extern const CodePointRange kUnprintableRanges[];
+extern const size_t kUnprintableRangeCount;
+
 }  // namespace weir
