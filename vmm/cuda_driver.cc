@@ -263,7 +263,14 @@ Result<AllocId> CudaDriver::Create(Tier tier, uint64_t bytes) {
   WEIR_TRY(table_.CheckSize("allocation", bytes));
   CUmemLocation location{};
   switch (tier) {
-    case Tier::kHbm: location = Location(CU_MEM_LOCATION_TYPE_DEVICE, device_); break;
+    case Tier::kHbm:
+      // Said here, since absurd sizes are an invalid value to some releases of the CUDA driver.
+      if (bytes > properties_.hbm_bytes) {
+        return NoMemory("tier hbm has " + std::to_string(properties_.hbm_bytes) + " bytes, " +
+                        std::to_string(bytes) + " asked");
+      }
+      location = Location(CU_MEM_LOCATION_TYPE_DEVICE, device_);
+      break;
     case Tier::kPeer:
       if (!peer_retained_) return Unsupported("tier peer: the driver was made without peer_device");
       location = Location(CU_MEM_LOCATION_TYPE_DEVICE, peer_device_);

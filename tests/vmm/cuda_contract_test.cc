@@ -13,6 +13,7 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/vmm/driver_contract.h"
 #include "vmm/cuda_driver.h"
 
 namespace weir {
@@ -33,6 +34,18 @@ template <typename T>
 StatusCode CodeOf(const Result<T>& result) {
   return result.status().code();
 }
+
+DriverFactory CudaFactory(std::string name, uint64_t granules) {
+  const auto make = [] {
+    // Keeps the device's context alive from test to test: making one takes a good part of a second.
+    static const auto* const keeper = new Result<std::unique_ptr<Driver>>(CreateCudaDriver({}));
+    return keeper->ok() ? CreateCudaDriver({}) : Result<std::unique_ptr<Driver>>(keeper->status());
+  };
+  return {std::move(name), make, granules};
+}
+INSTANTIATE_TEST_SUITE_P(OnDevice, DriverContract,
+                         ::testing::Values(CudaFactory("Cuda", 1), CudaFactory("CudaLarge", 16)),
+                         [](const auto& param) { return param.param.name; });
 
 class CudaDriverTest : public ::testing::Test {
  protected:
@@ -63,19 +76,8 @@ class CudaDriverTest : public ::testing::Test {
     Ok(driver_->SetAccess(base, count * granule_, Access::kReadWrite));
     return base;
   }
-  // Bytes that differ from granule to granule and from word to word.
-  std::vector<std::byte> Pattern(uint64_t seed, uint64_t bytes) const {
-    std::vector<std::byte> data(bytes);
-    for (uint64_t i = 0; i < bytes / 8; ++i) {
-      const uint64_t word = (seed + 1) * 0x9e3779b97f4a7c15ULL + i * 0xd1342543de82ef95ULL;
-      std::memcpy(&data[i * 8], &word, 8);
-    }
-    return data;
-  }
   std::vector<std::byte> ReadBack(VirtAddr at, uint64_t bytes) {
-    std::vector<std::byte> data(bytes);
-    Ok(driver_->Read(at, data));
-    return data;
+    return ReadBytes(*driver_, at, bytes);
   }
   void Finish(StreamId stream) { Ok(driver_->Wait(Ok(driver_->Record(stream)))); }
 
