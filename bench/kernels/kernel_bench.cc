@@ -155,6 +155,8 @@ void BenchAttention(ThreadPool& pool, const Ceilings& top, cpu::KvDtype dtype) {
               dtype == cpu::KvDtype::kBf16 ? "bf16" : "f32");
   const cpu::KvLayout layout{.layers = 8, .kv_heads = kKvHeads, .head_dim = kDim, .dtype = dtype};
   constexpr int64_t kBlocks = 2048;
+  std::printf("  ceiling for runs of one kv head's K or V: %.1f GB/s\n",
+              ReadRunsBandwidth(pool, layout.KHeadBytes()) * 1e-9);
   const Buffer<uint16_t> memory(layout.BlockBytes() * kBlocks / 2);
   if (dtype == cpu::KvDtype::kF32) {
     std::memset(memory.get(), 0, static_cast<size_t>(layout.BlockBytes() * kBlocks));

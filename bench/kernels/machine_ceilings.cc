@@ -4,6 +4,9 @@
 #include <chrono>
 #include <cstdlib>
 #include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
 
 #include <sys/mman.h>
 
@@ -122,6 +125,30 @@ double ReadBandwidth(cpu::ThreadPool& pool) {
     best = rate > best ? rate : best;
   }
   return best;
+}
+
+double ReadRunsBandwidth(cpu::ThreadPool& pool, int64_t run_bytes) {
+  constexpr int64_t kFloats = int64_t{64} << 20;
+  constexpr int64_t kRunsPerTask = 64;
+  const std::unique_ptr<float, decltype(&std::free)> data(
+      static_cast<float*>(AllocatePages((kFloats + 4096) * sizeof(float))), &std::free);
+  std::fill_n(data.get(), kFloats + 4096, 1.0f);
+  const int64_t run = run_bytes / 4;
+  std::vector<int64_t> order(static_cast<size_t>(kFloats / run));
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), std::mt19937(1));
+  const int64_t tasks = static_cast<int64_t>(order.size()) / kRunsPerTask / 16;
+  int64_t round = 0;
+  const double seconds = FastestSeconds(48, [&] {
+    const int64_t first = round++ % 16 * tasks * kRunsPerTask;
+    pool.ParallelFor(static_cast<int>(tasks), [&](int task) {
+      for (int64_t i = 0; i < kRunsPerTask; ++i) {
+        const int64_t at = order[static_cast<size_t>(first + task * kRunsPerTask + i)];
+        g_sink = Read(data.get() + at * run, run, 0);
+      }
+    });
+  });
+  return static_cast<double>(tasks * kRunsPerTask * run) * 4 / seconds;
 }
 
 double FmaPeak(cpu::ThreadPool& pool) {

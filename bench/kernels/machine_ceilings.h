@@ -13,6 +13,9 @@ namespace weir::bench {
 // Bytes a second read from a buffer far larger than the caches, on all threads of the pool.
 double ReadBandwidth(cpu::ThreadPool& pool);
 
+// The same when the buffer is read in runs of run_bytes in random order, as paged attention must.
+double ReadRunsBandwidth(cpu::ThreadPool& pool, int64_t run_bytes);
+
 // Single-precision operations a second (a fused multiply-add counts as two) on all threads.
 double FmaPeak(cpu::ThreadPool& pool);
 

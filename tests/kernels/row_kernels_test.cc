@@ -1,3 +1,5 @@
+#include <utility>
+
 #include "kernels/cpu/norm.h"
 #include "kernels/cpu/rope.h"
 #include "tests/kernels/kernel_testing.h"
@@ -80,8 +82,10 @@ TEST(RmsNormTest, HeadsInPlaceEqualRowsAndLeaveTheRestAlone) {
 TEST(RopeTest, MatchesTheReferenceAndIsTheSameEverywhere) {
   const int64_t m = 7;
   const int64_t heads = 4;
-  for (const auto& [dim, rotary] :
-       {std::pair<int64_t, int64_t>{64, 64}, {80, 80}, {80, 32}, {128, 128}, {8, 8}}) {
+  const std::pair<int64_t, int64_t> sizes[] = {{64, 64}, {80, 80}, {80, 32}, {128, 128}, {8, 8}};
+  for (const auto& size : sizes) {
+    const int64_t dim = size.first;
+    const int64_t rotary = size.second;
     const int64_t half = rotary / 2;
     const int64_t stride = heads * dim + 64;
     Random random(static_cast<uint32_t>(dim + rotary));
