@@ -158,16 +158,20 @@ class FileBackingStore final : public BackingStore {
     const uint64_t first = AlignDown(offset, kDirectAlignment);
     const uint64_t pieces = CeilDiv(offset + bytes - first, io);
     job->requests.resize(pieces);
+    // All requests are ready before the first host function can run: it submits ahead.
     for (uint64_t i = 0; i < pieces; ++i) {
-      FileRequest& r = job->requests[i];
       const uint64_t at = first + i * io;
       const uint64_t want = std::min(io, AlignUp(offset + bytes - at, kDirectAlignment));
+      FileRequest& r = job->requests[i];
       r.fd = fd_;
       r.offset = at;
       r.buffer = lane->staging.span().subspan(i % job->buffers * io, want);
-      WEIR_TRY(driver_.HostFunction(stream, [job, i] { return job->RunPiece(i); }));
+    }
+    for (uint64_t i = 0; i < pieces; ++i) {
+      const uint64_t at = first + i * io;
       const uint64_t skip = i == 0 ? offset - first : 0;
       const uint64_t end = std::min(offset + bytes, at + io);
+      WEIR_TRY(driver_.HostFunction(stream, [job, i] { return job->RunPiece(i); }));
       WEIR_TRY(driver_.Copy(stream, dst + (at + skip - offset),
                             lane->staging.base + i % job->buffers * io + skip, end - at - skip));
     }

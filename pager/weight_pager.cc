@@ -152,8 +152,10 @@ Status WeightPager::BeginStep() {
       stats_.repairs += m.queued - arrived;
       m.queued = arrived;
     }
-    const uint64_t end = m.pass_base + plan_.chunks().size() + plan_.prefix_chunks();
+    const uint64_t end = m.pass_base + plan_.chunks().size();
     Status queued = m.QueueUpTo(plan_, end, &stats_);
+    m.pass_copied = m.last_copy;
+    if (queued.ok()) queued = m.QueueUpTo(plan_, end + plan_.prefix_chunks(), &stats_);
     if (!queued.ok()) return queued.WithContext("queueing the copies of a step");
   }
   m.state = Impl::State::kInStep;
@@ -181,14 +183,21 @@ Status WeightPager::EndStep() {
   m.step.departed = 0;
   std::fill(m.step.passed.begin(), m.step.passed.end(), uint8_t{0});
   const size_t n = plan_.chunks().size();
+  Status failed;
   if (missed_chunk == n && departed == n) {
-    m.pass_base += n;
-    return OkStatus();
+    // All of the pass has arrived, so this waits for nothing. It is the last look at errors that a
+    // driver reports through events only, while its counters go on (CUDA's host functions).
+    failed = m.driver.Wait(m.pass_copied);
+    if (failed.ok()) {
+      m.pass_base += n;
+      return OkStatus();
+    }
   }
   // The pass is given up: let the copies drain (nobody computes) and begin a fresh one.
   m.restart_pending = true;
   const Status rest = m.BringToRest();
   if (rest.ok()) m.Restart(plan_, &stats_);
+  if (!failed.ok()) return failed.WithContext("a copy of the step's weights");
   const uint32_t chunk = std::min(missed_chunk, departed);
   return BadState("the step ended before " +
                   m.DescribeChunk(plan_, layout_.segments_per_layer(), chunk) + " was " +
@@ -248,6 +257,10 @@ Status WeightPager::Impl::QueueUpTo(const EvictionPlan& plan, uint64_t end,
 }
 
 WaitOutcome WeightPager::Impl::AwaitProduced(uint64_t at_least, Status* stream_error) {
+  if (!copy_stream.valid()) {
+    *stream_error = DriverError("there is no copy stream: making a new one failed");
+    return WaitOutcome::kStreamFailed;
+  }
   const TimeNs begin = driver.Now();
   for (;;) {
     const uint64_t waited = driver.Now() - begin;

@@ -106,6 +106,8 @@ Status WeightPager::Impl::RepairFrom(const EvictionPlan& plan, uint64_t number) 
     return synchronous;
   }
   stats.repairs += number + 1 - missing_from;
+  WEIR_TRY(QueueUpTo(plan, std::min(end, pass_base + plan.chunks().size()), &stats));
+  pass_copied = last_copy;
   return QueueUpTo(plan, end, &stats);
 }
 

@@ -1,0 +1,203 @@
+// Random layouts and targets: the plan's structure, and the protocol executed in the abstract under
+// random interleavings of copy and compute.
+#include <map>
+#include <set>
+
+#include <gtest/gtest.h>
+#include <rapidcheck.h>
+
+#include "pager/eviction_plan.h"
+#include "tests/pager/layouts.h"
+
+namespace weir {
+namespace {
+
+constexpr uint64_t kG = 64;
+
+struct Case {
+  WeightLayout layout;
+  EvictionTarget target;
+  EvictionPlan plan;
+};
+
+// A plan that could be made, or nothing to test for this seed.
+std::optional<Case> MakeCase(uint64_t seed) {
+  std::mt19937_64 rng(seed);
+  Case c;
+  c.layout = test::RandomLayout(rng, kG);
+  const uint32_t most = EvictionPlan::MaxGranulesPerLayer(c.layout, kG);
+  c.target.placement = rng() % 2 == 0 ? Placement::kStripe : Placement::kLayer;
+  c.target.granules_per_layer = static_cast<uint32_t>(rng() % (most + 1));
+  c.target.layers = static_cast<uint32_t>(rng() % (c.layout.layers.size() + 1));
+  c.target.ring_slots = static_cast<uint32_t>(2 + rng() % 3);
+  auto plan = EvictionPlan::Make(c.layout, kG, c.target);
+  if (!plan.ok()) return std::nullopt;
+  c.plan = std::move(*plan);
+  return c;
+}
+
+// Slots any byte of which |segment| reads.
+std::pair<uint64_t, uint64_t> TouchedSlots(const WeightSegment& segment) {
+  if (segment.bytes == 0) return {0, 0};
+  return {segment.offset / kG, (segment.offset + segment.bytes - 1) / kG + 1};
+}
+
+void CheckStructure(const Case& c) {
+  std::set<uint32_t> slots;
+  std::set<uint32_t> ring;
+  std::map<uint32_t, uint32_t> per_layer;
+  int32_t last_gate = -1;
+  const uint32_t segments = c.layout.segments_per_layer();
+  for (size_t i = 0; i < c.plan.chunks().size(); ++i) {
+    const StripeChunk& chunk = c.plan.chunks()[i];
+    RC_ASSERT(static_cast<int32_t>(chunk.gate) > last_gate);
+    last_gate = static_cast<int32_t>(chunk.gate);
+    RC_ASSERT(c.plan.chunk_of_gate()[chunk.gate] == static_cast<int32_t>(i));
+    RC_ASSERT(chunk.count > 0U);
+    RC_ASSERT(chunk.ring_offset + chunk.count <= c.plan.ring_granules());
+    const auto& layer = c.layout.layers[chunk.gate / segments];
+    for (uint32_t k = 0; k < chunk.count; ++k) {
+      RC_ASSERT(slots.insert(chunk.first.value + k).second);
+      // Every byte of it belongs to this layer's segments.
+      uint64_t covered = 0;
+      for (const WeightSegment& s : layer) {
+        const uint64_t lo = std::max(s.offset, (chunk.first.value + k) * kG);
+        const uint64_t hi = std::min(s.offset + s.bytes, (chunk.first.value + k + 1) * kG);
+        if (lo < hi) covered += hi - lo;
+      }
+      RC_ASSERT(covered == kG);
+    }
+    per_layer[chunk.gate / segments] += chunk.count;
+  }
+  RC_ASSERT(slots.size() == c.plan.evicted_granules());
+  if (c.target.empty()) return;
+  RC_ASSERT(c.plan.freed_granules() == c.plan.evicted_granules() - c.plan.ring_granules());
+  RC_ASSERT(c.plan.freed_granules() > 0U);
+  if (c.target.placement == Placement::kStripe) {
+    RC_ASSERT(per_layer.size() == c.layout.layers.size());
+    for (const auto& [layer, n] : per_layer) RC_ASSERT(n == c.target.granules_per_layer);
+  } else {
+    RC_ASSERT(per_layer.size() == c.target.layers);
+  }
+}
+
+// The abstract machine: one copy engine, one compute, two counters. A copy or a read takes two
+// turns, so that they can overlap in every way the protocol allows.
+class Machine {
+ public:
+  Machine(const Case& c, uint64_t seed) : c_(c), rng_(seed) {
+    n_ = c.plan.chunks().size();
+    consumed_ = n_;  // first pass: numbers begin at n
+    copied_ = n_;
+    ring_.assign(c.plan.ring_granules(), kGarbage);
+    for (const StripeChunk& chunk : c.plan.chunks()) {
+      for (uint32_t k = 0; k < chunk.count; ++k) {
+        ring_of_slot_[chunk.first.value + k] = chunk.ring_offset + k;
+      }
+    }
+  }
+
+  void Run(uint64_t passes) {
+    const uint64_t gates = c_.layout.gates();
+    for (uint64_t pass = 0; pass < passes; ++pass) {
+      const uint64_t base = n_ * (pass + 1);
+      queued_ = base + n_ + c_.plan.prefix_chunks();
+      for (uint64_t gate = 0; gate < gates; ++gate) {
+        const int32_t chunk = c_.plan.chunk_of_gate()[gate];
+        while (chunk >= 0 && copied_ < base + static_cast<uint64_t>(chunk) + 1) {
+          RC_ASSERT(CopyTurn());  // otherwise: deadlock
+        }
+        Read(gate);
+        while (rng_() % 2 == 0 && CopyTurn()) {
+        }
+        Read(gate);
+        if (chunk >= 0) consumed_ = base + static_cast<uint64_t>(chunk) + 1;
+        while (rng_() % 3 == 0 && CopyTurn()) {
+        }
+      }
+    }
+    // No further step: the copies come to rest by themselves.
+    while (CopyTurn()) {
+    }
+    RC_ASSERT(copied_ == queued_);
+  }
+
+ private:
+  static constexpr int64_t kGarbage = -1;
+
+  // One half of a copy; false when there is nothing that may be copied now.
+  bool CopyTurn() {
+    if (copied_ >= queued_) return false;
+    const uint64_t index = copied_ % n_;
+    const StripeChunk& chunk = c_.plan.chunks()[index];
+    if (!copying_) {
+      const uint64_t required =
+          copied_ - index + chunk.previous_user + 1 - (chunk.previous_pass ? n_ : 0);
+      if (consumed_ < required) return false;
+      for (uint32_t k = 0; k < chunk.count; ++k) ring_[chunk.ring_offset + k] = kGarbage;
+      copying_ = true;
+      return true;
+    }
+    for (uint32_t k = 0; k < chunk.count; ++k) {
+      ring_[chunk.ring_offset + k] = chunk.first.value + k;
+    }
+    copying_ = false;
+    ++copied_;
+    return true;
+  }
+
+  void Read(uint64_t gate) {
+    const uint32_t segments = c_.layout.segments_per_layer();
+    const auto [first, end] = TouchedSlots(c_.layout.layers[gate / segments][gate % segments]);
+    for (uint64_t slot = first; slot < end; ++slot) {
+      const auto it = ring_of_slot_.find(slot);
+      if (it != ring_of_slot_.end()) RC_ASSERT(ring_[it->second] == static_cast<int64_t>(slot));
+    }
+  }
+
+  const Case& c_;
+  std::mt19937_64 rng_;
+  uint64_t n_ = 0;
+  uint64_t consumed_ = 0;
+  uint64_t copied_ = 0;
+  uint64_t queued_ = 0;
+  bool copying_ = false;
+  std::vector<int64_t> ring_;
+  std::map<uint64_t, uint32_t> ring_of_slot_;
+};
+
+TEST(EvictionPlanPropertyTest, NoSlotTwiceAndTheCountsAddUp) {
+  EXPECT_TRUE(rc::check("structure", [](uint64_t seed) {
+    const auto c = MakeCase(seed);
+    RC_PRE(c.has_value());
+    CheckStructure(*c);
+  }));
+}
+
+TEST(EvictionPlanPropertyTest, NothingIsOverwrittenBeforeItIsReadNorReadBeforeItArrives) {
+  EXPECT_TRUE(rc::check("protocol", [](uint64_t seed) {
+    const auto c = MakeCase(seed);
+    RC_PRE(c.has_value() && !c->target.empty());
+    Machine(*c, seed + 1).Run(4);
+  }));
+}
+
+// A fixed sweep besides: the same cases on every run.
+TEST(EvictionPlanPropertyTest, TenThousandFixedCasesKeepTheProtocol) {
+  uint64_t made = 0;
+  for (uint64_t seed = 0; seed < 10'000; ++seed) {
+    const auto c = MakeCase(seed);
+    if (!c || c->target.empty()) continue;
+    ++made;
+    try {
+      CheckStructure(*c);
+      Machine(*c, seed).Run(3);
+    } catch (const rc::detail::CaseResult& failed) {
+      FAIL() << "seed " << seed << ": " << failed.description << " (" << c->plan.ToString() << ")";
+    }
+  }
+  EXPECT_GT(made, 1'500U);
+}
+
+}  // namespace
+}  // namespace weir

@@ -1,0 +1,136 @@
+#include "pager/eviction_plan.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/pager/layouts.h"
+
+namespace weir {
+namespace {
+
+using test::RegularLayout;
+constexpr uint64_t kG = 64;  // granule size: nothing here touches memory
+
+TEST(EvictionPlanTest, AnEmptyTargetLeavesEveryGateOpen) {
+  const auto plan = EvictionPlan::Make(RegularLayout(4, {kG * 4, kG * 2}), kG, {});
+  ASSERT_TRUE(plan.ok());
+  EXPECT_TRUE(plan->chunks().empty());
+  EXPECT_EQ(plan->chunk_of_gate(), std::vector<int32_t>(8, -1));
+  EXPECT_EQ(plan->freed_granules(), 0U);
+}
+
+TEST(EvictionPlanTest, StripesAreTheLastWholeGranulesOfEachSegment) {
+  // Segments of 5 and 3 granules that begin half a granule into the region: 4 and 2 whole granules.
+  const auto layout = RegularLayout(6, {kG * 5, kG * 3}, kG / 2);
+  EXPECT_EQ(EvictionPlan::MaxGranulesPerLayer(layout, kG), 6U);
+  const auto plan = EvictionPlan::Make(layout, kG, {.granules_per_layer = 3, .ring_slots = 2});
+  ASSERT_TRUE(plan.ok()) << plan.status().ToString();
+  ASSERT_EQ(plan->chunks().size(), 12U);
+  const StripeChunk& c = plan->chunks()[2];  // layer 1, segment 0: [8.5, 13.5) granules
+  EXPECT_EQ(c.gate, 2U);
+  EXPECT_EQ(c.count, 2U);
+  EXPECT_EQ(c.first.value, 11U);
+  EXPECT_EQ(c.ring_slot, 1U);
+  EXPECT_EQ(c.ring_offset, 3U);
+  EXPECT_TRUE(c.previous_pass);
+  EXPECT_EQ(c.previous_user, 10U);  // layer 5, segment 0
+  EXPECT_EQ(plan->chunks()[5].previous_user, 1U);
+  EXPECT_FALSE(plan->chunks()[5].previous_pass);
+  EXPECT_EQ(plan->ring_granules(), 6U);
+  EXPECT_EQ(plan->evicted_granules(), 18U);
+  EXPECT_EQ(plan->freed_granules(), 12U);
+  EXPECT_EQ(plan->prefix_chunks(), 4U);
+}
+
+TEST(EvictionPlanTest, LayersThatAreNoMultipleOfTheRingWrapToTheLastUserOfTheSlot) {
+  const auto plan = EvictionPlan::Make(RegularLayout(5, {kG * 2}), kG,
+                                       {.granules_per_layer = 1, .ring_slots = 2});
+  ASSERT_TRUE(plan.ok());
+  EXPECT_EQ(plan->chunks()[0].previous_user, 4U);  // slot 0: layers 0, 2, 4
+  EXPECT_EQ(plan->chunks()[1].previous_user, 3U);  // slot 1: layers 1, 3
+}
+
+TEST(EvictionPlanTest, TheSmallestLayerDecidesWhatASegmentGives) {
+  auto layout = RegularLayout(4, {kG * 4, kG * 4});
+  layout.layers[2][1].bytes = kG;
+  EXPECT_EQ(EvictionPlan::MaxGranulesPerLayer(layout, kG), 5U);
+}
+
+TEST(EvictionPlanTest, MovingTheBorderByOneMovesOneGranulePerLayerAndSegmentShare) {
+  const auto layout = RegularLayout(4, {kG * 7, kG * 3, kG * 12});
+  std::vector<uint32_t> before(3, 0);
+  for (uint32_t k = 1; k <= EvictionPlan::MaxGranulesPerLayer(layout, kG); ++k) {
+    const auto plan = EvictionPlan::Make(layout, kG, {.granules_per_layer = k});
+    ASSERT_TRUE(plan.ok());
+    std::vector<uint32_t> now(3, 0);
+    for (const StripeChunk& c : plan->chunks()) {
+      if (c.gate < 3) now[c.gate] = c.count;
+    }
+    for (size_t s = 0; s < 3; ++s) EXPECT_GE(now[s], before[s]) << "k = " << k;
+    before = now;
+  }
+  EXPECT_EQ(before, (std::vector<uint32_t>{7, 3, 12}));
+}
+
+TEST(EvictionPlanTest, WholeLayersAreEvenlySpacedAndShareTheRingInTurn) {
+  const auto plan =
+      EvictionPlan::Make(RegularLayout(12, {kG * 2, kG * 2}), kG,
+                         {.placement = Placement::kLayer, .layers = 4, .ring_slots = 2});
+  ASSERT_TRUE(plan.ok()) << plan.status().ToString();
+  std::vector<uint32_t> layers, slots;
+  for (const StripeChunk& c : plan->chunks()) {
+    if (c.gate % 2 == 0) {
+      layers.push_back(c.gate / 2);
+      slots.push_back(c.ring_slot);
+    }
+  }
+  EXPECT_EQ(layers, (std::vector<uint32_t>{1, 4, 7, 10}));
+  EXPECT_EQ(slots, (std::vector<uint32_t>{0, 1, 0, 1}));
+  EXPECT_EQ(plan->evicted_granules(), 16U);
+  EXPECT_EQ(plan->ring_granules(), 8U);
+}
+
+TEST(EvictionPlanTest, AGranuleThatTwoSegmentsShareComesThroughTheGateOfTheFirst) {
+  // Segment 0 is 2.5 granules, segment 1 is 2.5: the middle granule is shared.
+  const auto plan =
+      EvictionPlan::Make(RegularLayout(4, {kG * 5 / 2, kG * 5 / 2}), kG,
+                         {.placement = Placement::kLayer, .layers = 3, .ring_slots = 2});
+  ASSERT_TRUE(plan.ok()) << plan.status().ToString();
+  EXPECT_EQ(plan->chunks()[0].count, 3U);
+  EXPECT_EQ(plan->chunks()[1].count, 2U);
+  // The slot is free for another layer only when the second reader has gone.
+  EXPECT_EQ(plan->chunks()[4].previous_user, 1U);
+}
+
+TEST(EvictionPlanTest, RefusalsSayWhatIsAccepted) {
+  const auto layout = RegularLayout(4, {kG * 4});
+  const auto message = [&](const EvictionTarget& target) {
+    const auto plan = EvictionPlan::Make(layout, kG, target);
+    EXPECT_EQ(plan.status().code(), StatusCode::kInvalidArgument);
+    return plan.status().message();
+  };
+  EXPECT_NE(message({.granules_per_layer = 5}).find("at most 4"), std::string::npos);
+  EXPECT_NE(message({.granules_per_layer = 1, .ring_slots = 1}).find("at least 2"),
+            std::string::npos);
+  EXPECT_NE(message({.granules_per_layer = 1, .ring_slots = 4}).find("more than 4 layers"),
+            std::string::npos);
+  EXPECT_NE(message({.placement = Placement::kLayer, .layers = 2}).find("more than 2 layers"),
+            std::string::npos);
+  EXPECT_NE(message({.placement = Placement::kLayer, .layers = 5}).find("has 4"),
+            std::string::npos);
+}
+
+TEST(EvictionPlanTest, AMalformedLayoutIsRefused) {
+  auto layout = RegularLayout(4, {kG * 4});
+  layout.layers[1][0].offset -= 1;
+  EXPECT_FALSE(EvictionPlan::Make(layout, kG, {}).ok());
+  layout = RegularLayout(4, {kG * 4});
+  layout.layers[3][0].bytes += 1;
+  EXPECT_FALSE(EvictionPlan::Make(layout, kG, {}).ok());
+  layout = RegularLayout(4, {kG * 4});
+  layout.layers[2].push_back({});
+  EXPECT_FALSE(EvictionPlan::Make(layout, kG, {}).ok());
+  EXPECT_FALSE(EvictionPlan::Make(RegularLayout(4, {kG}), 65, {}).ok());
+}
+
+}  // namespace
+}  // namespace weir
