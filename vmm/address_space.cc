@@ -223,7 +223,7 @@ Status AddressSpace::Apply(const RemapPlan& plan, const std::vector<GranuleId>& 
     now->Set(place, granule);
   }
   WEIR_TRY(GrantAccess(plan, *now));
-  return Scrub(plan, fresh);
+  return Scrub(fresh, *now);
 }
 
 // One SetAccess for each run of neighbouring slots that the plan left mapped. (On today's CUDA
@@ -258,23 +258,31 @@ Status AddressSpace::GrantAccess(const RemapPlan& plan, const Scratch& now) {
   return OkStatus();
 }
 
-// Zeroes new granules that still hold another owner's bytes. A granule the plan mapped and unmapped
-// again is not reachable and keeps its mark.
-Status AddressSpace::Scrub(const RemapPlan& plan, const std::vector<GranuleId>& fresh) {
+// Zeroes new granules that still hold another owner's bytes, through any slot that shows them. A
+// granule that the plan unmapped again is not reachable and keeps its mark.
+Status AddressSpace::Scrub(const std::vector<GranuleId>& fresh, const Scratch& now) {
   if (!options_.scrub_on_owner_change) return OkStatus();
-  size_t next_fresh = 0;
-  bool any = false;
-  for (const RemapOp& op : plan.ops) {
-    const auto* map = std::get_if<MapFreshOp>(&op);
-    if (map == nullptr) continue;
-    const Granule& g = pool_.granule(fresh[next_fresh++]);
-    if (!g.dirty || g.last_owner == map->owner) continue;
-    any = true;
-    WEIR_TRY(driver_.Fill(service_stream_, regions_[map->region.value].SlotAddress(map->slot),
-                          std::byte{0}, pool_.granule_bytes()));
+  std::vector<GranuleId> waiting;
+  for (const GranuleId id : fresh) {
+    const Granule& g = pool_.granule(id);
+    if (g.dirty && g.last_owner != g.owner) waiting.push_back(id);
   }
-  if (!any) return OkStatus();
-  return driver_.Wait(WEIR_TRY(driver_.Record(service_stream_)));
+  std::sort(waiting.begin(), waiting.end());
+  bool any = false;
+  Status outcome;
+  for (const auto& [place, granule] : now.slots) {
+    const auto it = std::lower_bound(waiting.begin(), waiting.end(), granule);
+    if (it == waiting.end() || *it != granule) continue;
+    waiting.erase(it);  // once, however many aliases there are
+    outcome = driver_.Fill(service_stream_, regions_[place.first.value].SlotAddress(place.second),
+                           std::byte{0}, pool_.granule_bytes());
+    if (!outcome.ok()) break;
+    any = true;
+  }
+  if (!any) return outcome;
+  // Also after a failure: the plan is then undone, and nothing may still be writing (M2).
+  Status written = driver_.Wait(WEIR_TRY(driver_.Record(service_stream_)));
+  return outcome.ok() ? written : outcome;
 }
 
 // An undo is worth more than one try: a region whose undo fails is lost for good.

@@ -77,7 +77,7 @@ class AddressSpace {
   Status Apply(const RemapPlan& plan, const std::vector<GranuleId>& fresh, Scratch* now,
                std::vector<Undo>* undo);
   Status GrantAccess(const RemapPlan& plan, const Scratch& now);
-  Status Scrub(const RemapPlan& plan, const std::vector<GranuleId>& fresh);
+  Status Scrub(const std::vector<GranuleId>& fresh, const Scratch& now);
   Status RollBack(std::vector<Undo>& undo, Scratch* now);
   uint32_t Publish(const Scratch& now);
   void Poison(const std::vector<GranuleId>& freed);

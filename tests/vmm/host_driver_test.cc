@@ -1,0 +1,197 @@
+// HostDriver beyond the contract: memory accounting, placement, threads, cancellation.
+#include "vmm/host_driver.h"
+
+#include <thread>
+
+#include <unistd.h>
+
+#include "tests/vmm/test_util.h"
+
+namespace weir {
+namespace {
+
+constexpr uint64_t kLongNs = 10'000'000'000;
+
+class HostDriverTest : public ::testing::Test {
+ protected:
+  void Start(const HostDriver::Options& options = {}) {
+    driver_ = HostDriver::Create(options).value();
+    page_ = driver_->properties().granularity_bytes;
+  }
+  std::unique_ptr<HostDriver> driver_;
+  uint64_t page_ = 0;
+};
+
+TEST_F(HostDriverTest, TheGranularityIsThePageSize) {
+  Start();
+  EXPECT_EQ(page_, static_cast<uint64_t>(::sysconf(_SC_PAGESIZE)));
+}
+
+TEST_F(HostDriverTest, ReleasedExtentsAreUsedAgainAndTheCapHolds) {
+  Start();
+  HostDriver::Options options;
+  options.hbm_bytes = 10 * page_;
+  Start(options);
+  std::vector<AllocId> allocs;
+  for (int i = 0; i < 10; ++i) allocs.push_back(driver_->Create(Tier::kHbm, page_).value());
+  EXPECT_CODE(driver_->Create(Tier::kHbm, page_), kNoMemory);
+  // Every other one, then the rest: holes merge, and a large extent fits again.
+  for (size_t i = 0; i < 10; i += 2) ASSERT_OK(driver_->Release(allocs[i]));
+  for (size_t i = 1; i < 10; i += 2) ASSERT_OK(driver_->Release(allocs[i]));
+  const AllocId whole = driver_->Create(Tier::kHbm, 10 * page_).value();
+  EXPECT_CODE(driver_->Create(Tier::kHbm, page_), kNoMemory);
+  EXPECT_OK(driver_->Release(whole));
+}
+
+TEST_F(HostDriverTest, AllocationsNeverShareBytes) {
+  Start();
+  const VirtAddr base = driver_->Reserve(8 * page_, page_).value();
+  std::vector<AllocId> allocs;
+  const auto add = [&](uint64_t i) {
+    allocs.push_back(driver_->Create(Tier::kHbm, page_).value());
+    ASSERT_OK(driver_->Map(base + i * page_, allocs.back()));
+    ASSERT_OK(driver_->SetAccess(base + i * page_, page_, Access::kReadWrite));
+    ASSERT_OK(driver_->Write(base + i * page_, Pattern(i, page_)));
+  };
+  for (uint64_t i = 0; i < 4; ++i) add(i);
+  ASSERT_OK(driver_->Unmap(base + page_));
+  ASSERT_OK(driver_->Release(allocs[1]));
+  add(4);  // takes the hole
+  for (const uint64_t i : {0U, 2U, 3U, 4U}) {
+    EXPECT_EQ(ReadBytes(*driver_, base + i * page_, page_), Pattern(i, page_)) << i;
+  }
+}
+
+TEST_F(HostDriverTest, PlacementOnAMissingNodeIsRefused) {
+  HostDriver::Options options;
+  options.numa_node = 4000;
+  EXPECT_CODE(HostDriver::Create(options), kUnsupported);
+}
+
+TEST_F(HostDriverTest, PlacementOnNodeZeroWorksWhereThereIsNuma) {
+  HostDriver::Options options;
+  options.numa_node = 0;
+  auto driver = HostDriver::Create(options);
+  if (!driver.ok()) GTEST_SKIP() << driver.status().ToString();
+  const uint64_t page = (*driver)->properties().granularity_bytes;
+  const auto alloc = (*driver)->Create(Tier::kHost, page);
+  // A container may forbid mbind; then the error says so and nothing is left behind.
+  if (!alloc.ok()) {
+    EXPECT_CODE(alloc, kIo);
+    GTEST_SKIP() << alloc.status().ToString();
+  }
+  EXPECT_OK((*driver)->Release(*alloc));
+}
+
+TEST_F(HostDriverTest, StreamsAreLimitedByThreads) {
+  HostDriver::Options options;
+  options.threads = 1;
+  Start(options);
+  const StreamId one = driver_->CreateStream("one").value();
+  EXPECT_CODE(driver_->CreateStream("two"), kNoMemory);
+  ASSERT_OK(driver_->DestroyStream(one));
+  EXPECT_OK(driver_->CreateStream("three"));
+}
+
+TEST_F(HostDriverTest, CountersRunOutCleanly) {
+  HostDriver::Options options;
+  options.counters = 2;
+  Start(options);
+  const VirtAddr a = driver_->CreateCounter().value();
+  ASSERT_OK(driver_->CreateCounter());
+  EXPECT_CODE(driver_->CreateCounter(), kNoMemory);
+  ASSERT_OK(driver_->DestroyCounter(a));
+  EXPECT_OK(driver_->CreateCounter());
+}
+
+TEST_F(HostDriverTest, DestroyingABlockedStreamCancelsItsWait) {
+  Start();
+  const VirtAddr base = driver_->Reserve(page_, page_).value();
+  ASSERT_OK(driver_->Map(base, driver_->Create(Tier::kHbm, page_).value()));
+  ASSERT_OK(driver_->SetAccess(base, page_, Access::kReadWrite));
+  ASSERT_OK(driver_->Write(base, Pattern(1, page_)));
+  const VirtAddr counter = driver_->CreateCounter().value();
+  const VirtAddr arrived = driver_->CreateCounter().value();
+  // Both before the thread sleeps and after.
+  for (const int delay_us : {0, 5, 50, 2000}) {
+    const StreamId stream = driver_->CreateStream("blocked").value();
+    ASSERT_OK(driver_->WaitCounter(stream, counter, 1));
+    const EventId waited = driver_->Record(stream).value();
+    ASSERT_OK(driver_->Fill(stream, base, std::byte{0}, page_));
+    ASSERT_OK(driver_->WriteCounter(stream, arrived, 1));
+    if (delay_us > 0) std::this_thread::sleep_for(std::chrono::microseconds(delay_us));
+    ASSERT_OK(driver_->DestroyStream(stream));
+    EXPECT_CODE(driver_->Wait(waited), kCancelled);
+  }
+  // Nothing after the wait happened: no byte was written, nothing was announced.
+  EXPECT_EQ(ReadBytes(*driver_, base, page_), Pattern(1, page_));
+  EXPECT_EQ(driver_->LoadCounter(arrived), 0u);
+  EXPECT_OK(driver_->DestroyCounter(counter));
+}
+
+TEST_F(HostDriverTest, DestroyingAStreamThatWaitsForABlockedStreamReturns) {
+  Start();
+  const VirtAddr counter = driver_->CreateCounter().value();
+  for (const int delay_us : {0, 50, 2000}) {
+    const StreamId first = driver_->CreateStream("first").value();
+    const StreamId second = driver_->CreateStream("second").value();
+    ASSERT_OK(driver_->WaitCounter(first, counter, 1));
+    ASSERT_OK(driver_->StreamWait(second, driver_->Record(first).value()));
+    const EventId done = driver_->Record(second).value();
+    if (delay_us > 0) std::this_thread::sleep_for(std::chrono::microseconds(delay_us));
+    ASSERT_OK(driver_->DestroyStream(second));
+    EXPECT_CODE(driver_->Wait(done), kCancelled);
+    ASSERT_OK(driver_->DestroyStream(first));
+  }
+}
+
+TEST_F(HostDriverTest, AnErrorPassesThroughStreamWait) {
+  Start();
+  const StreamId first = driver_->CreateStream("first").value();
+  const StreamId second = driver_->CreateStream("second").value();
+  ASSERT_OK(driver_->HostFunction(first, [] { return DataLoss("torn"); }));
+  ASSERT_OK(driver_->StreamWait(second, driver_->Record(first).value()));
+  EXPECT_CODE(driver_->Wait(driver_->Record(second).value()), kDataLoss);
+}
+
+TEST_F(HostDriverTest, ACounterThatIsWaitedForIsNotDestroyed) {
+  Start();
+  const VirtAddr counter = driver_->CreateCounter().value();
+  const VirtAddr started = driver_->CreateCounter().value();
+  std::thread waiter([&] {
+    driver_->StoreCounter(started, 1);
+    EXPECT_OK(driver_->HostWaitCounter(counter, 1, kLongNs));
+  });
+  ASSERT_OK(driver_->HostWaitCounter(started, 1, kLongNs));
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));  // the waiter sleeps by now
+  EXPECT_CODE(driver_->DestroyCounter(counter), kBadState);
+  driver_->StoreCounter(counter, 1);
+  waiter.join();
+  EXPECT_OK(driver_->DestroyCounter(counter));
+}
+
+// A lost wakeup would show as a ten-second wait.
+TEST_F(HostDriverTest, NoWakeupIsLostBetweenManyWaiters) {
+  Start();
+  const VirtAddr counter = driver_->CreateCounter().value();
+  constexpr uint64_t kRounds = 300;
+  std::vector<std::thread> waiters;
+  std::atomic<uint64_t> woken{0};
+  for (int t = 0; t < 3; ++t) {
+    waiters.emplace_back([&] {
+      for (uint64_t i = 1; i <= kRounds; ++i) {
+        EXPECT_OK(driver_->HostWaitCounter(counter, i, kLongNs));
+        woken.fetch_add(1);
+      }
+    });
+  }
+  for (uint64_t i = 1; i <= kRounds; ++i) {
+    if (i % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(60));
+    driver_->StoreCounter(counter, i);
+    while (woken.load() < 3 * i) std::this_thread::yield();
+  }
+  for (std::thread& t : waiters) t.join();
+}
+
+}  // namespace
+}  // namespace weir
