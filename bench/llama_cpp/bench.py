@@ -58,7 +58,7 @@ class Session:
         lc.llama_memory_clear(self.memory, False)
 
     def decode(self, rows):
-        """Runs rows of (sequence, position, wants_logits); returns the seconds it took."""
+        """Runs rows of (sequence, position, wants_logits); returns (seconds, CPU seconds)."""
         batch = self.batch
         batch.n_tokens = len(rows)
         for i, (sequence, position, wants_logits) in enumerate(rows):
@@ -67,21 +67,22 @@ class Session:
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = sequence
             batch.logits[i] = wants_logits
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         status = lc.llama_decode(self.context, batch)
         lc.llama_synchronize(self.context)
         elapsed = time.perf_counter() - start
+        cpu = time.process_time() - cpu_start
         if status != 0:
             raise RuntimeError(f"llama_decode returned {status}")
-        return elapsed
+        return elapsed, cpu
 
     def prefill(self, sequence, length, ubatch):
-        """One prompt in chunks of `ubatch`; only its last row produces logits."""
-        elapsed = 0.0
-        for begin in range(0, length, ubatch):
-            end = min(begin + ubatch, length)
-            elapsed += self.decode([(sequence, p, p == length - 1) for p in range(begin, end)])
-        return elapsed
+        """Times of one prompt in chunks of `ubatch`; only its last row produces logits."""
+        return [
+            self.decode([(sequence, p, p == length - 1)
+                         for p in range(begin, min(begin + ubatch, length))])
+            for begin in range(0, length, ubatch)
+        ]
 
 
 def spread(values):
@@ -90,24 +91,31 @@ def spread(values):
 
 def measure(model, args, threads, sequences):
     session = Session(model, args, threads, sequences)
-    prefill_rates, decode_rates = [], []
+    prefills, decodes = [], []  # per repetition: [(seconds, CPU seconds) of each llama_decode]
     for repetition in range(args.repetitions + 1):  # the first one warms up
         session.clear()
-        seconds = sum(session.prefill(s, args.prompt, args.ubatch) for s in range(sequences))
-        decode_seconds = sum(
-            session.decode([(s, args.prompt + step, True) for s in range(sequences)])
-            for step in range(args.gen))
+        prefill = [t for s in range(sequences) for t in session.prefill(s, args.prompt, args.ubatch)]
+        decode = [session.decode([(s, args.prompt + step, True) for s in range(sequences)])
+                  for step in range(args.gen)]
         if repetition:
-            prefill_rates.append(sequences * args.prompt / seconds)
-            decode_rates.append(sequences * args.gen / decode_seconds)
+            prefills.append(prefill)
+            decodes.append(decode)
     session.close()
-    return {
+    prompt_tokens, gen_tokens = sequences * args.prompt, sequences * args.gen
+    rates = lambda runs, tokens, clock: spread([tokens / sum(t[clock] for t in r) for r in runs])
+    result = {
         "threads": threads,
         "sequences": sequences,
-        "prefill_tokens_per_s": spread(prefill_rates),
-        "decode_tokens_per_s": spread(decode_rates),
-        "decode_step_ms": spread([1000.0 * sequences / rate for rate in decode_rates]),
+        "prefill_tokens_per_s": rates(prefills, prompt_tokens, 0),
+        "decode_tokens_per_s": rates(decodes, gen_tokens, 0),
+        "decode_fastest_step_ms": round(1e3 * min(t[0] for run in decodes for t in run), 2),
     }
+    if threads == 1:
+        # What the rate would be if nobody else had used the core; with several threads CPU time
+        # also counts spinning.
+        result["prefill_tokens_per_cpu_s"] = rates(prefills, prompt_tokens, 1)
+        result["decode_tokens_per_cpu_s"] = rates(decodes, gen_tokens, 1)
+    return result
 
 
 def cpu_name():
