@@ -94,7 +94,8 @@ def measure(model, args, threads, sequences):
     prefills, decodes = [], []  # per repetition: [(seconds, CPU seconds) of each llama_decode]
     for repetition in range(args.repetitions + 1):  # the first one warms up
         session.clear()
-        prefill = [t for s in range(sequences) for t in session.prefill(s, args.prompt, args.ubatch)]
+        prefill = [t for s in range(sequences)
+                   for t in session.prefill(s, args.prompt, args.ubatch)]
         decode = [session.decode([(s, args.prompt + step, True) for s in range(sequences)])
                   for step in range(args.gen)]
         if repetition:
