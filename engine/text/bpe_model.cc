@@ -196,10 +196,26 @@ void BpeModel::MergeLong(Scratch* scratch) const {
   nodes.resize(n);
   RankQueue& queue = scratch->queue;
   queue.Reset(rank_count);
+  // Long words are runs of few different pairs: remember the last two looked up.
+  struct Memo {
+    int32_t left = -1, right = -1;
+    MergeTable::Merge merge;
+  };
+  Memo memos[2];
+  size_t oldest = 0;
+  const auto find = [&](int32_t left, int32_t right) {
+    for (const Memo& memo : memos) {
+      if (memo.left == left && memo.right == right) return memo.merge;
+    }
+    Memo& memo = memos[oldest];
+    oldest ^= 1;
+    memo = {left, right, merges.Find(left, right)};
+    return memo.merge;
+  };
   const auto push = [&](int32_t position) {
     const auto& node = nodes[static_cast<size_t>(position)];
     if (node.next < 0) return;
-    const auto merge = merges.Find(node.symbol, nodes[static_cast<size_t>(node.next)].symbol);
+    const auto merge = find(node.symbol, nodes[static_cast<size_t>(node.next)].symbol);
     if (merge.rank != UINT32_MAX) queue.Push(merge.rank, static_cast<uint32_t>(position));
   };
   for (size_t i = 0; i < n; ++i) {
@@ -213,7 +229,7 @@ void BpeModel::MergeLong(Scratch* scratch) const {
     auto& node = nodes[position];
     if (node.symbol == INT32_MIN || node.next < 0) continue;  // swallowed, or now the last one
     auto& right = nodes[static_cast<size_t>(node.next)];
-    const auto merge = merges.Find(node.symbol, right.symbol);
+    const auto merge = find(node.symbol, right.symbol);
     if (merge.rank != rank) continue;  // an entry about a pair that is no more
     node.symbol = merge.result;
     node.next = right.next;

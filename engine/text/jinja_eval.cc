@@ -245,13 +245,14 @@ class MacroObject : public Object {
         scope->Set(parameter.name, Undefined{parameter.name});
       }
     }
-    for (const auto& [name, value] : arguments.named) {
+    for (const auto& argument : arguments.named) {
+      const std::string& name = argument.first;
       const bool known = std::any_of(parameters.begin(), parameters.end(),
                                      [&](const auto& p) { return p.name == name; });
       if (!known && name != "caller") {
         Fail("macro '" + statement_->name + "' takes no argument '" + name + "'");
       }
-      if (name == "caller") scope->Set(name, value);
+      if (name == "caller") scope->Set(name, argument.second);
     }
     return evaluator.Text(
         evaluator.RunClosure(closure_, statement_->body, std::move(scope->variables)));

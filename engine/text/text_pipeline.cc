@@ -93,7 +93,9 @@ Status RunSplit(const SplitStep& step, Regex::Matcher* matcher, Pieces* pieces) 
   out.reserve(pieces->ranges.size());
   const bool simple = step.behavior == SplitBehavior::kIsolated;
   std::vector<Match> matches;
-  for (const auto& [begin, end] : pieces->ranges) {
+  for (const auto& range : pieces->ranges) {
+    const uint32_t begin = range.first;
+    const uint32_t end = range.second;
     const std::string_view piece = pieces->text.substr(begin, end - begin);
     matches.clear();
     size_t done = 0;
