@@ -1,3 +1,4 @@
+#define XXH_INLINE_ALL
 #include "engine/block_manager.h"
 
 #include <algorithm>

@@ -85,7 +85,7 @@ Status EngineCore::Calibrate() {
 
   for (const Shape& shape : shapes) WEIR_TRY(measure(shape));
   if (memory_.max_granules_per_layer() > 0) {
-    cost_.SetLinkSpeed(WEIR_TRY(memory_.MeasureLinkBytesPerNs()));
+    cost_.SetLinkSpeed(memory_.link_bytes_per_ns());
     // The same small shapes with weights away tell how much copying disturbs the compute.
     const uint32_t home = memory_.view().granules_per_layer;
     const uint32_t away = memory_.max_granules_per_layer();

@@ -104,6 +104,7 @@ Status Engine::Build(const ProgressFn& progress) {
                                     [&](uint64_t done, uint64_t total) {
                                       if (progress) progress("loading weights", done, total);
                                     }));
+  WEIR_TRY(memory_->MeasureLink());
   compute_ = CpuCompute::Create(
       model_, limits, map,
       {.weights = reinterpret_cast<std::byte*>(memory_->weights().base()),

@@ -23,6 +23,7 @@
 #include "engine/text/detokenizer.h"
 #include "engine/text/tokenizer.h"
 #include "engine/weight_loader.h"
+#include "kernels/cpu/kv.h"
 #include "kernels/cpu/thread_pool.h"
 
 namespace weir {

@@ -194,7 +194,8 @@ Status Memory::CopyBlocks(const std::vector<BlockMoveRequest>& requests) {
   return OkStatus();
 }
 
-Result<double> Memory::MeasureLinkBytesPerNs() {
+Status Memory::MeasureLink() {
+  if (max_granules_per_layer_ == 0) return OkStatus();
   constexpr uint64_t kMostBytes = 32 * kMiB;
   const uint64_t bytes = std::min(
       {kMostBytes, space_->region(scratch_).bytes(), AlignDown(backing_->bytes(), 4096)});
@@ -212,7 +213,8 @@ Result<double> Memory::MeasureLinkBytesPerNs() {
   Status destroyed = driver_.DestroyStream(stream);
   WEIR_TRY(std::move(status));
   WEIR_TRY(std::move(destroyed));
-  return static_cast<double>(bytes) / static_cast<double>(std::max<TimeNs>(best, 1));
+  link_bytes_per_ns_ = static_cast<double>(bytes) / static_cast<double>(std::max<TimeNs>(best, 1));
+  return OkStatus();
 }
 
 Status Memory::CheckIntegrity() {

@@ -65,8 +65,10 @@ class Memory {
   // The most stripe granules a border may take from each layer; 0 without a backing copy, or when
   // the model has no more layers than the ring has slots.
   uint32_t max_granules_per_layer() const { return max_granules_per_layer_; }
-  // Times a fetch from the backing copy into the step buffers. Between steps only.
-  Result<double> MeasureLinkBytesPerNs();
+  // Times fetches from the sealed backing copy into the step buffers, whose contents are lost: to be
+  // called after loading, before a step is recorded. Does nothing where nothing can be evicted.
+  Status MeasureLink();
+  double link_bytes_per_ns() const { return link_bytes_per_ns_; }  // 0: not measured
   // The largest number of KV blocks any border can give.
   uint64_t most_kv_blocks() const { return most_kv_blocks_; }
 
@@ -106,6 +108,7 @@ class Memory {
   std::unique_ptr<BlockCopier> copier_;
   uint64_t most_kv_blocks_ = 0;
   uint32_t max_granules_per_layer_ = 0;
+  double link_bytes_per_ns_ = 0;
 };
 
 }  // namespace weir

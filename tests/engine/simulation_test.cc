@@ -88,6 +88,7 @@ class World {
     const std::vector<std::byte> weights_bytes = SimModel::WeightBytes(shape_);
     WEIR_TRY(memory_->weights().Write(0, weights_bytes));
     WEIR_TRY(memory_->weights().Seal());
+    WEIR_TRY(memory_->MeasureLink());
 
     const ComputeLimits limits{.max_rows = static_cast<uint32_t>(random_.Between(4, 64)),
                                .max_sequences = static_cast<uint32_t>(random_.Between(1, 8)),

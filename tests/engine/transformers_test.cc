@@ -119,7 +119,9 @@ TEST_P(TransformersTest, LogitsAndHiddenStatesAreClose) {
       sequence.context = end;
       sequence.wants_logits = true;
       while (held.size() * kBlockTokens < end) {
-        if (blocks.counts().free == 0) ASSERT_TRUE(engine_->core().memory().GrowKv(1).ok());
+        if (blocks.counts().free == 0) {
+          ASSERT_TRUE(engine_->core().memory().GrowKv(1).ok());
+        }
         held.push_back(blocks.Allocate().value());
       }
       sequence.blocks.assign(held.begin(), held.end());
@@ -157,7 +159,7 @@ TEST_P(TransformersTest, LogitsAndHiddenStatesAreClose) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, TransformersTest, ::testing::ValuesIn(Cases()),
-                         [](const auto& info) { return info.param.name; });
+                         [](const auto& test) { return test.param.name; });
 
 }  // namespace
 }  // namespace weir
