@@ -3,8 +3,43 @@
 #include <cstring>
 
 #include <pthread.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace weir {
+namespace {
+
+// Above this, copies go past the caches: 1.5 times as fast (docs/drivers.md), and the destination
+// would not stay in them anyway.
+constexpr uint64_t kStreamingBytes = 4 << 20;
+
+void MoveBytes(std::byte* dst, const std::byte* src, uint64_t bytes) {
+#if defined(__SSE2__)
+  const bool overlap = dst < src + bytes && src < dst + bytes;
+  const bool aligned = reinterpret_cast<uintptr_t>(dst) % 16 == 0;
+  if (bytes >= kStreamingBytes && aligned && !overlap) {
+    const uint64_t blocks = bytes / 64;
+    for (uint64_t i = 0; i < blocks; ++i, src += 64, dst += 64) {
+      const auto* from = reinterpret_cast<const __m128i*>(src);
+      auto* to = reinterpret_cast<__m128i*>(dst);
+      const __m128i a = _mm_loadu_si128(from);
+      const __m128i b = _mm_loadu_si128(from + 1);
+      const __m128i c = _mm_loadu_si128(from + 2);
+      const __m128i d = _mm_loadu_si128(from + 3);
+      _mm_stream_si128(to, a);
+      _mm_stream_si128(to + 1, b);
+      _mm_stream_si128(to + 2, c);
+      _mm_stream_si128(to + 3, d);
+    }
+    _mm_sfence();  // before the counter that says that the bytes are there
+    bytes %= 64;
+  }
+#endif
+  std::memmove(dst, src, bytes);  // addresses may overlap
+}
+
+}  // namespace
 
 HostStream::HostStream(std::string name) : name_(std::move(name)), thread_([this] { Run(); }) {}
 
@@ -101,8 +136,7 @@ void HostStream::Run() {
 
 Status HostStream::Execute(Op& op) {
   if (auto* copy = std::get_if<CopyOp>(&op)) {
-    // memmove: addresses may overlap. glibc uses non-temporal stores for large sizes by itself.
-    std::memmove(copy->dst, copy->src, copy->bytes);
+    MoveBytes(copy->dst, copy->src, copy->bytes);
     return OkStatus();
   }
   if (auto* fill = std::get_if<FillOp>(&op)) {

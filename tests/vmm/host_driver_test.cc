@@ -104,6 +104,27 @@ TEST_F(HostDriverTest, CountersRunOutCleanly) {
   EXPECT_OK(driver_->CreateCounter());
 }
 
+TEST_F(HostDriverTest, LargeCopiesOfAnyAlignmentAndOverlapAreExact) {
+  Start();
+  constexpr uint64_t kBytes = 16 * kMiB;
+  const VirtAddr base = driver_->Reserve(kBytes, page_).value();
+  ASSERT_OK(driver_->Map(base, driver_->Create(Tier::kHbm, kBytes).value()));
+  ASSERT_OK(driver_->SetAccess(base, kBytes, Access::kReadWrite));
+  const StreamId stream = driver_->CreateStream("large").value();
+  constexpr uint64_t kCopied = 5 * kMiB + 13;
+  const auto bytes = Pattern(1, kCopied);
+  struct Case {
+    uint64_t src, dst;
+  };
+  for (const Case c :
+       {Case{0, 8 * kMiB}, Case{3, 8 * kMiB}, Case{0, 8 * kMiB + 7}, Case{0, 64}, Case{64, 0}}) {
+    ASSERT_OK(driver_->Write(base + c.src, bytes));
+    ASSERT_OK(driver_->Copy(stream, base + c.dst, base + c.src, kCopied));
+    ASSERT_OK(driver_->Wait(driver_->Record(stream).value()));
+    EXPECT_TRUE(ReadBytes(*driver_, base + c.dst, kCopied) == bytes) << c.src << " " << c.dst;
+  }
+}
+
 TEST_F(HostDriverTest, DestroyingABlockedStreamCancelsItsWait) {
   Start();
   const VirtAddr base = driver_->Reserve(page_, page_).value();
