@@ -17,7 +17,8 @@ uint8_t CombiningClass(char32_t code_point);
 bool IsQuicklyNfc(std::string_view text);
 
 // Normalisation form C of |text| (valid UTF-8): full canonical decomposition, canonical ordering,
-// canonical composition (Unicode Standard Annex 15). O(n log n) at worst in the longest run of
+// canonical composition (Unicode Standard Annex 15). Marks added after Unicode 9 are left alone, as
+// Hugging Face's normalizer does: the models were trained on its output. O(n log n) at worst in the longest run of
 // combining marks.
 std::string NormalizeNfc(std::string_view text);
 

@@ -362,6 +362,24 @@ def write_tables(path, tables):
         f.write("\n}  // namespace weir\n")
 
 
+# Hugging Face's NFC has the marks of Unicode 9. These are newer: weir leaves them alone as well.
+AFTER_UNICODE_9 = [
+    (0x7FD, 0x7FD), (0x898, 0x89F), (0x8CA, 0x8D3), (0x9FE, 0x9FE), (0xC3C, 0xC3C), (0xD3B, 0xD3C),
+    (0xEBA, 0xEBA), (0x1715, 0x1715), (0x1ABF, 0x1ACE), (0x1DF6, 0x1DF9), (0x1DFA, 0x1DFA),
+    (0xA82C, 0xA82C), (0x10D24, 0x10D27), (0x10EAB, 0x10EAC), (0x10F46, 0x10F50), (0x10F82, 0x10F85),
+    (0x11070, 0x11070), (0x1133B, 0x1133B), (0x1145E, 0x1145E), (0x11839, 0x1183A), (0x11938, 0x11943),
+    (0x119E0, 0x119E0), (0x11A34, 0x11A34), (0x11A47, 0x11A47), (0x11A99, 0x11A99), (0x11D42, 0x11D45),
+    (0x11D97, 0x11D97), (0x16FF0, 0x16FF1), (0x1E130, 0x1E136), (0x1E2AE, 0x1E2AE), (0x1E2EC, 0x1E2EF)]
+
+
+def is_newer(cp):
+    return any(first <= cp <= last for first, last in AFTER_UNICODE_9)
+
+
+def combining(c):
+    return 0 if is_newer(ord(c)) else unicodedata.combining(c)
+
+
 def runs(predicate):
     """(first, last, value) of the runs of code points with one non-zero value."""
     found = []
@@ -406,7 +424,7 @@ def write_unicode_tables():
     decompositions = []
     for cp in range(0x110000):
         text = unicodedata.decomposition(chr(cp))
-        if text and not text.startswith("<"):
+        if text and not text.startswith("<") and not is_newer(cp):
             parts = [int(x, 16) for x in text.split()] + [0]
             composes = len(parts) == 3 and \
                 unicodedata.normalize("NFC", chr(parts[0]) + chr(parts[1])) == chr(cp)
@@ -415,7 +433,7 @@ def write_unicode_tables():
     write_tables("unicode_tables.cc", [
         ("CanonicalDecomposition", "CanonicalDecomposition", decompositions),
         ("CombiningRange", "CombiningRange",
-         ["{0x%X,0x%X,%d}" % tuple(r) for r in runs(unicodedata.combining)]),
+         ["{0x%X,0x%X,%d}" % tuple(r) for r in runs(combining)]),
         ("CodePointRange", "NumberRange", pair(runs(lambda c: unicodedata.category(c)[0] == "N")))])
     upper, upper_special = case_rows(str.upper)
     write_tables("unicode_case_tables.cc", [
