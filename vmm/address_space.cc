@@ -299,7 +299,8 @@ static Status Persist(Call call) {
 Status AddressSpace::RollBack(std::vector<Undo>& undo, Scratch* now) {
   Status first;
   for (auto it = undo.rbegin(); it != undo.rend(); ++it) {
-    const auto [region, slot] = it->place;
+    const RegionId region = it->place.first;  // not a structured binding: clang cannot capture it
+    const SlotIndex slot = it->place.second;
     Status s;
     if (it->kind == Undo::Kind::kMapped) {
       if (now->At(it->place) != it->granule) continue;  // a later undo of this slot failed
@@ -346,12 +347,11 @@ uint32_t AddressSpace::Publish(const Scratch& now) {
     if (granule.valid()) ++region.mapped;
     slot = granule;
   }
+  std::sort(touched.begin(), touched.end());
+  touched.erase(std::unique(touched.begin(), touched.end()), touched.end());
   std::vector<GranuleId> freed;
   for (const GranuleId g : touched) {
-    if (pool_.granule(g).state == GranuleState::kPinned &&
-        std::find(freed.begin(), freed.end(), g) == freed.end()) {
-      freed.push_back(g);
-    }
+    if (pool_.granule(g).state == GranuleState::kPinned) freed.push_back(g);
   }
   if (options_.poison_freed) Poison(freed);
   for (const GranuleId g : freed) pool_.Free(g);
