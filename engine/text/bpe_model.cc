@@ -39,7 +39,9 @@ uint64_t HashWord(std::string_view word) {
 
 }  // namespace
 
-void MergeTable::Reserve(size_t merges) { Grow(std::bit_ceil(std::max<size_t>(merges, 8) * 2)); }
+void MergeTable::Reserve(size_t merges) {
+  Grow(std::bit_ceil(std::max<size_t>(merges, 8) * 2));
+}
 
 void MergeTable::Grow(size_t slots) {
   std::vector<Slot> old = std::move(slots_);
@@ -153,8 +155,7 @@ void BpeModel::AppendSymbols(std::string_view piece, std::vector<int32_t>* symbo
       in_unk = false;
       continue;
     }
-    if (options.byte_fallback &&
-        std::all_of(character.begin(), character.end(), [this](char c) {
+    if (options.byte_fallback && std::all_of(character.begin(), character.end(), [this](char c) {
           return fallback_tokens[static_cast<unsigned char>(c)] >= 0;
         })) {
       AppendFallback(character, symbols);
@@ -234,7 +235,8 @@ void BpeModel::MergeLong(Scratch* scratch) const {
     node.symbol = merge.result;
     node.next = right.next;
     right.symbol = INT32_MIN;
-    if (node.next >= 0) nodes[static_cast<size_t>(node.next)].previous = static_cast<int32_t>(position);
+    if (node.next >= 0)
+      nodes[static_cast<size_t>(node.next)].previous = static_cast<int32_t>(position);
     if (node.previous >= 0) push(node.previous);
     push(static_cast<int32_t>(position));
   }

@@ -28,7 +28,9 @@ const Alphabet kAlphabet = MakeAlphabet();
 
 }  // namespace
 
-char32_t ByteLevelCharacter(uint8_t byte) { return kAlphabet.character[byte]; }
+char32_t ByteLevelCharacter(uint8_t byte) {
+  return kAlphabet.character[byte];
+}
 
 std::optional<std::string> ByteLevelDecode(std::string_view piece) {
   std::string bytes;

@@ -13,7 +13,8 @@ namespace weir {
 // The character that stands for |byte|.
 char32_t ByteLevelCharacter(uint8_t byte);
 
-// The bytes that |piece| (valid UTF-8) stands for, or nullopt if a character is not in the alphabet.
+// The bytes that |piece| (valid UTF-8) stands for, or nullopt if a character is not in the
+// alphabet.
 std::optional<std::string> ByteLevelDecode(std::string_view piece);
 
 // |bytes| written in the alphabet.

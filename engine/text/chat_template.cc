@@ -112,14 +112,15 @@ ChatTemplate::ChatTemplate(ChatTemplate&&) noexcept = default;
 ChatTemplate& ChatTemplate::operator=(ChatTemplate&&) noexcept = default;
 ChatTemplate::~ChatTemplate() = default;
 
-Result<ChatTemplate> ChatTemplate::Parse(std::string_view source) { return Parse(source, {}); }
+Result<ChatTemplate> ChatTemplate::Parse(std::string_view source) {
+  return Parse(source, {});
+}
 
 Result<ChatTemplate> ChatTemplate::Parse(std::string_view source,
                                          const ChatTemplateLimits& limits) {
   if (source.size() > limits.source_bytes) {
-    return InvalidArgument("chat template: " + std::to_string(source.size()) +
-                           " bytes, at most " + std::to_string(limits.source_bytes) +
-                           " are accepted");
+    return InvalidArgument("chat template: " + std::to_string(source.size()) + " bytes, at most " +
+                           std::to_string(limits.source_bytes) + " are accepted");
   }
   if (const size_t bad = FindInvalidUtf8(source); bad != source.size()) {
     return InvalidArgument("chat template: not valid UTF-8 at byte " + std::to_string(bad));
@@ -155,8 +156,8 @@ Result<std::string> ChatTemplate::Render(const ChatInputs& inputs) const {
     evaluator.Define("tools", WEIR_TRY(ParseInput(inputs.tools_json, "tools", array)));
     evaluator.Define("documents", WEIR_TRY(ParseInput(inputs.documents_json, "documents", array)));
     evaluator.Define("add_generation_prompt", inputs.add_generation_prompt);
-    for (const auto& [name, token] : {std::pair("bos_token", &inputs.bos_token),
-                                      std::pair("eos_token", &inputs.eos_token)}) {
+    for (const auto& [name, token] :
+         {std::pair("bos_token", &inputs.bos_token), std::pair("eos_token", &inputs.eos_token)}) {
       if (FindInvalidUtf8(*token) != token->size()) {
         return InvalidArgument(std::string(name) + " is not valid UTF-8");
       }

@@ -13,9 +13,9 @@ namespace weir {
 
 // What a template sees. JSON members hold text, so that callers choose their own JSON library.
 struct ChatInputs {
-  std::string messages_json = "[]";    // an array; `messages`
-  std::string tools_json;              // an array, or empty: `tools` is none
-  std::string documents_json;          // an array, or empty: `documents` is none
+  std::string messages_json = "[]";  // an array; `messages`
+  std::string tools_json;            // an array, or empty: `tools` is none
+  std::string documents_json;        // an array, or empty: `documents` is none
   bool add_generation_prompt = false;
   std::string bos_token;
   std::string eos_token;
@@ -33,9 +33,9 @@ struct ChatTemplateLimits {
 };
 
 // Represents one parsed chat template: a sandboxed sub-set of Jinja 2 with Hugging Face's settings
-// (trim_blocks, lstrip_blocks, loop controls, tojson without ASCII or HTML escapes, raise_exception,
-// strftime_now). It sees the inputs and nothing else: no files, no attributes of anything but JSON,
-// no mutation. Immutable; any thread may render.
+// (trim_blocks, lstrip_blocks, loop controls, tojson without ASCII or HTML escapes,
+// raise_exception, strftime_now). It sees the inputs and nothing else: no files, no attributes of
+// anything but JSON, no mutation. Immutable; any thread may render.
 //
 // Accepted: output, if/elif/else, for (else, inline if, loop.*), set (blocks, namespaces), macro,
 // call, filter, with, raw, break, continue, generation. Not accepted: include, import, extends,

@@ -64,7 +64,8 @@ class LoopFunction : public Object {
 
 class BoundMethod : public Object {
  public:
-  BoundMethod(Value object, std::string name) : object_(std::move(object)), name_(std::move(name)) {}
+  BoundMethod(Value object, std::string name)
+      : object_(std::move(object)), name_(std::move(name)) {}
   std::string Describe() const override { return "<built-in method " + name_ + ">"; }
   bool IsCallable() const override { return true; }
   Value Call(Evaluator& evaluator, const Arguments& arguments) override {
@@ -80,7 +81,8 @@ using BuiltIn = Value (*)(Evaluator&, const Arguments&);
 
 class FunctionObject : public Object {
  public:
-  FunctionObject(std::string name, BuiltIn function) : name_(std::move(name)), function_(function) {}
+  FunctionObject(std::string name, BuiltIn function)
+      : name_(std::move(name)), function_(function) {}
   std::string Describe() const override { return "<function " + name_ + ">"; }
   bool IsCallable() const override { return true; }
   Value Call(Evaluator& evaluator, const Arguments& arguments) override {
@@ -301,7 +303,7 @@ void Scope::Set(const std::string& name, Value value) {
 
 Value FindGlobal(Evaluator& evaluator, const std::string& name) {
   constexpr std::pair<std::string_view, BuiltIn> kGlobals[] = {
-      {"range", CallRange},          {"namespace", CallNamespace},     {"dict", CallDict},
+      {"range", CallRange},           {"namespace", CallNamespace},   {"dict", CallDict},
       {"raise_exception", CallRaise}, {"strftime_now", CallStrftime},
   };
   for (const auto& [n, function] : kGlobals) {
@@ -417,7 +419,8 @@ Evaluator::Flow Evaluator::RunStatement(const Statement& s) {
     }
     case StatementKind::kWith: {
       std::vector<std::pair<std::string, Value>> variables;
-      for (const auto& [name, value] : s.assignments) variables.emplace_back(name, Evaluate(*value));
+      for (const auto& [name, value] : s.assignments)
+        variables.emplace_back(name, Evaluate(*value));
       auto scope = std::make_shared<Scope>();
       scope->parent = scope_;
       for (auto& [name, value] : variables) scope->Set(name, std::move(value));
@@ -511,8 +514,6 @@ void Evaluator::RunCallBlock(const Statement& s) {
   Emit(ToText(callee.object()->Call(*this, arguments)));
 }
 
-// --- expressions ---------------------------------------------------------------------------------
-
 Value Evaluator::Evaluate(const Expression& e) {
   const DepthGuard guard(this);
   Charge(1);
@@ -532,8 +533,8 @@ Value Evaluator::EvaluateInner(const Expression& e) {
     case ExpressionKind::kTuple: {
       std::vector<Value> items;
       for (const auto& operand : e.operands) items.push_back(Evaluate(*operand));
-      return MakeList(std::move(items), e.kind == ExpressionKind::kTuple ? ListKind::kTuple
-                                                                         : ListKind::kList);
+      return MakeList(std::move(items),
+                      e.kind == ExpressionKind::kTuple ? ListKind::kTuple : ListKind::kList);
     }
     case ExpressionKind::kDict: {
       std::vector<std::pair<Value, Value>> items;
@@ -562,7 +563,8 @@ Value Evaluator::EvaluateInner(const Expression& e) {
     case ExpressionKind::kNegate:
     case ExpressionKind::kPlus: {
       const Value value = Evaluate(*e.operands[0]);
-      if (!value.is_number()) Fail(std::string("a sign before a value of type ") + value.TypeName());
+      if (!value.is_number())
+        Fail(std::string("a sign before a value of type ") + value.TypeName());
       const bool negate = e.kind == ExpressionKind::kNegate;
       if (value.is_float()) return negate ? -value.number() : value.number();
       return IntegerArithmetic(negate ? "-" : "+", 0, value.integer());
@@ -736,7 +738,8 @@ Value Evaluator::EvaluateBinary(const Expression& e) {
   if (e.name == "*" && (a.is_string() || a.is_list()) && (b.is_int() || b.is_bool())) {
     const int64_t times = std::max<int64_t>(b.integer(), 0);
     const uint64_t weight = std::max<uint64_t>(a.weight(), 1);
-    if (static_cast<uint64_t>(times) > limits_.output_bytes / weight) Fail("a repetition is too long");
+    if (static_cast<uint64_t>(times) > limits_.output_bytes / weight)
+      Fail("a repetition is too long");
     Charge(static_cast<uint64_t>(times) * (1 + weight / 16));
     std::string text;
     std::vector<Value> items;

@@ -102,9 +102,9 @@ Value DictSort(const FilterCall& call) {
   if (by != "key" && by != "value") Fail("dictsort: 'by' is 'key' or 'value'");
   std::vector<std::pair<Value, Value>> keyed;
   for (const auto& [key, item] : call.input.dict().items) {
-    keyed.emplace_back(SortKey(call, by == "key" ? key : item, nullptr,
-                               call.Flag(0, "case_sensitive")),
-                       MakeList({key, item}, ListKind::kTuple));
+    keyed.emplace_back(
+        SortKey(call, by == "key" ? key : item, nullptr, call.Flag(0, "case_sensitive")),
+        MakeList({key, item}, ListKind::kTuple));
   }
   SortBy(call.evaluator, &keyed, call.Flag(2, "reverse"));
   std::vector<Value> items;
@@ -214,9 +214,10 @@ Value Indent(const FilterCall& call) {
   const bool blank = call.Flag(2, "blank");
   const int64_t spaces = width != nullptr && width->is_string() ? 0 : call.Integer(0, "width", 4);
   if (spaces > 1024) Fail("indent by more than 1024");
-  const std::string margin = width != nullptr && width->is_string()
-                                 ? width->string()
-                                 : std::string(static_cast<size_t>(std::max<int64_t>(spaces, 0)), ' ');
+  const std::string margin =
+      width != nullptr && width->is_string()
+          ? width->string()
+          : std::string(static_cast<size_t>(std::max<int64_t>(spaces, 0)), ' ');
   std::string text;
   size_t line_number = 0;
   for (const std::string& line : SplitLines(ToText(call.input) + "\n", false)) {
@@ -243,7 +244,8 @@ Value Title(const FilterCall& call) {
   for (const std::string& c : SplitCharacters(ToText(call.input))) {
     size_t pos = 0;
     const char32_t code = NextCodePoint(c, &pos);
-    if (IsPythonSpace(code) || (c.size() == 1 && std::string_view("-({[<").find(c[0]) != std::string_view::npos)) {
+    if (IsPythonSpace(code) ||
+        (c.size() == 1 && std::string_view("-({[<").find(c[0]) != std::string_view::npos)) {
       flush();
       text += c;
     } else {
@@ -260,14 +262,17 @@ std::optional<int64_t> ParseInteger(std::string text, int64_t base) {
   if (text.starts_with('+')) text.erase(0, 1);
   if (base == 16 && (text.starts_with("0x") || text.starts_with("0X"))) text.erase(0, 2);
   int64_t value = 0;
-  const auto result = std::from_chars(text.data(), text.data() + text.size(), value, static_cast<int>(base));
-  if (text.empty() || result.ec != std::errc() || result.ptr != text.data() + text.size()) return std::nullopt;
+  const auto result =
+      std::from_chars(text.data(), text.data() + text.size(), value, static_cast<int>(base));
+  if (text.empty() || result.ec != std::errc() || result.ptr != text.data() + text.size())
+    return std::nullopt;
   return value;
 }
 
 std::optional<double> ParseFloat(const std::string& raw) {
   const std::string text = Strip(raw, nullptr, StripSide::kBoth);
-  if (text.empty() || text.find_first_not_of("0123456789+-.eE") != std::string::npos) return std::nullopt;
+  if (text.empty() || text.find_first_not_of("0123456789+-.eE") != std::string::npos)
+    return std::nullopt;
   char* end = nullptr;
   const double value = std::strtod(text.c_str(), &end);
   return end == text.c_str() + text.size() ? std::optional(value) : std::nullopt;
@@ -384,7 +389,8 @@ Value ToJsonFilter(const FilterCall& call) {
     if (parts.size() != 2) Fail("tojson: separators are two strings");
     style.item_separator = ToText(parts[0]);
     style.key_separator = ToText(parts[1]);
-    if (style.item_separator.size() + style.key_separator.size() > 64) Fail("tojson: long separators");
+    if (style.item_separator.size() + style.key_separator.size() > 64)
+      Fail("tojson: long separators");
   }
   style.sort_keys = call.Flag(3, "sort_keys");
   call.evaluator.Charge(call.input.weight() / 4);
@@ -451,7 +457,10 @@ Value Replace(const FilterCall& call) {
 using Filter = Value (*)(const FilterCall&);
 constexpr std::pair<std::string_view, Filter> kFilters[] = {
     {"abs", Abs},
-    {"attr", [](const FilterCall& c) { return c.evaluator.GetAttribute(c.input, c.String(0, "name", "")); }},
+    {"attr",
+     [](const FilterCall& c) {
+       return c.evaluator.GetAttribute(c.input, c.String(0, "name", ""));
+     }},
     {"capitalize", [](const FilterCall& c) { return c.Text(Capitalize(ToText(c.input))); }},
     {"count", [](const FilterCall& c) { return Value(Length(c.input)); }},
     {"d", Default},

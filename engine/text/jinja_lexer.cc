@@ -29,7 +29,9 @@ bool IsNameStart(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' ||
          static_cast<unsigned char>(c) >= 0x80;
 }
-bool IsDigit(char c) { return c >= '0' && c <= '9'; }
+bool IsDigit(char c) {
+  return c >= '0' && c <= '9';
+}
 
 class Lexer {
  public:
@@ -127,8 +129,7 @@ class Lexer {
   void LexComment() {
     const size_t end = text_.find("#}", pos_ + 2);
     if (end == std::string::npos) FailAt("missing end of comment tag");
-    const bool signed_end =
-        end > pos_ + 2 && (text_[end - 1] == '-' || text_[end - 1] == '+');
+    const bool signed_end = end > pos_ + 2 && (text_[end - 1] == '-' || text_[end - 1] == '+');
     Advance(signed_end ? end - 1 : end);
     FinishTag("#}", true);
   }
@@ -319,6 +320,8 @@ class Lexer {
 
 }  // namespace
 
-std::vector<Token> Tokenize(std::string_view source) { return Lexer(source).Run(); }
+std::vector<Token> Tokenize(std::string_view source) {
+  return Lexer(source).Run();
+}
 
 }  // namespace weir::jinja

@@ -10,11 +10,11 @@
 namespace weir::jinja {
 
 enum class TokenKind : uint8_t {
-  kData,          // literal text
-  kBlockBegin,    // {%
-  kBlockEnd,      // %}
-  kOutputBegin,   // {{
-  kOutputEnd,     // }}
+  kData,         // literal text
+  kBlockBegin,   // {%
+  kBlockEnd,     // %}
+  kOutputBegin,  // {{
+  kOutputEnd,    // }}
   kName,
   kString,
   kInteger,

@@ -8,7 +8,9 @@
 namespace weir::jinja {
 namespace {
 
-bool IsInteger(const Value& v) { return v.is_int(); }
+bool IsInteger(const Value& v) {
+  return v.is_int();
+}
 
 bool IsIterable(const Value& v) {
   return v.is_string() || v.is_list() || v.is_dict() || v.is_undefined();
@@ -79,8 +81,12 @@ bool AllCharacters(const std::string& text, Predicate predicate) {
   return !text.empty();
 }
 
-bool IsAsciiDigit(char32_t c) { return c >= '0' && c <= '9'; }
-bool IsLetter(char32_t c) { return IsCased(c) || c >= 0x370; }
+bool IsAsciiDigit(char32_t c) {
+  return c >= '0' && c <= '9';
+}
+bool IsLetter(char32_t c) {
+  return IsCased(c) || c >= 0x370;
+}
 
 int64_t CharacterIndex(std::string_view text, size_t byte) {
   return byte == std::string_view::npos ? -1 : Length(Value(std::string(text.substr(0, byte))));
@@ -132,7 +138,8 @@ Value Partition(Evaluator& evaluator, const std::string& text, const std::string
   const size_t at = from_right ? text.rfind(separator) : text.find(separator);
   std::vector<Value> parts;
   if (at == std::string::npos) {
-    parts = {evaluator.Text(from_right ? "" : text), Value(""), evaluator.Text(from_right ? text : "")};
+    parts = {evaluator.Text(from_right ? "" : text), Value(""),
+             evaluator.Text(from_right ? text : "")};
   } else {
     parts = {evaluator.Text(text.substr(0, at)), Value(separator),
              evaluator.Text(text.substr(at + separator.size()))};
@@ -158,7 +165,8 @@ Value CallStringMethod(Evaluator& evaluator, const std::string& text, const std:
   }
   if (name == "strip" || name == "lstrip" || name == "rstrip") {
     const Value* chars = arguments.Find(0, "chars");
-    if (chars != nullptr && !chars->is_none() && !chars->is_string()) Fail(name + " takes a string");
+    if (chars != nullptr && !chars->is_none() && !chars->is_string())
+      Fail(name + " takes a string");
     const StripSide side = name == "strip"    ? StripSide::kBoth
                            : name == "lstrip" ? StripSide::kLeft
                                               : StripSide::kRight;
@@ -213,8 +221,10 @@ Value CallStringMethod(Evaluator& evaluator, const std::string& text, const std:
   if (name == "removeprefix" || name == "removesuffix") {
     const std::string& part = StringArgument(arguments, 0, "prefix");
     const bool prefix = name == "removeprefix";
-    if (part.empty() || !(prefix ? text.starts_with(part) : text.ends_with(part))) return Value(text);
-    return evaluator.Text(prefix ? text.substr(part.size()) : text.substr(0, text.size() - part.size()));
+    if (part.empty() || !(prefix ? text.starts_with(part) : text.ends_with(part)))
+      return Value(text);
+    return evaluator.Text(prefix ? text.substr(part.size())
+                                 : text.substr(0, text.size() - part.size()));
   }
   if (name == "isdigit" || name == "isdecimal" || name == "isnumeric") {
     return AllCharacters(text, IsAsciiDigit);
@@ -230,11 +240,12 @@ Value CallStringMethod(Evaluator& evaluator, const std::string& text, const std:
 }
 
 constexpr std::string_view kStringMethods[] = {
-    "split",      "rsplit",       "strip",        "lstrip",  "rstrip",    "startswith", "endswith",
-    "replace",    "upper",        "lower",        "title",   "capitalize", "casefold",  "splitlines",
-    "join",       "partition",    "rpartition",   "find",    "rfind",     "index",      "count",
-    "removeprefix", "removesuffix", "isdigit",    "isalpha", "isalnum",   "isspace",    "isupper",
-    "islower",    "isdecimal",    "isnumeric"};
+    "split",    "rsplit",     "strip",   "lstrip",       "rstrip",       "startswith",
+    "endswith", "replace",    "upper",   "lower",        "title",        "capitalize",
+    "casefold", "splitlines", "join",    "partition",    "rpartition",   "find",
+    "rfind",    "index",      "count",   "removeprefix", "removesuffix", "isdigit",
+    "isalpha",  "isalnum",    "isspace", "isupper",      "islower",      "isdecimal",
+    "isnumeric"};
 constexpr std::string_view kDictMethods[] = {"get", "items", "keys", "values", "copy"};
 constexpr std::string_view kListMethods[] = {"index", "count", "copy"};
 
@@ -318,8 +329,10 @@ bool ApplyTest(Evaluator& evaluator, const std::string& name, const Value& v,
   const int compared = CompareTest(name, v, arguments);
   if (compared >= 0) return compared != 0;
   Fail("no test named '" + name +
-       "'; accepted: defined, undefined, none, string, mapping, iterable, sequence, number, integer, "
-       "float, boolean, true, false, callable, even, odd, divisibleby, in, sameas, upper, lower, eq, "
+       "'; accepted: defined, undefined, none, string, mapping, iterable, sequence, number, "
+       "integer, "
+       "float, boolean, true, false, callable, even, odd, divisibleby, in, sameas, upper, lower, "
+       "eq, "
        "equalto, ne, lt, lessthan, gt, greaterthan, le, ge");
 }
 

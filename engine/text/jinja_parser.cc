@@ -66,7 +66,8 @@ class Parser {
     if (!SkipOperator(text)) FailHere("expected '" + text + "', got '" + Current().text + "'");
   }
   std::string ExpectName() {
-    if (Current().kind != TokenKind::kName) FailHere("expected a name, got '" + Current().text + "'");
+    if (Current().kind != TokenKind::kName)
+      FailHere("expected a name, got '" + Current().text + "'");
     return Next().text;
   }
   void ExpectBlockEnd() {
@@ -268,7 +269,9 @@ class Parser {
         Next();
         return Literal(value, token.line);
       }
-      case TokenKind::kFloat: Next(); return Literal(std::strtod(token.text.c_str(), nullptr), token.line);
+      case TokenKind::kFloat:
+        Next();
+        return Literal(std::strtod(token.text.c_str(), nullptr), token.line);
       case TokenKind::kOperator: break;
       default: FailHere("expected an expression, got '" + token.text + "'");
     }
@@ -459,7 +462,8 @@ class Parser {
         block.push_back(ParseStatement());
       }
     }
-    if (!ends.empty()) FailHere("the template ends inside a block; expected " + std::string(ends.back()));
+    if (!ends.empty())
+      FailHere("the template ends inside a block; expected " + std::string(ends.back()));
     return block;
   }
 
@@ -497,11 +501,12 @@ class Parser {
     if (name == "break" || name == "continue") {
       if (loops_ == 0) FailHere("'" + name + "' outside a loop");
       ExpectBlockEnd();
-      return MakeStatement(
-          name == "break" ? StatementKind::kBreak : StatementKind::kContinue, tag.line);
+      return MakeStatement(name == "break" ? StatementKind::kBreak : StatementKind::kContinue,
+                           tag.line);
     }
-    FailHere("unknown tag '" + name +
-             "'; accepted: if, for, set, macro, call, filter, with, raw, generation, break, continue");
+    FailHere(
+        "unknown tag '" + name +
+        "'; accepted: if, for, set, macro, call, filter, with, raw, generation, break, continue");
   }
 
   StatementPtr ParseIf(size_t line) {
@@ -649,6 +654,8 @@ class Parser {
 
 }  // namespace
 
-Block ParseTemplate(std::string_view source) { return Parser(source).Run(); }
+Block ParseTemplate(std::string_view source) {
+  return Parser(source).Run();
+}
 
 }  // namespace weir::jinja

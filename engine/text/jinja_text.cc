@@ -20,8 +20,12 @@ char32_t MapCase(const CaseRange* ranges, size_t count, char32_t c) {
   return c;
 }
 
-char32_t LowerOf(char32_t c) { return MapCase(kLowerRanges, kLowerRangeCount, c); }
-char32_t UpperOf(char32_t c) { return MapCase(kUpperRanges, kUpperRangeCount, c); }
+char32_t LowerOf(char32_t c) {
+  return MapCase(kLowerRanges, kLowerRangeCount, c);
+}
+char32_t UpperOf(char32_t c) {
+  return MapCase(kUpperRanges, kUpperRangeCount, c);
+}
 
 void AppendUpper(char32_t c, std::string* out) {
   if (c >= 0x80) {
@@ -43,9 +47,13 @@ void AppendLower(char32_t c, std::string* out) {
 
 }  // namespace
 
-bool IsPythonSpace(char32_t c) { return IsUnicodeSpace(c) || (c >= 0x1C && c <= 0x1F); }
+bool IsPythonSpace(char32_t c) {
+  return IsUnicodeSpace(c) || (c >= 0x1C && c <= 0x1F);
+}
 
-bool IsCased(char32_t c) { return LowerOf(c) != c || UpperOf(c) != c || c == 0xDF; }
+bool IsCased(char32_t c) {
+  return LowerOf(c) != c || UpperOf(c) != c || c == 0xDF;
+}
 
 std::string Strip(std::string_view text, const std::string* chars, StripSide side) {
   std::u32string set;

@@ -13,8 +13,8 @@ namespace {
 
 bool IsPrintable(char32_t c) {
   const auto* end = kUnprintableRanges + kUnprintableRangeCount;
-  const auto* it = std::lower_bound(
-      kUnprintableRanges, end, c, [](const CodePointRange& r, char32_t v) { return r.last < v; });
+  const auto* it = std::lower_bound(kUnprintableRanges, end, c,
+                                    [](const CodePointRange& r, char32_t v) { return r.last < v; });
   return c < 0x7F ? c >= 0x20 : it == end || it->first > c;
 }
 
@@ -111,7 +111,9 @@ void AppendJson(const Value& value, const JsonStyle& style, size_t level, std::s
     *out += std::to_string(value.integer());
   } else if (value.is_float()) {
     const double d = value.number();
-    *out += std::isnan(d) ? "NaN" : std::isinf(d) ? (d > 0 ? "Infinity" : "-Infinity") : FormatFloat(d);
+    *out += std::isnan(d)   ? "NaN"
+            : std::isinf(d) ? (d > 0 ? "Infinity" : "-Infinity")
+                            : FormatFloat(d);
   } else if (value.is_list() && value.list().kind <= ListKind::kTuple) {
     const auto& items = value.list().items;
     *out += '[';
@@ -154,7 +156,9 @@ void Account(const Value& value, uint32_t* depth, uint64_t* weight) {
 
 }  // namespace
 
-void Fail(std::string message) { throw Error{std::move(message), 0}; }
+void Fail(std::string message) {
+  throw Error{std::move(message), 0};
+}
 
 const char* Value::TypeName() const {
   if (is_undefined()) return "undefined";
@@ -230,7 +234,8 @@ bool Truthy(const Value& value) {
   if (value.is_int()) return value.integer() != 0;
   if (value.is_float()) return value.number() != 0;
   if (value.is_string()) return !value.string().empty();
-  if (value.is_list()) return value.list().kind == ListKind::kGenerator || !value.list().items.empty();
+  if (value.is_list())
+    return value.list().kind == ListKind::kGenerator || !value.list().items.empty();
   return value.is_dict() ? !value.dict().items.empty() : true;
 }
 
@@ -276,11 +281,13 @@ std::string FormatFloat(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
   char buffer[64];
-  const auto result = std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific);
+  const auto result =
+      std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific);
   const std::string_view text(buffer, static_cast<size_t>(result.ptr - buffer));
   const size_t e = text.find('e');
   int exponent = 0;
-  std::from_chars(text.data() + e + (text[e + 1] == '+' ? 2 : 1), text.data() + text.size(), exponent);
+  std::from_chars(text.data() + e + (text[e + 1] == '+' ? 2 : 1), text.data() + text.size(),
+                  exponent);
   if (exponent < -4 || exponent >= 16) return std::string(text);  // 1e-05, 1.5e+20
   std::string digits(text.substr(0, e));
   std::string sign;
@@ -323,9 +330,8 @@ std::string Repr(const Value& value) {
 int64_t Length(const Value& value) {
   if (value.is_undefined()) return 0;
   if (value.is_string()) {
-    return std::count_if(value.string().begin(), value.string().end(), [](char c) {
-      return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
-    });
+    return std::count_if(value.string().begin(), value.string().end(),
+                         [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
   }
   if (value.is_list() && value.list().kind != ListKind::kGenerator) {
     return static_cast<int64_t>(value.list().items.size());
@@ -342,7 +348,8 @@ std::vector<Value> Iterate(const Value& value) {
     for (auto& c : SplitCharacters(value.string())) items.emplace_back(std::move(c));
     return items;
   }
-  if (!value.is_dict()) Fail(std::string("a value of type ") + value.TypeName() + " is not iterable");
+  if (!value.is_dict())
+    Fail(std::string("a value of type ") + value.TypeName() + " is not iterable");
   for (const auto& [key, item] : value.dict().items) items.push_back(key);
   return items;
 }

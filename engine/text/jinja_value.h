@@ -35,15 +35,15 @@ struct None {};
 class Value {
  public:
   Value() : data_(Undefined{}) {}
-  Value(None) : data_(None{}) {}                              // NOLINT
-  Value(Undefined u) : data_(std::move(u)) {}                 // NOLINT
-  Value(bool b) : data_(b) {}                                 // NOLINT
-  Value(int64_t i) : data_(i) {}                              // NOLINT
-  Value(double d) : data_(d) {}                               // NOLINT
-  Value(std::string s)                                        // NOLINT
+  Value(None) : data_(None{}) {}               // NOLINT
+  Value(Undefined u) : data_(std::move(u)) {}  // NOLINT
+  Value(bool b) : data_(b) {}                  // NOLINT
+  Value(int64_t i) : data_(i) {}               // NOLINT
+  Value(double d) : data_(d) {}                // NOLINT
+  Value(std::string s)                         // NOLINT
       : data_(std::make_shared<const std::string>(std::move(s))) {}
-  Value(const char* s) : Value(std::string(s)) {}             // NOLINT
-  Value(Object* object) : data_(object) {}                    // NOLINT
+  Value(const char* s) : Value(std::string(s)) {}                      // NOLINT
+  Value(Object* object) : data_(object) {}                             // NOLINT
   Value(std::shared_ptr<const List> list) : data_(std::move(list)) {}  // NOLINT
   Value(std::shared_ptr<const Dict> dict) : data_(std::move(dict)) {}  // NOLINT
 
@@ -64,7 +64,9 @@ class Value {
     return is_bool() ? int64_t{std::get<bool>(data_)} : std::get<int64_t>(data_);
   }
   // Of any number.
-  double number() const { return is_float() ? std::get<double>(data_) : static_cast<double>(integer()); }
+  double number() const {
+    return is_float() ? std::get<double>(data_) : static_cast<double>(integer());
+  }
   bool boolean() const { return std::get<bool>(data_); }
   const std::string& string() const { return *std::get<StringPtr>(data_); }
   const List& list() const { return *std::get<std::shared_ptr<const List>>(data_); }

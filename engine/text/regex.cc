@@ -1,9 +1,9 @@
 #include "engine/text/regex.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
-
 #include <cstdint>
+
+#include <pcre2.h>
 
 namespace weir {
 namespace {

@@ -12,13 +12,19 @@ namespace {
 constexpr size_t kMaxNormalizedBytes = size_t{1} << 31;
 constexpr const char* kTooLong = "the normalised text is longer than 2 GiB";
 
-// An approximation of \w for single_word: everything outside ASCII that is no space counts as word.
+// \w of Rust's regular expressions (Unicode Technical Standard 18, annex C).
 bool IsWord(char32_t c) {
-  if (c < 0x80) {
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
-  }
-  return c >= 0xAA && !IsUnicodeSpace(c) && !(c >= 0x2000 && c <= 0x206F) &&
-         !(c >= 0x3000 && c <= 0x3020) && c != 0xD7 && c != 0xF7;
+  static const auto* word = new Result<Regex>(Regex::Compile(
+      "[\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200c}\\x{200d}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}"
+      "\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}]"));
+  WEIR_CHECK(word->ok(), "the pattern is a constant");
+  std::string text;
+  AppendCodePoint(c, &text);
+  Regex::Matcher matcher;
+  size_t begin = 0;
+  size_t end = 0;
+  const auto found = matcher.Find(**word, text, 0, &begin, &end);
+  return found.ok() && *found;
 }
 
 // Start of the character that ends at |end|.
@@ -181,22 +187,21 @@ Status RunMetaspace(const MetaspaceStep& step, bool at_start, std::deque<std::st
                     Pieces* pieces) {
   std::string mark;
   AppendCodePoint(step.replacement, &mark);
-  WEIR_TRY(RewritePieces(
-      pieces, arena, [&](size_t i, std::string_view piece, std::string* out) {
-        using Prepend = MetaspaceStep::Prepend;
-        const bool wanted =
-            step.prepend == Prepend::kAlways || (step.prepend == Prepend::kFirst && at_start && i == 0);
-        if (wanted && !piece.empty() && !piece.starts_with(' ') && !piece.starts_with(mark)) {
-          *out += mark;
-        }
-        for (const char c : piece) {
-          if (c == ' ') {
-            *out += mark;
-          } else {
-            *out += c;
-          }
-        }
-      }));
+  WEIR_TRY(RewritePieces(pieces, arena, [&](size_t i, std::string_view piece, std::string* out) {
+    using Prepend = MetaspaceStep::Prepend;
+    const bool wanted =
+        step.prepend == Prepend::kAlways || (step.prepend == Prepend::kFirst && at_start && i == 0);
+    if (wanted && !piece.empty() && !piece.starts_with(' ') && !piece.starts_with(mark)) {
+      *out += mark;
+    }
+    for (const char c : piece) {
+      if (c == ' ') {
+        *out += mark;
+      } else {
+        *out += c;
+      }
+    }
+  }));
   if (!step.split) return {};
   std::vector<std::pair<uint32_t, uint32_t>> out;
   std::vector<Match> matches;
@@ -224,8 +229,7 @@ Result<std::string> ReplaceRegex(const ReplaceNormalizer& step, std::string_view
   size_t pos = 0;
   size_t begin = 0;
   size_t end = 0;
-  while (pos <= text.size() &&
-         WEIR_TRY(matcher->Find(step.regex[0], text, pos, &begin, &end))) {
+  while (pos <= text.size() && WEIR_TRY(matcher->Find(step.regex[0], text, pos, &begin, &end))) {
     out += text.substr(done, begin - done);
     out += step.content;
     if (out.size() > kMaxNormalizedBytes) return InvalidArgument(kTooLong);

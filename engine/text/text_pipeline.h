@@ -58,8 +58,8 @@ struct PrependNormalizer {
   std::string text;
 };
 struct ReplaceNormalizer {
-  std::string literal;         // used if |regex| is empty
-  std::vector<Regex> regex;    // zero or one
+  std::string literal;       // used if |regex| is empty
+  std::vector<Regex> regex;  // zero or one
   std::string content;
 };
 using Normalizer = std::variant<NfcNormalizer, PrependNormalizer, ReplaceNormalizer>;

@@ -145,11 +145,21 @@ std::string_view Tokenizer::TokenBytes(int32_t id) const {
   return token == nullptr ? std::string_view() : token->bytes;
 }
 
-int32_t Tokenizer::vocab_size() const { return static_cast<int32_t>(impl_->tokens.size()); }
-std::optional<int32_t> Tokenizer::bos_id() const { return impl_->bos_id; }
-const std::vector<int32_t>& Tokenizer::eos_ids() const { return impl_->eos_ids; }
-std::optional<int32_t> Tokenizer::unk_id() const { return impl_->unk_id; }
-std::optional<int32_t> Tokenizer::pad_id() const { return impl_->pad_id; }
+int32_t Tokenizer::vocab_size() const {
+  return static_cast<int32_t>(impl_->tokens.size());
+}
+std::optional<int32_t> Tokenizer::bos_id() const {
+  return impl_->bos_id;
+}
+const std::vector<int32_t>& Tokenizer::eos_ids() const {
+  return impl_->eos_ids;
+}
+std::optional<int32_t> Tokenizer::unk_id() const {
+  return impl_->unk_id;
+}
+std::optional<int32_t> Tokenizer::pad_id() const {
+  return impl_->pad_id;
+}
 
 bool Tokenizer::IsSpecial(int32_t id) const {
   const Impl::Token* token = impl_->Find(id);

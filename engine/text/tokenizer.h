@@ -31,9 +31,9 @@ struct DecodeOptions {
 // becomes one U+FFFD per maximal ill-formed subpart (Hugging Face sometimes writes one per byte).
 class Tokenizer {
  public:
-  // |tokenizer_json|: a Hugging Face fast tokenizer of model type BPE. |tokenizer_config_json| names
-  // the bos and eos tokens; it may be empty. kInvalidArgument: malformed; kUnsupported: a component
-  // this build does not know (the message names it and those that are accepted).
+  // |tokenizer_json|: a Hugging Face fast tokenizer of model type BPE. |tokenizer_config_json|
+  // names the bos and eos tokens; it may be empty. kInvalidArgument: malformed; kUnsupported: a
+  // component this build does not know (the message names it and those that are accepted).
   static Result<std::unique_ptr<Tokenizer>> FromTokenizerJson(
       std::string_view tokenizer_json, std::string_view tokenizer_config_json);
 
@@ -68,7 +68,7 @@ class Tokenizer {
 
   // How far a decoding is, for incremental use (see IncrementalDetokenizer).
   struct DecodeState {
-    bool at_start = true;            // no token has been decoded yet
+    bool at_start = true;              // no token has been decoded yet
     uint32_t strip_left = UINT32_MAX;  // leading spaces still to drop; UINT32_MAX: not set up
   };
   // Appends the bytes of |id| as the next token of a decoding to |bytes|; they may end inside a

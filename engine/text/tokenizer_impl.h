@@ -21,8 +21,8 @@ inline constexpr std::string_view kGpt2Pattern =
 struct Tokenizer::Impl {
   struct Token {
     std::string piece;
-    std::string bytes;       // what it decodes to inside a text
-    std::string first;       // what it decodes to as the first token, if |differs_first|
+    std::string bytes;  // what it decodes to inside a text
+    std::string first;  // what it decodes to as the first token, if |differs_first|
     bool differs_first = false;
     bool special = false;
     bool in_vocabulary = false;  // false: a hole between ids

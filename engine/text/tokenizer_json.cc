@@ -4,6 +4,7 @@
 #include <exception>
 #include <functional>
 #include <new>
+
 #include <nlohmann/json.hpp>
 
 #include "engine/text/byte_level.h"
@@ -245,8 +246,8 @@ class Loader {
       } else if (type == "Replace") {
         const std::string from = WEIR_TRY(StringMember(Member(item, "pattern"), "String", ""));
         if (from.empty()) return Unsupported("decoder 'Replace' needs a String pattern");
-        decoders_.push_back({Kind::kReplace, from, WEIR_TRY(StringMember(item, "content", "")),
-                             false});
+        decoders_.push_back(
+            {Kind::kReplace, from, WEIR_TRY(StringMember(item, "content", "")), false});
       } else if (type == "Metaspace") {
         const bool legacy = WEIR_TRY(BoolMember(item, "add_prefix_space", true));
         const std::string scheme =
@@ -277,7 +278,8 @@ class Loader {
   Result<Tokenizer::Impl::Token*> Slot(const Json& id, size_t expected) {
     if (!id.is_number_unsigned() || id.get<uint64_t>() > expected * 4 + 65536) {
       return InvalidArgument("a token id is not a number in [0, " +
-                             std::to_string(expected * 4 + 65536) + "]: " + id.dump().substr(0, 32));
+                             std::to_string(expected * 4 + 65536) +
+                             "]: " + id.dump().substr(0, 32));
     }
     const size_t index = id.get<size_t>();
     if (impl_->tokens.size() <= index) impl_->tokens.resize(index + 1);
@@ -487,8 +489,8 @@ class Loader {
     if (const auto eos = ConfigToken(config, "eos_token")) impl_->AddEos(*eos);
     if (!config.is_object()) {
       if (!impl_->prefix.empty()) impl_->bos_id = impl_->prefix.front();
-      for (const char* name : {"</s>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>",
-                               "<|endoftext|>"}) {
+      for (const char* name :
+           {"</s>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "<|endoftext|>"}) {
         const auto it = impl_->id_of_piece.find(name);
         if (it != impl_->id_of_piece.end() && Special(it->second)) impl_->AddEos(it->second);
       }

@@ -62,7 +62,8 @@ const std::vector<PreTokenizerRule>& PreTokenizerRules() {
 
 std::string PreTokenizerNames() {
   std::string names;
-  for (const auto& rule : PreTokenizerRules()) names += (names.empty() ? "" : ", ") + std::string(rule.name);
+  for (const auto& rule : PreTokenizerRules())
+    names += (names.empty() ? "" : ", ") + std::string(rule.name);
   return names;
 }
 
@@ -168,11 +169,11 @@ class SpecLoader {
   Status LoadByteLevel() {
     const std::string name = spec_.pre.empty() ? "default" : spec_.pre;
     const auto& rules = PreTokenizerRules();
-    const auto rule = std::find_if(rules.begin(), rules.end(),
-                                   [&](const auto& r) { return name == r.name; });
+    const auto rule =
+        std::find_if(rules.begin(), rules.end(), [&](const auto& r) { return name == r.name; });
     if (rule == rules.end()) {
-      return Unsupported("pre-tokenizer '" + name + "' is not supported; accepted: " +
-                         PreTokenizerNames());
+      return Unsupported("pre-tokenizer '" + name +
+                         "' is not supported; accepted: " + PreTokenizerNames());
     }
     add_bos_ = rule->add_bos;
     if (rule->nfc) impl_->normalizers.emplace_back(NfcNormalizer{});
@@ -226,7 +227,8 @@ class SpecLoader {
     size_t pos = 0;
     const char32_t c = NextCodePoint(text, &pos);
     BpeModel& model = impl_->model;
-    const auto next = model.options.vocab_size + static_cast<int32_t>(model.internal_symbols.size());
+    const auto next =
+        model.options.vocab_size + static_cast<int32_t>(model.internal_symbols.size());
     const auto [it, inserted] = model.char_symbols.try_emplace(c, next);
     if (inserted) model.internal_symbols.emplace_back(text);
     return it->second;

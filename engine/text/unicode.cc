@@ -17,9 +17,9 @@ constexpr char32_t kSCount = kLCount * kVCount * kTCount;
 
 const CanonicalDecomposition* FindDecomposition(char32_t c) {
   const auto* end = kCanonicalDecompositions + kCanonicalDecompositionCount;
-  const auto* it =
-      std::lower_bound(kCanonicalDecompositions, end, c,
-                       [](const CanonicalDecomposition& d, char32_t v) { return d.code_point < v; });
+  const auto* it = std::lower_bound(
+      kCanonicalDecompositions, end, c,
+      [](const CanonicalDecomposition& d, char32_t v) { return d.code_point < v; });
   return it != end && it->code_point == c ? it : nullptr;
 }
 
@@ -81,16 +81,16 @@ char32_t Compose(char32_t a, char32_t b) {
 bool IsUnicodeNumber(char32_t c) {
   if (c < 0x80) return c >= '0' && c <= '9';
   const auto* end = kNumberRanges + kNumberRangeCount;
-  const auto* it = std::lower_bound(
-      kNumberRanges, end, c, [](const CodePointRange& r, char32_t v) { return r.last < v; });
+  const auto* it = std::lower_bound(kNumberRanges, end, c,
+                                    [](const CodePointRange& r, char32_t v) { return r.last < v; });
   return it != end && it->first <= c;
 }
 
 uint8_t CombiningClass(char32_t c) {
   if (c < 0x300) return 0;
   const auto* end = kCombiningRanges + kCombiningRangeCount;
-  const auto* it = std::lower_bound(
-      kCombiningRanges, end, c, [](const CombiningRange& r, char32_t v) { return r.last < v; });
+  const auto* it = std::lower_bound(kCombiningRanges, end, c,
+                                    [](const CombiningRange& r, char32_t v) { return r.last < v; });
   return it != end && it->first <= c ? it->combining_class : 0;
 }
 

@@ -18,8 +18,8 @@ bool IsQuicklyNfc(std::string_view text);
 
 // Normalisation form C of |text| (valid UTF-8): full canonical decomposition, canonical ordering,
 // canonical composition (Unicode Standard Annex 15). Marks added after Unicode 9 are left alone, as
-// Hugging Face's normalizer does: the models were trained on its output. O(n log n) at worst in the longest run of
-// combining marks.
+// Hugging Face's normalizer does: the models were trained on its output. O(n log n) at worst in the
+// longest run of combining marks.
 std::string NormalizeNfc(std::string_view text);
 
 }  // namespace weir

@@ -1,4 +1,5 @@
-// Tables of the Unicode character database, generated (see unicode_tables.cc). Sorted by code point.
+// Tables of the Unicode character database, generated (see unicode_tables.cc). Sorted by code
+// point.
 #pragma once
 
 #include <cstddef>

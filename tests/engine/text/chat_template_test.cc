@@ -72,12 +72,33 @@ TEST(ChatTemplate, ErrorsNameTheLine) {
 }
 
 TEST(ChatTemplate, RejectsWhatIsNotInTheSubset) {
-  for (const char* source :
-       {"{% include 'x' %}", "{% extends 'x' %}", "{% import 'x' as y %}", "{% block a %}{% endblock %}",
-        "{% for x in y recursive %}{% endfor %}", "{% endif %}", "{% if x %}", "{{ x", "{{ }}", "{% %}",
-        "{# open", "{% raw %} open", "{{ 'open }}", "{{ (1 }}", "{{ 1 + }}", "{{ [1 2] }}", "{{ a b }}",
-        "{% set 1 = 2 %}", "{% set true = 2 %}", "{% break %}", "{% macro m(a=1, b) %}{% endmacro %}",
-        "{{ f(*a) }}", "{{ x[1:2:3:4] }}", "{{ x[] }}", "{{ 99999999999999999999 }}", "{{ ? }}", "\xff"}) {
+  for (const char* source : {"{% include 'x' %}",
+                             "{% extends 'x' %}",
+                             "{% import 'x' as y %}",
+                             "{% block a %}{% endblock %}",
+                             "{% for x in y recursive %}{% endfor %}",
+                             "{% endif %}",
+                             "{% if x %}",
+                             "{{ x",
+                             "{{ }}",
+                             "{% %}",
+                             "{# open",
+                             "{% raw %} open",
+                             "{{ 'open }}",
+                             "{{ (1 }}",
+                             "{{ 1 + }}",
+                             "{{ [1 2] }}",
+                             "{{ a b }}",
+                             "{% set 1 = 2 %}",
+                             "{% set true = 2 %}",
+                             "{% break %}",
+                             "{% macro m(a=1, b) %}{% endmacro %}",
+                             "{{ f(*a) }}",
+                             "{{ x[1:2:3:4] }}",
+                             "{{ x[] }}",
+                             "{{ 99999999999999999999 }}",
+                             "{{ ? }}",
+                             "\xff"}) {
     EXPECT_FALSE(ChatTemplate::Parse(source).ok()) << source;
   }
 }
@@ -85,9 +106,10 @@ TEST(ChatTemplate, RejectsWhatIsNotInTheSubset) {
 TEST(ChatTemplate, IsASandbox) {
   // The classic ways out of a Jinja sandbox find nothing to hold on to.
   for (const char* source :
-       {"{{ ''.__class__.__mro__ }}", "{{ messages.__init__.__globals__ }}", "{{ range.__globals__.x }}",
-        "{{ [].append(1) }}", "{{ {}.update({'a': 1}) }}", "{{ self.x.y }}", "{{ cycler.__init__ }}",
-        "{% set messages.x = 1 %}", "{{ open('/etc/passwd') }}", "{{ ''.format(1) }}"}) {
+       {"{{ ''.__class__.__mro__ }}", "{{ messages.__init__.__globals__ }}",
+        "{{ range.__globals__.x }}", "{{ [].append(1) }}", "{{ {}.update({'a': 1}) }}",
+        "{{ self.x.y }}", "{{ cycler.__init__ }}", "{% set messages.x = 1 %}",
+        "{{ open('/etc/passwd') }}", "{{ ''.format(1) }}"}) {
     ErrorOf(source);
   }
   EXPECT_EQ(RenderOk("{{ ''.__class__ }}"), "");
@@ -101,17 +123,24 @@ TEST(ChatTemplate, EveryRunIsBounded) {
        {"{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
         "{% for a in range(100000) %}{{ 'x' * 1000 }}{% endfor %}", "{{ 'x' * 100000000000 }}",
         "{{ range(1000000000) }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-        "{% set ns = namespace(s='ab') %}{% for i in range(64) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
-        "{% set ns = namespace(l=[1]) %}{% for i in range(64) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}",
-        "{% set ns = namespace(l=[1]) %}{% for i in range(9999) %}{% set ns.l = [ns.l] %}{% endfor %}",
-        "{% set ns = namespace(l=[1]) %}{% for i in range(64) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
-        "{% set ns = namespace(s='aa') %}{% for i in range(40) %}{% set ns.s = ns.s | replace('a', 'aa') %}{% endfor %}",
-        "{{ 2 ** 64 }}", "{{ 9223372036854775 * 99999 }}", "{{ 1 // 0 }}", "{{ 1 % 0 }}", "{{ 1 / 0 }}"}) {
+        "{% set ns = namespace(s='ab') %}{% for i in range(64) %}{% set ns.s = ns.s ~ ns.s %}{% "
+        "endfor %}",
+        "{% set ns = namespace(l=[1]) %}{% for i in range(64) %}{% set ns.l = [ns.l, ns.l] %}{% "
+        "endfor %}{{ ns.l }}",
+        "{% set ns = namespace(l=[1]) %}{% for i in range(9999) %}{% set ns.l = [ns.l] %}{% endfor "
+        "%}",
+        "{% set ns = namespace(l=[1]) %}{% for i in range(64) %}{% set ns.l = ns.l + ns.l %}{% "
+        "endfor %}",
+        "{% set ns = namespace(s='aa') %}{% for i in range(40) %}{% set ns.s = ns.s | replace('a', "
+        "'aa') %}{% endfor %}",
+        "{{ 2 ** 64 }}", "{{ 9223372036854775 * 99999 }}", "{{ 1 // 0 }}", "{{ 1 % 0 }}",
+        "{{ 1 / 0 }}"}) {
     ErrorOf(source, limits);
   }
   // Cycles through a namespace neither leak nor recurse.
-  EXPECT_EQ(RenderOk("{% set ns = namespace() %}{% set ns.me = [ns] %}{{ ns.me[0].me is defined }}"),
-            "True");
+  EXPECT_EQ(
+      RenderOk("{% set ns = namespace() %}{% set ns.me = [ns] %}{{ ns.me[0].me is defined }}"),
+      "True");
 }
 
 TEST(ChatTemplate, DeepNestingIsAnErrorNotAStackOverflow) {
@@ -121,7 +150,8 @@ TEST(ChatTemplate, DeepNestingIsAnErrorNotAStackOverflow) {
     return all;
   };
   constexpr size_t kMany = 50'000;
-  EXPECT_FALSE(ChatTemplate::Parse("{{ " + repeat("(", kMany) + "1" + repeat(")", kMany) + " }}").ok());
+  EXPECT_FALSE(
+      ChatTemplate::Parse("{{ " + repeat("(", kMany) + "1" + repeat(")", kMany) + " }}").ok());
   EXPECT_FALSE(ChatTemplate::Parse("{{ " + repeat("[", kMany) + repeat("]", kMany) + " }}").ok());
   EXPECT_FALSE(ChatTemplate::Parse("{{ " + repeat("not ", kMany) + "1 }}").ok());
   EXPECT_FALSE(ChatTemplate::Parse("{{ " + repeat("- ", kMany) + "1 }}").ok());
@@ -160,7 +190,8 @@ TEST(ChatTemplate, ExtraVariablesCannotReplaceTheConversation) {
   ChatInputs inputs;
   inputs.messages_json = R"(["real"])";
   inputs.extra_json = R"({"messages": ["fake"], "add_generation_prompt": true, "x": 1})";
-  EXPECT_EQ(RenderOk("{{ messages[0] }} {{ add_generation_prompt }} {{ x }}", inputs), "real False 1");
+  EXPECT_EQ(RenderOk("{{ messages[0] }} {{ add_generation_prompt }} {{ x }}", inputs),
+            "real False 1");
 }
 
 }  // namespace

@@ -17,8 +17,9 @@ TEST(IncrementalDetokenizer, ConcatenatesToTheDecodingOfTheWhole) {
         ids = *tokenizer->Encode(RandomText(&random, 30), {});
       } else {
         for (size_t n = random() % 40; n > 0; --n) {
-          ids.push_back(static_cast<int32_t>(random() %
-                                             static_cast<uint64_t>(tokenizer->vocab_size() + 2)) - 1);
+          ids.push_back(
+              static_cast<int32_t>(random() % static_cast<uint64_t>(tokenizer->vocab_size() + 2)) -
+              1);
         }
       }
       const DecodeOptions options{.skip_special_tokens = i % 3 == 0};

@@ -78,7 +78,8 @@ TEST(TokenizerProperty, ByteLevelDecodingUndoesEncoding) {
       const std::string text = RandomText(&random, 60);
       const auto ids = tokenizer->Encode(text, {.add_special_tokens = false});
       ASSERT_TRUE(ids.ok()) << ids.status().ToString();
-      ASSERT_EQ(tokenizer->Decode(*ids, {}), text) << family << ", seed " << kSeed << ", text " << i;
+      ASSERT_EQ(tokenizer->Decode(*ids, {}), text)
+          << family << ", seed " << kSeed << ", text " << i;
       for (const int32_t id : *ids) ASSERT_LT(id, tokenizer->vocab_size());
     }
   }
@@ -101,9 +102,12 @@ TEST(TokenizerProperty, SentencePieceDecodingUndoesEncoding) {
 TEST(TokenizerErrors, InvalidUtf8IsRejectedWithTheByteOffset) {
   const auto tokenizer = LoadFixture("smollm");
   ASSERT_NE(tokenizer, nullptr);
-  for (const auto& [text, offset] : std::vector<std::pair<std::string, std::string>>{
-           {"abc\xff", "3"},         {"\xc0\x80", "0"}, {"ok \xe4\xb8", "3"},
-           {"12345678\xed\xa0\x80", "8"}, {"\xf4\x90\x80\x80", "0"}}) {
+  for (const auto& [text, offset] :
+       std::vector<std::pair<std::string, std::string>>{{"abc\xff", "3"},
+                                                        {"\xc0\x80", "0"},
+                                                        {"ok \xe4\xb8", "3"},
+                                                        {"12345678\xed\xa0\x80", "8"},
+                                                        {"\xf4\x90\x80\x80", "0"}}) {
     const auto ids = tokenizer->Encode(text, {});
     ASSERT_FALSE(ids.ok());
     EXPECT_EQ(ids.status().code(), StatusCode::kInvalidArgument);
@@ -132,14 +136,15 @@ TEST(TokenizerErrors, AnUnknownComponentIsNamedWithTheAcceptedOnes) {
 }
 
 TEST(TokenizerErrors, BrokenFilesAreErrorsNotCrashes) {
-  for (const char* text :
-       {"", "{", "[]", "null", "{}", R"({"model":{}})", R"({"model":{"type":"BPE","vocab":{}}})",
-        R"({"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{"a":-1},"merges":[]}})",
-        R"({"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{"a":4000000000},"merges":[]}})",
-        R"({"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{"a":0,"b":0},"merges":[]}})",
-        R"({"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{"a":0},"merges":["a b"]}})",
-        R"({"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{"a":0},"merges":[1]}})",
-        R"({"decoder":{"type":"ByteLevel"},"pre_tokenizer":{"type":"Split","pattern":{"Regex":"("}},
+  for (
+      const char* text :
+      {"", "{", "[]", "null", "{}", R"({"model":{}})", R"({"model":{"type":"BPE","vocab":{}}})",
+       R"({"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{"a":-1},"merges":[]}})",
+       R"({"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{"a":4000000000},"merges":[]}})",
+       R"({"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{"a":0,"b":0},"merges":[]}})",
+       R"({"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{"a":0},"merges":["a b"]}})",
+       R"({"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{"a":0},"merges":[1]}})",
+       R"({"decoder":{"type":"ByteLevel"},"pre_tokenizer":{"type":"Split","pattern":{"Regex":"("}},
             "model":{"type":"BPE","vocab":{"a":0},"merges":[]}})"}) {
     EXPECT_FALSE(Tokenizer::FromTokenizerJson(text, "").ok()) << text;
   }
@@ -189,7 +194,8 @@ TokenizerSpec SpecOf(const std::string& family, const std::string& model, const 
   spec.model = model;
   spec.pre = pre;
   spec.tokens.resize(doc["model"]["vocab"].size());
-  for (const auto& [piece, id] : doc["model"]["vocab"].items()) spec.tokens[id.get<size_t>()] = piece;
+  for (const auto& [piece, id] : doc["model"]["vocab"].items())
+    spec.tokens[id.get<size_t>()] = piece;
   spec.token_types.assign(spec.tokens.size(), static_cast<int32_t>(TokenType::kNormal));
   const auto set_type = [&](size_t id, TokenType type) {
     spec.token_types[id] = static_cast<int32_t>(type);
@@ -206,9 +212,9 @@ TokenizerSpec SpecOf(const std::string& family, const std::string& model, const 
   size_t rank = 0;
   spec.scores.assign(spec.tokens.size(), -1e9f);
   for (const Json& merge : doc["model"]["merges"]) {
-    const std::string text =
-        merge.is_string() ? merge.get<std::string>()
-                          : merge[0].get<std::string>() + " " + merge[1].get<std::string>();
+    const std::string text = merge.is_string()
+                                 ? merge.get<std::string>()
+                                 : merge[0].get<std::string>() + " " + merge[1].get<std::string>();
     spec.merges.push_back(text);
     std::string joined = text;
     joined.erase(joined.find(' '), 1);
@@ -224,8 +230,11 @@ TokenizerSpec SpecOf(const std::string& family, const std::string& model, const 
 }
 
 TEST(TokenizerSpec, ByteLevelSpecsEqualTheirTokenizerJson) {
-  for (const auto& [family, pre] : std::vector<std::pair<std::string, std::string>>{
-           {"smollm", "smollm"}, {"llama3", "llama-bpe"}, {"qwen2", "qwen2"}, {"tekken", "tekken"}}) {
+  for (const auto& [family, pre] :
+       std::vector<std::pair<std::string, std::string>>{{"smollm", "smollm"},
+                                                        {"llama3", "llama-bpe"},
+                                                        {"qwen2", "qwen2"},
+                                                        {"tekken", "tekken"}}) {
     const auto tokenizer = Tokenizer::FromSpec(SpecOf(family, "gpt2", pre));
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().ToString();
     const auto reference = LoadFixture(family);
@@ -292,9 +301,15 @@ TEST(TokenizerSpec, RejectsWhatItCannotHonour) {
 
 TEST(Unicode, NormalizesToFormC) {
   const std::vector<std::pair<std::string, std::string>> cases = {
-      {"e\u0301", "\u00e9"},           {"A\u030a", "\u00c5"},        {"\u212b", "\u00c5"},
-      {"\u1100\u1161\u11a8", "\uac01"}, {"\u0958", "\u0915\u093c"},   {"q\u0307\u0323", "q\u0323\u0307"},
-      {"\u1e9b\u0323", "\u1e9b\u0323"}, {"\u0344", "\u0308\u0301"},   {"abc", "abc"},
+      {"e\u0301", "\u00e9"},
+      {"A\u030a", "\u00c5"},
+      {"\u212b", "\u00c5"},
+      {"\u1100\u1161\u11a8", "\uac01"},
+      {"\u0958", "\u0915\u093c"},
+      {"q\u0307\u0323", "q\u0323\u0307"},
+      {"\u1e9b\u0323", "\u1e9b\u0323"},
+      {"\u0344", "\u0308\u0301"},
+      {"abc", "abc"},
       {"a\u0315\u0300\u05ae\u0062", "\u00e0\u05ae\u0315\u0062"},
   };
   for (const auto& [from, to] : cases) EXPECT_EQ(NormalizeNfc(from), to) << from;
