@@ -7,7 +7,9 @@
 // Per pass (= step) the copies of all chunks are queued: BeginStep(t) queues the rest of pass t and
 // the prefix of pass t+1, so that the copy stream is ahead across the step boundary and still comes
 // to rest by itself when no further step is submitted.
-// Engine thread only, except Arrive and Depart, which the compute thread calls.
+// Engine thread only, except Arrive and Depart, which the compute thread calls between BeginStep and
+// EndStep (it may be the engine thread). Arrive may repair a failed copy, and then makes the driver
+// calls that takes. docs/paging.md has the protocol and what happens when something goes wrong.
 #pragma once
 
 #include <atomic>
@@ -72,7 +74,9 @@ class WeightPager final : public StepGates {
 
   // Queues this pass's copies. A no-op when nothing is evicted.
   Status BeginStep();
-  // The compute of the step has ended. Checks that every armed gate was passed.
+  // The compute of the step has ended. kBadState names the first armed gate that was not passed or
+  // departed from; kDriver: a copy of this step failed unnoticed. Either way the step's results are
+  // void, and the next step begins afresh.
   Status EndStep();
 
   Status Arrive(uint32_t gate) override;

@@ -2,6 +2,7 @@
 // the faults a copy or a map can have, on any driver.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <thread>
 
@@ -28,7 +29,7 @@ class FaultDriver final : public Driver {
   std::function<bool()> create_stream_fails;
   std::chrono::microseconds delay{2000};
   VirtAddr blocker = 0;
-  uint64_t calls = 0;  // of every kind
+  std::atomic<uint64_t> calls{0};  // of every kind, from any thread
 
   const DriverProperties& properties() const override { return inner_.properties(); }
   Result<AllocId> Create(Tier tier, uint64_t bytes) override {

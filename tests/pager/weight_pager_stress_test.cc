@@ -1,4 +1,7 @@
 // Targets at random a thousand times, with faults, on random layouts.
+#include <thread>
+
+#include "pager/kv_arena.h"
 #include "tests/pager/pager_world.h"
 
 namespace weir {
@@ -112,6 +115,52 @@ TEST_P(WeightPagerStressTest, AThousandRandomTargetsNeverShowAWrongByte) {
     if (HasFailure()) break;
   }
   EXPECT_GT(transitions, 300U);
+}
+
+// Two real threads: one computes through the gates, the engine's grows and shrinks KV meanwhile and
+// moves the border between steps.
+TEST(WeightPagerThreadTest, AComputeThreadReadsRightBytesWhileTheEngineThreadRemapsKv) {
+  std::mt19937_64 rng(31);
+  test::WorldOptions options{.driver = DriverKind::kHost,
+                             .backing = Backing::kHost,
+                             .layout = test::RegularLayout(8, {57'344, 86'016}, 3000, 500)};
+  options.pager.verify_stripes = true;
+  World w(options);
+  auto kv = KvArena::Create(*w.space, *KvGeometry::Choose(20 * kKiB, kGranule), 20);
+  ASSERT_TRUE(kv.ok());
+  for (int i = 0; i < 60; ++i) {
+    const EvictionTarget target{.granules_per_layer = static_cast<uint32_t>(rng() % 6)};
+    std::vector<uint32_t> mapped;
+    for (uint32_t e = 0; e < (*kv)->max_extents(); ++e) {
+      if ((*kv)->is_mapped(e)) mapped.push_back(e);
+    }
+    ASSERT_TRUE((*kv)->Shrink(mapped, {}).ok());
+    const Status applied = w.pager->Apply(target);
+    ASSERT_TRUE(applied.ok()) << applied.ToString();
+    if (i % 3 == 0) {  // a copy of the coming step fails: the compute thread repairs it
+      w.driver.on_copy = [n = 0]() mutable {
+        return ++n == 2 ? CopyFault::kFail : CopyFault::kNone;
+      };
+    }
+    ASSERT_TRUE(w.pager->BeginStep().ok());
+    w.driver.on_copy = {};
+    Status computed;
+    std::thread compute([&] { computed = w.Compute(); });
+    std::vector<uint32_t> extents;
+    EXPECT_TRUE((*kv)->Grow(3, &extents).ok());
+    if (extents.size() > 1) {
+      EXPECT_TRUE((*kv)->Shrink({extents.back()}, {}).ok());
+    }
+    compute.join();
+    ASSERT_TRUE(computed.ok()) << computed.ToString();
+    ASSERT_TRUE(w.pager->EndStep().ok());
+    w.CheckAll();
+  }
+  std::vector<uint32_t> mapped;
+  for (uint32_t e = 0; e < (*kv)->max_extents(); ++e) {
+    if ((*kv)->is_mapped(e)) mapped.push_back(e);
+  }
+  EXPECT_TRUE((*kv)->Shrink(mapped, {}).ok());
 }
 
 TEST(WeightPagerStressFileTest, FiftyRandomTargetsFromAFile) {

@@ -1,6 +1,9 @@
 #include "pager/weight_pager.h"
 
+#include <map>
+
 #include "tests/pager/pager_world.h"
+#include "vmm/trace.h"
 
 namespace weir {
 namespace {
@@ -197,6 +200,36 @@ TEST_P(WeightPagerTest, WithoutABackingCopyNothingLeaves) {
   EXPECT_EQ(w.pager->Apply({.granules_per_layer = 1}).code(), StatusCode::kBadState);
   ASSERT_TRUE(w.Step().ok());
   w.CheckAll();
+}
+
+TEST_P(WeightPagerTest, TheTraceTellsWhatLeftWhatCameAndEveryGate) {
+  Tracer tracer({});
+  SetTracer(&tracer);
+  {
+    World w(Options());
+    ASSERT_TRUE(w.pager->Apply({.granules_per_layer = 5, .ring_slots = 2}).ok());
+    ASSERT_TRUE(w.Step().ok());
+    ASSERT_TRUE(w.Step().ok());
+    ASSERT_TRUE(w.pager->Apply({}).ok());
+    std::map<TraceType, uint64_t> count;
+    std::map<TraceType, uint64_t> slots;
+    tracer.Drain([&](const TraceRecord& r) {
+      const auto type = static_cast<TraceType>(r.type);
+      ++count[type];
+      slots[type] += r.args[2];
+      if (type == TraceType::kFill) {
+        EXPECT_LE(r.args[4], r.args[5]);
+      }
+    });
+    EXPECT_EQ(slots[TraceType::kEvict], 40U);
+    // Two passes, the prefix of the third, and coming home.
+    EXPECT_EQ(slots[TraceType::kFill], 2 * 40U + 10U + 40U);
+    EXPECT_EQ(count[TraceType::kGateArrive], 32U);
+    EXPECT_EQ(count[TraceType::kGatePass], 32U);
+    EXPECT_EQ(count[TraceType::kFaultMajor], w.pager->stats().faults);
+    EXPECT_EQ(tracer.dropped(), 0U);
+  }
+  SetTracer(nullptr);
 }
 
 TEST(WeightPagerFileTest, WeightsStreamFromAFile) {
