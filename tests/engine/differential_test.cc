@@ -218,7 +218,6 @@ void RunTraces(const std::string& model, uint64_t first_seed) {
   EXPECT_GT(coverage.preemptions, 0U);
   EXPECT_GT(coverage.prefix_hits, 0U);
   EXPECT_GT(coverage.cancelled, 0U);
-  EXPECT_GT(coverage.blocks_moved, 0U);
   EXPECT_GT(coverage.bytes_streamed, 0U);
   std::printf("%lu traces: %lu border moves, %lu preemptions, %lu tokens from the prefix cache, "
               "%lu blocks moved, %lu cancelled, %.1f MB streamed\n",

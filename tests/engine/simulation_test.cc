@@ -48,6 +48,12 @@ struct Client {
   Status error;
 };
 
+// What must have happened over all seeds, or the test shows nothing.
+struct Coverage {
+  uint64_t border_moves = 0, preemptions = 0, prefix_hits = 0, blocks_moved = 0, repairs = 0,
+           faults_injected = 0, steps = 0;
+};
+
 enum class Faults { kNone, kInjected };
 
 // One simulated engine and its clients.
@@ -213,7 +219,15 @@ class World {
     return h;
   }
 
-  EngineCore& core() { return *core_; }
+  void AddTo(Coverage* c) const {
+    c->border_moves += core_->stats().border_moves;
+    c->steps += core_->stats().steps;
+    c->preemptions += core_->scheduler_stats().preemptions;
+    c->prefix_hits += memory_->blocks().prefix_stats().hit_tokens;
+    c->blocks_moved += memory_->blocks_moved();
+    c->repairs += memory_->weights().stats().repairs;
+    c->faults_injected += driver_->faults().injected();
+  }
 
  private:
   void Arrive(Client& c) {
@@ -254,7 +268,7 @@ class World {
   std::vector<Client> clients_;
 };
 
-uint64_t RunSeed(uint64_t seed, Faults faults) {
+uint64_t RunSeed(uint64_t seed, Faults faults, Coverage* coverage) {
   World world(seed, faults);
   const Status built = world.Build();
   EXPECT_TRUE(built.ok()) << built.ToString();
@@ -264,17 +278,33 @@ uint64_t RunSeed(uint64_t seed, Faults faults) {
   world.Run();
   if (::testing::Test::HasFatalFailure()) return 0;
   world.CheckTokens();
+  world.AddTo(coverage);
   return world.Digest();
 }
 
 void RunSeeds(Faults faults) {
   const uint64_t only = testing::Iterations("WEIR_SIMULATION_SEED", 0);
   const uint64_t runs = testing::Iterations("WEIR_SIMULATION_RUNS", 500);
+  Coverage coverage;
   for (uint64_t seed = only != 0 ? only : 1; seed <= (only != 0 ? only : runs); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
-    RunSeed(seed, faults);
+    RunSeed(seed, faults, &coverage);
     if (::testing::Test::HasFailure()) return;
   }
+  if (only != 0) return;
+  EXPECT_GT(coverage.border_moves, 0U);
+  EXPECT_GT(coverage.preemptions, 0U);
+  EXPECT_GT(coverage.prefix_hits, 0U);
+  EXPECT_GT(coverage.blocks_moved, 0U);
+  if (faults == Faults::kInjected) {
+    EXPECT_GT(coverage.repairs, 0U);
+    EXPECT_GT(coverage.faults_injected, 0U);
+  }
+  std::printf("%lu seeds: %lu steps, %lu border moves, %lu preemptions, %lu tokens from the prefix "
+              "cache, %lu blocks moved, %lu faults injected, %lu stripes repaired\n",
+              runs, coverage.steps, coverage.border_moves, coverage.preemptions,
+              coverage.prefix_hits, coverage.blocks_moved, coverage.faults_injected,
+              coverage.repairs);
 }
 
 TEST(Simulation, TokensEqualTheSoloRunUnderAnyBudgetPolicyAndSchedule) { RunSeeds(Faults::kNone); }
@@ -285,7 +315,10 @@ TEST(Simulation, InjectedFailuresNeverChangeATokenOrBreakAnInvariant) {
 
 TEST(Simulation, SameSeedIsTheSameRun) {
   for (uint64_t seed = 1; seed <= 20; ++seed) {
-    EXPECT_EQ(RunSeed(seed, Faults::kInjected), RunSeed(seed, Faults::kInjected)) << seed;
+    Coverage unused;
+    EXPECT_EQ(RunSeed(seed, Faults::kInjected, &unused),
+              RunSeed(seed, Faults::kInjected, &unused))
+        << seed;
   }
 }
 
