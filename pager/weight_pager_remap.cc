@@ -139,6 +139,8 @@ Status WeightPager::Impl::Fill(const std::vector<WeightSlotRun>& runs) {
     if (intact) return OkStatus();
     status = DataLoss("restored weights differ from the backing copy's checksums");
   }
+  // M2: some of the copies may be queued, and the caller is about to unmap what they write.
+  (void)ReplaceStream();
   return status;
 }
 
