@@ -63,6 +63,8 @@ Result<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& options,
   return engine;
 }
 
+// Here, because both need the whole of CpuCompute, which users of engine.h need not see.
+Engine::Engine(const EngineOptions& options) : options_(options) {}
 Engine::~Engine() = default;
 
 Status Engine::Build(const ProgressFn& progress) {

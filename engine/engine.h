@@ -1,6 +1,6 @@
 // Engine: a served model. Prompts in, text out; the embedding API of weir.
 //
-//   auto engine = weir::Engine::Open({.model = "model-directory", .hbm_budget = 300 << 20});
+//   auto engine = *weir::Engine::Open({.model = "model-directory", .hbm_budget = 300 << 20});
 //   auto id = engine->Submit({.prompt = "Once upon a time"});
 //   while (*engine->Step()) for (auto& out : engine->TakeOutputs()) std::cout << out.text;
 //
@@ -105,7 +105,7 @@ class Engine {
     StopMatcher stops;
   };
 
-  explicit Engine(const EngineOptions& options) : options_(options) {}
+  explicit Engine(const EngineOptions& options);
   Status Build(const ProgressFn& progress);
   Status LoadText(const Checkpoint& checkpoint);
   Status BuildMemory(const CpuWeightMap& map, const ComputeLimits& limits, cpu::KvDtype kv_dtype);
