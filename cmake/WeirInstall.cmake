@@ -1,0 +1,115 @@
+# What `cmake --install` puts under the prefix: the program, and everything a program that embeds
+# weir::Engine needs. Paths are relative, so an installed tree may be moved.
+#
+#   bin/weir                  installed by engine/cli
+#   include/weir/vmm/...      public headers, laid out as in the source tree
+#   lib/libweir_*.a           one static library a folder
+#   lib/cmake/weir/           find_package(weir CONFIG): weir::weir
+#   lib/pkgconfig/weir.pc     the same for other build systems
+#   share/weir/prompts/       the prompts of `weir run`
+include(CMakePackageConfigHelpers)
+
+# Dependents first: the order a single-pass linker needs.
+set(WEIR_INSTALLED weir_engine weir_pager weir_policy weir_kernels weir_text weir_model weir_vmm)
+
+# weir::weir: what an embedding program links.
+add_library(weir_embed INTERFACE)
+add_library(weir::weir ALIAS weir_embed)
+set_target_properties(weir_embed PROPERTIES EXPORT_NAME weir)
+target_link_libraries(weir_embed INTERFACE ${WEIR_INSTALLED})
+
+# Third-party libraries are looked for again where weir is used: weir-config.cmake makes these
+# targets. Each hangs on the library that needs it, or a static link would get the order wrong.
+target_link_libraries(weir_vmm INTERFACE $<INSTALL_INTERFACE:weir::boost_headers>)
+target_link_libraries(weir_pager INTERFACE $<INSTALL_INTERFACE:weir::uring>)
+target_link_libraries(weir_text INTERFACE $<INSTALL_INTERFACE:weir::pcre2>)
+set(WEIR_PACKAGE_NUMA FALSE)
+if(WEIR_NUMA_INCLUDE AND WEIR_NUMA_LIBRARY)
+  set(WEIR_PACKAGE_NUMA TRUE)
+  target_link_libraries(weir_vmm INTERFACE $<INSTALL_INTERFACE:weir::numa>)
+endif()
+get_filename_component(WEIR_URING_NAME ${WEIR_URING_LIBRARY} NAME)
+
+# weir_install_headers(folder name...): folder/name.h for each name. The list is the closure of
+# engine/engine.h plus the interfaces of the layers below; tests/package_test.sh compiles it.
+function(weir_install_headers folder)
+  list(TRANSFORM ARGN PREPEND ${PROJECT_SOURCE_DIR}/${folder}/ OUTPUT_VARIABLE headers)
+  list(TRANSFORM headers APPEND .h)
+  install(FILES ${headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/weir/${folder} COMPONENT dev)
+endfunction()
+
+weir_install_headers(engine block_manager compute core cpu_compute cpu_layout engine memory options
+                     sampler scheduler sequence weight_loader)
+weir_install_headers(engine/model byte_source checkpoint checkpoint_names dtype model_config
+                     tensor_file text_files)
+weir_install_headers(engine/text chat_template detokenizer tokenizer tokenizer_spec)
+weir_install_headers(kernels/cpu attention elementwise gemm isa kv norm rope thread_pool)
+weir_install_headers(pager backing_store block_copier eviction_plan file_ring gates kv_arena
+                     weight_pager)
+weir_install_headers(policy cost_model params policy registry)
+weir_install_headers(vmm address_space check driver fence granule granule_pool host_counters
+                     host_driver host_memory mapping_table mutex remap_plan sim_driver sim_faults
+                     status thread_annotations trace trace_audit trace_format types)
+get_target_property(weir_vmm_definitions weir_vmm INTERFACE_COMPILE_DEFINITIONS)
+set(WEIR_PC_CFLAGS "")
+if("WEIR_HAVE_CUDA=1" IN_LIST weir_vmm_definitions)
+  weir_install_headers(vmm cuda_driver)
+  set(WEIR_PC_CFLAGS " -DWEIR_HAVE_CUDA=1")
+endif()
+
+install(TARGETS weir_embed ${WEIR_INSTALLED} EXPORT weir-targets
+        ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT dev)
+install(FILES ${PROJECT_SOURCE_DIR}/bench/prompts/default.jsonl
+        DESTINATION ${CMAKE_INSTALL_DATADIR}/weir/prompts OPTIONAL)
+
+# The CMake package.
+set(WEIR_PACKAGE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/weir)
+install(EXPORT weir-targets NAMESPACE weir:: DESTINATION ${WEIR_PACKAGE_DIR} COMPONENT dev)
+configure_package_config_file(${PROJECT_SOURCE_DIR}/cmake/weir-config.cmake.in
+  ${PROJECT_BINARY_DIR}/package/weir-config.cmake
+  INSTALL_DESTINATION ${WEIR_PACKAGE_DIR} NO_SET_AND_CHECK_MACRO)
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/package/weir-config-version.cmake
+                                 COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/package/weir-config.cmake
+              ${PROJECT_BINARY_DIR}/package/weir-config-version.cmake
+        DESTINATION ${WEIR_PACKAGE_DIR} COMPONENT dev)
+
+# weir.pc. A library found as a static one is named as a file, or the linker prefers the shared one.
+function(weir_pc_library out path)
+  get_filename_component(directory ${path} DIRECTORY)
+  get_filename_component(file ${path} NAME)
+  set(flags "")
+  if(NOT directory IN_LIST CMAKE_CXX_IMPLICIT_LINK_DIRECTORIES)
+    set(flags "-L${directory} ")
+  endif()
+  if(file MATCHES "^lib(.*)\\.so$")
+    string(APPEND flags "-l${CMAKE_MATCH_1}")
+  else()
+    string(APPEND flags "-l:${file}")
+  endif()
+  set(${out} "${flags}" PARENT_SCOPE)
+endfunction()
+
+list(TRANSFORM WEIR_INSTALLED PREPEND -l OUTPUT_VARIABLE WEIR_PC_LIBS)
+list(JOIN WEIR_PC_LIBS " " WEIR_PC_LIBS)
+weir_pc_library(WEIR_PC_SYSTEM_LIBS ${WEIR_URING_LIBRARY})
+if(WEIR_PACKAGE_NUMA)
+  weir_pc_library(numa ${WEIR_NUMA_LIBRARY})
+  string(APPEND WEIR_PC_SYSTEM_LIBS " ${numa}")
+endif()
+foreach(library IN LISTS CMAKE_DL_LIBS)
+  string(APPEND WEIR_PC_SYSTEM_LIBS " -l${library}")
+endforeach()
+file(RELATIVE_PATH WEIR_PC_PREFIX /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
+string(REGEX REPLACE "/$" "" WEIR_PC_PREFIX "${WEIR_PC_PREFIX}")
+configure_file(${PROJECT_SOURCE_DIR}/cmake/weir.pc.in ${PROJECT_BINARY_DIR}/package/weir.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/package/weir.pc
+        DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT dev)
+
+# An instrumented library can only be linked by a program built with the same flags.
+if(WEIR_BUILD_TESTS AND NOT WEIR_SANITIZE AND NOT WEIR_BUILD_FUZZERS)
+  add_test(NAME weir_package_test
+           COMMAND ${PROJECT_SOURCE_DIR}/tests/package_test.sh ${PROJECT_BINARY_DIR})
+  set_tests_properties(weir_package_test PROPERTIES TIMEOUT 300 LABELS package
+    ENVIRONMENT "CXX=${CMAKE_CXX_COMPILER}")
+endif()
