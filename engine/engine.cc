@@ -87,7 +87,9 @@ Status Engine::Build(const ProgressFn& progress) {
   }
   if (options_.threads == 0) options_.threads = std::max(1U, std::thread::hardware_concurrency());
   pool_ = std::make_unique<cpu::ThreadPool>(static_cast<int>(options_.threads));
-  driver_ = WEIR_TRY(HostDriver::Create({}));
+  HostDriver::Options host;
+  host.populate = HostPopulate::kOnSetAccess;  // page faults belong into remaps, not into steps
+  driver_ = WEIR_TRY(HostDriver::Create(host));
 
   const ComputeLimits limits{.max_rows = options_.max_num_batched_tokens,
                              .max_sequences = options_.max_num_seqs,
