@@ -1,0 +1,253 @@
+#include "engine/cli/command_line.h"
+
+#include <cstdio>
+#include <map>
+#include <set>
+#include <utility>
+
+#include <CLI/CLI.hpp>
+
+#include "engine/cli/logging.h"
+#include "engine/cli/size_text.h"
+#include "policy/registry.h"
+
+namespace weir::cli {
+namespace {
+
+std::string VersionText() {
+  return std::string("weir ") + WEIR_VERSION + " (" +
+         (std::string_view(WEIR_BUILD_TYPE).empty() ? "no build type" : WEIR_BUILD_TYPE) +
+         ", commit " + WEIR_COMMIT + ")";
+}
+
+// The options of the table as flags of one sub-command. Values stay text: the table reads them.
+class TableFlags {
+ public:
+  void AddTo(CLI::App& app, bool positional_model) {
+    app.add_option("--config", file_, "TOML file; see weir.example.toml")->type_name("FILE");
+    app.add_flag("--print-config", print_, "print what is in force, with sources, and stop");
+    for (const OptionInfo& o : OptionTable()) {
+      std::string names = o.short_flag.empty() ? o.flag : o.short_flag + "," + o.flag;
+      if (positional_model && o.name() == "model.path") names += ",MODEL";
+      const std::string help = o.help + " [" + o.get(Settings()) + "]";
+      CLI::Option* option = nullptr;
+      if (o.type == OptionType::kSwitch) {
+        const std::string off = "--no-" + o.flag.substr(2);
+        option = app.add_flag(o.flag + "{true}," + off + "{false}", texts_[o.name()], help);
+      } else {
+        option = app.add_option(names, texts_[o.name()], help)->type_name("(" + o.accepted + ")");
+      }
+      option->group("[" + o.section + "]");
+      flags_.emplace_back(option, &o);
+    }
+  }
+
+  Status Apply(Config* config) const {
+    if (!file_.empty()) WEIR_TRY(config->ApplyFile(file_));
+    WEIR_TRY(config->ApplyEnvironment(ProcessEnvironment()));
+    for (const auto& [option, info] : flags_) {
+      if (option->count() > 0) WEIR_TRY(config->ApplyFlag(*info, texts_.at(info->name())));
+    }
+    return OkStatus();
+  }
+  bool print() const { return print_; }
+
+ private:
+  std::string file_;
+  bool print_ = false;
+  std::map<std::string, std::string> texts_;  // by name; nodes do not move
+  std::vector<std::pair<CLI::Option*, const OptionInfo*>> flags_;
+};
+
+// Represents the parsed command line.
+struct Program {
+  CLI::App app{"weir serves language models in less device memory than weights and KV cache want.",
+               "weir"};
+  TableFlags run_flags, generate_flags, chat_flags, info_flags;
+  RunOptions run;
+  GenerateOptions generate;
+  ChatOptions chat;
+  std::string check_file;
+  CLI::App *run_app = nullptr, *generate_app = nullptr, *chat_app = nullptr, *info_app = nullptr;
+  CLI::App *policies_app = nullptr, *config_app = nullptr, *check_app = nullptr;
+  CLI::App *docs_app = nullptr, *example_app = nullptr;
+
+  Program() {
+    app.set_version_flag("--version,-V", VersionText());
+    app.require_subcommand(1);
+    app.footer(
+        "Examples:\n"
+        "  weir run -m model.gguf                        the main job: tide against resident\n"
+        "  weir chat -m model.gguf\n"
+        "  weir generate -m model.gguf -p 'Once upon a time' -n 100\n"
+        "  weir info model.gguf                          sizes, and the least budget that runs\n"
+        "'weir COMMAND --help' has each command's options and examples.");
+    AddRun();
+    AddGenerate();
+    AddChat();
+    AddOthers();
+  }
+
+  void AddRun() {
+    run_app = app.add_subcommand("run", "run a file of prompts in a tight budget and compare");
+    run_app
+        ->add_option("--prompts", run.prompts, "JSON Lines; default: 300 prompts that come along")
+        ->type_name("FILE");
+    run_app->add_option("--limit", run.limit, "only the first so many prompts; 0: all")
+        ->type_name("N");
+    run_app
+        ->add_option("--request-rate", run.request_rate,
+                     "requests a second, Poisson arrivals; 0: all at once")
+        ->check(CLI::NonNegativeNumber);
+    run_app->add_option("--arrival-seed", run.arrival_seed, "of the arrivals");
+    run_app->add_flag("--verify", run.verify, "a third pass with room for everything");
+    run_app->add_flag("--only", run.only, "no second pass under policy resident");
+    run_app->add_flag("--verbose", run.verbose, "print every answer in full");
+    run_app->add_flag("--quiet", run.quiet, "no progress and no answers, the report alone");
+    run_app->add_option("--json", run.json, "write everything measured")->type_name("FILE");
+    run_app->add_option("--out", run.out, "write the answers, JSON Lines")->type_name("FILE");
+    run_flags.AddTo(*run_app, false);
+    run_app->footer(
+        "Examples:\n"
+        "  weir run -m model.gguf\n"
+        "  weir run -m model.gguf --hbm-budget 320MiB --verify --json report.json\n"
+        "  weir run -m model.gguf --prompts mine.jsonl --request-rate 4 --policy "
+        "'tide{hold_steps=128}'\n"
+        "Exit code: 0 when every request ended and all passes gave the same tokens.");
+  }
+
+  void AddGenerate() {
+    generate_app = app.add_subcommand("generate", "complete one prompt");
+    generate_app->add_option("-p,--prompt", generate.prompt, "the text; -: standard input")
+        ->required()
+        ->type_name("TEXT");
+    generate_app->add_flag("--chat", generate.chat, "the prompt is a message: chat template");
+    generate_app->add_option("--system", generate.system, "system message; implies --chat")
+        ->type_name("TEXT");
+    generate_app->add_option("--stop", generate.stop, "end before this text; may be repeated")
+        ->type_name("TEXT");
+    generate_app->add_flag("--raw", generate.raw, "print token ids, one a line");
+    generate_flags.AddTo(*generate_app, false);
+    generate_app->footer(
+        "Examples:\n"
+        "  weir generate -m model.gguf -p 'The sea was' -n 50\n"
+        "  weir generate -m model.gguf --chat -p 'Why is the sky blue?' --temperature 0.7\n"
+        "  cat letter.txt | weir generate -m model.gguf --system 'Summarise.' -p -");
+  }
+
+  void AddChat() {
+    chat_app = app.add_subcommand("chat", "talk to a model");
+    chat_app->add_option("--system", chat.system, "system message")->type_name("TEXT");
+    chat_flags.AddTo(*chat_app, false);
+    chat_app->footer(
+        "Examples:\n"
+        "  weir chat -m model.gguf\n"
+        "  weir chat -m model.gguf --system 'You are a pirate.' --temperature 0.8\n"
+        "/reset starts over, /exit or Ctrl-D ends, Ctrl-C stops an answer.");
+  }
+
+  void AddOthers() {
+    info_app = app.add_subcommand("info", "what a model weighs, and the least budget that runs");
+    info_flags.AddTo(*info_app, true);
+    info_app->footer(
+        "Examples:\n  weir info model.gguf\n  weir info model-directory "
+        "--max-num-seqs 8");
+    policies_app = app.add_subcommand("policies", "list the policies and their parameters");
+    policies_app->footer(
+        "Examples:\n  weir policies\n  weir run -m model.gguf --policy "
+        "'fixed{granules_per_layer=2}'");
+    config_app = app.add_subcommand("config", "check a configuration file, print its reference");
+    config_app->require_subcommand(1);
+    check_app = config_app->add_subcommand("check", "check a file: exit code 0 or 2");
+    check_app->add_option("FILE", check_file, "a TOML file")->required();
+    docs_app = config_app->add_subcommand("docs", "print docs/configuration.md");
+    example_app = config_app->add_subcommand("example", "print weir.example.toml");
+    config_app->footer(
+        "Examples:\n  weir config check weir.toml\n  weir config example > "
+        "weir.toml");
+  }
+
+  int Dispatch();
+  int CheckFile() const {
+    Config config;
+    const Status status = config.ApplyFile(check_file);
+    if (!status.ok()) return Fail(status, kExitUsage);
+    std::printf("%s: ok\n", OneLine(check_file, 300).c_str());
+    return kExitOk;
+  }
+};
+
+// Sets what differs from the table's defaults for `run`.
+Status RunDefaults(Config* config) {
+  WEIR_TRY(config->SetDefault("scheduler.max_num_seqs", "48", "default of run"));
+  WEIR_TRY(config->SetDefault("scheduler.max_model_len", "2048", "default of run"));
+  return config->SetDefault("sampling.max_tokens", "64", "default of run");
+}
+
+int Program::Dispatch() {
+  if (policies_app->parsed()) return PoliciesCommand();
+  if (check_app->parsed()) return CheckFile();
+  if (docs_app->parsed() || example_app->parsed()) {
+    std::fputs((docs_app->parsed() ? ConfigurationPage() : ExampleToml()).c_str(), stdout);
+    return kExitOk;
+  }
+  const TableFlags& flags = run_app->parsed()        ? run_flags
+                            : generate_app->parsed() ? generate_flags
+                            : chat_app->parsed()     ? chat_flags
+                                                     : info_flags;
+  Config config;
+  Status status = run_app->parsed() ? RunDefaults(&config) : OkStatus();
+  if (status.ok()) status = flags.Apply(&config);
+  if (!status.ok()) return Fail(status, kExitUsage);
+  if (flags.print()) {
+    std::fputs(config.ToToml().c_str(), stdout);
+    return kExitOk;
+  }
+  StartLog(config.settings());
+  if (run_app->parsed()) return RunCommand(config, run);
+  if (generate_app->parsed()) return GenerateCommand(config, generate);
+  if (chat_app->parsed()) return ChatCommand(config, chat);
+  return InfoCommand(config);
+}
+
+// The nearest flag to an argument nobody knows; empty when there is none.
+std::string Hint(const CLI::App& app, const std::string& message) {
+  std::set<std::string> known;
+  const auto collect = [&known](const CLI::App& a) {
+    for (const CLI::Option* o : a.get_options()) {
+      for (const std::string& name : o->get_lnames()) known.insert("--" + name);
+    }
+  };
+  for (const CLI::App* sub : app.get_subcommands()) collect(*sub);
+  const size_t at = message.find("--");
+  if (at == std::string::npos) return "";
+  const size_t end = message.find_first_of(" =", at);
+  const std::string name = message.substr(at, end == std::string::npos ? end : end - at);
+  const std::string nearest = NearestName(name, {known.begin(), known.end()});
+  return nearest.empty() ? "" : "; did you mean " + nearest + "?";
+}
+
+}  // namespace
+
+int Fail(const Status& status, int code) {
+  std::fflush(stdout);
+  std::fprintf(stderr, "weir: error: %s\n", OneLine(status.ToString(), 2000).c_str());
+  return code;
+}
+
+int Main(int argc, const char* const* argv) {
+  Program program;
+  try {
+    program.app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    if (e.get_exit_code() == 0) return program.app.exit(e);  // help, version
+    const bool unknown = dynamic_cast<const CLI::ExtrasError*>(&e) != nullptr;
+    return Fail(
+        InvalidArgument(std::string(e.what()) + (unknown ? Hint(program.app, e.what()) : "") +
+                        " (see weir --help)"),
+        kExitUsage);
+  }
+  return program.Dispatch();
+}
+
+}  // namespace weir::cli

@@ -1,0 +1,108 @@
+#include "engine/cli/model_sizes.h"
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <sstream>
+#include <utility>
+
+#include "engine/cpu_compute.h"
+#include "engine/cpu_layout.h"
+#include "engine/engine.h"
+#include "engine/model/checkpoint.h"
+
+namespace weir::cli {
+namespace {
+
+Result<std::string> ReadWhole(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream text;
+  if (!in || !(text << in.rdbuf())) return IoError("cannot read " + path);
+  return std::move(text).str();
+}
+
+Result<Checkpoint> OpenCheckpoint(const EngineOptions& options) {
+  if (options.model.empty()) return InvalidArgument("no model given; use --model PATH");
+  if (!options.dummy_weights) return Checkpoint::Open(options.model);
+  const bool is_file = options.model.ends_with(".json");
+  const std::string text =
+      WEIR_TRY(ReadWhole(is_file ? options.model : options.model + "/config.json"));
+  return Checkpoint::Dummy(WEIR_TRY(ParseModelConfig(text)), options.dummy_seed);
+}
+
+Result<std::unique_ptr<Tokenizer>> OpenTokenizer(const ModelTextFiles& files) {
+  if (files.gguf_tokenizer) {
+    const GgufTokenizer& g = *files.gguf_tokenizer;
+    return Tokenizer::FromSpec({.model = g.model,
+                                .pre = g.pre,
+                                .tokens = g.tokens,
+                                .scores = g.scores,
+                                .token_types = g.token_types,
+                                .merges = g.merges,
+                                .bos_id = g.bos_id,
+                                .eos_id = g.eos_id,
+                                .eot_id = g.eot_id,
+                                .unk_id = g.unk_id,
+                                .pad_id = g.pad_id,
+                                .add_bos = g.add_bos,
+                                .add_eos = g.add_eos,
+                                .add_space_prefix = g.add_space_prefix});
+  }
+  if (files.tokenizer_json_path.empty()) return std::unique_ptr<Tokenizer>();
+  const std::string json = WEIR_TRY(ReadWhole(files.tokenizer_json_path));
+  std::string config;
+  if (!files.tokenizer_config_json_path.empty()) {
+    config = WEIR_TRY(ReadWhole(files.tokenizer_config_json_path));
+  }
+  return Tokenizer::FromTokenizerJson(json, config);
+}
+
+}  // namespace
+
+Result<ModelSizes> MeasureModel(const EngineOptions& options) {
+  const Checkpoint checkpoint = WEIR_TRY(OpenCheckpoint(options));
+  ModelSizes m;
+  m.config = checkpoint.config();
+  m.stored_bytes = checkpoint.stored_bytes();
+  m.tokenizer = WEIR_TRY(OpenTokenizer(checkpoint.text_files()));
+  m.has_chat_template = !checkpoint.text_files().chat_template.empty();
+  m.max_model_len = options.max_model_len != 0
+                        ? std::min(options.max_model_len, m.config.max_position)
+                        : m.config.max_position;
+  m.weight_bytes = CpuWeightMap::Make(m.config).layout.region_bytes;
+  m.scratch_bytes = CpuScratchPlan::Make(m.config, {.max_rows = options.max_num_batched_tokens,
+                                                    .max_sequences = options.max_num_seqs,
+                                                    .max_context = m.max_model_len,
+                                                    .vocab_size = m.config.vocab_size})
+                        .bytes;
+  const cpu::KvDtype dtype =
+      options.kv_cache_dtype == KvCacheDtype::kF32 ? cpu::KvDtype::kF32 : cpu::KvDtype::kBf16;
+  m.kv_block_bytes = static_cast<uint64_t>(CpuCompute::KvLayoutOf(m.config, dtype).BlockBytes());
+  return m;
+}
+
+std::string LeastBudget(const EngineOptions& options) {
+  // A budget of one byte is refused before anything is loaded, with the reason.
+  EngineOptions tiny = options;
+  tiny.hbm_budget = 1;
+  const auto engine = Engine::Open(tiny);
+  if (engine.ok()) return "any budget";
+  const std::string& message = engine.status().message();
+  const size_t colon = message.find(": ");
+  if (engine.status().code() != StatusCode::kNoMemory || colon == std::string::npos) {
+    return engine.status().ToString();
+  }
+  return message.substr(colon + 2);
+}
+
+TightBudget MakeTightBudget(const ModelSizes& sizes, const EngineOptions& options, double tokens,
+                            double share) {
+  TightBudget t;
+  const auto blocks = static_cast<uint64_t>(std::ceil(tokens / kBlockTokens));
+  t.kv_wanted_bytes = options.max_num_seqs * blocks * sizes.kv_block_bytes;
+  t.kv_given_bytes = static_cast<uint64_t>(static_cast<double>(t.kv_wanted_bytes) * share);
+  t.bytes = sizes.weight_bytes + sizes.scratch_bytes + t.kv_given_bytes;
+  return t;
+}
+
+}  // namespace weir::cli
