@@ -34,9 +34,9 @@ class PointerDigest {
 CpuScratchPlan CpuScratchPlan::Make(const ModelConfig& c, const ComputeLimits& l) {
   CpuScratchPlan plan;
   uint64_t at = 0;
-  const auto take = [&at](uint64_t bytes) {
+  const auto take = [&at](uint64_t size) {
     const uint64_t offset = at;
-    at = AlignUp(at + bytes, kAlignment);
+    at = AlignUp(at + size, kAlignment);
     return offset;
   };
   const uint64_t rows = l.max_rows;

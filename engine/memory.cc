@@ -180,6 +180,7 @@ Status Memory::ShrinkKv(uint32_t n, const KvHolder& holder) {
 Status Memory::CopyBlocks(const std::vector<BlockMoveRequest>& requests) {
   if (requests.empty()) return OkStatus();
   std::vector<BlockMove> moves;
+  moves.reserve(requests.size());
   for (const BlockMoveRequest& m : requests) moves.push_back({m.from, m.to});
   Fence fence = WEIR_TRY(copier_->Move(moves));
   WEIR_TRY(fence.Wait(driver_));

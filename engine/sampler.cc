@@ -72,7 +72,7 @@ float MaxOfBlock(const float* x, size_t count, bool* nan) {
     const Lanes v = Load(x + i), w = Load(x + i + kLanes);
     a = v > a ? v : a;
     b = w > b ? w : b;
-    unordered |= (v != v) | (w != w);
+    unordered |= (v != v) | (w != w);  // NOLINT(misc-redundant-expression)
   }
   float max = kMinusInfinity;
   for (; i < count; ++i) {
