@@ -189,11 +189,12 @@ void EngineCore::ApplyPolicy() {
       std::min(decision.granules_per_layer, snapshot.weights.max_granules_per_layer);
   if (wanted != decision.granules_per_layer) ++stats_.border_refusals;
   if (wanted == snapshot.weights.granules_per_layer) return;
-  const Status moved = MoveBorder(wanted, std::max(2U, decision.ring_slots));
+  Status moved = MoveBorder(wanted, std::max(2U, decision.ring_slots));
   if (moved.ok()) {
     ++stats_.border_moves;
   } else {
     ++stats_.border_refusals;
+    last_border_error_ = std::move(moved);
   }
 }
 

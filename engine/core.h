@@ -111,6 +111,8 @@ class EngineCore {
   const std::vector<StepRecord>& step_records() const { return records_; }
   void set_keep_step_records(bool keep) { keep_records_ = keep; }
   PolicySnapshot Snapshot() const;
+  // Why the border last stayed where it was although the policy wished otherwise; ok if it never did.
+  const Status& last_border_error() const { return last_border_error_; }
   Memory& memory() { return memory_; }
   // Memory's invariants, and with no request known: every block free or cached (leak check).
   Status CheckIntegrity();
@@ -141,6 +143,7 @@ class EngineCore {
   std::vector<StepRecord> records_;
   bool keep_records_ = false;
   CoreStats stats_;
+  Status last_border_error_;
   RequestId next_id_ = 1;
   uint32_t failed_in_a_row_ = 0;
   uint32_t starved_in_a_row_ = 0;

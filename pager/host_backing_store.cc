@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "pager/backing_store.h"
+#include "vmm/persist.h"
 #include "vmm/checked_math.h"
 
 namespace weir {
@@ -19,10 +20,12 @@ class HostBackingStore final : public BackingStore {
   // Undoes what Map did, also after a partial failure.
   ~HostBackingStore() override {
     for (size_t i = 0; i < pieces_.size(); ++i) {
-      if (i < mapped_) (void)driver_.Unmap(base_ + i * piece_bytes_);
-      (void)driver_.Release(pieces_[i]);
+      if (i < mapped_) {
+        (void)Persist([&] { return driver_.Unmap(base_ + i * piece_bytes_); });
+      }
+      (void)Persist([&] { return driver_.Release(pieces_[i]); });
     }
-    if (base_ != 0) (void)driver_.Free(base_);
+    if (base_ != 0) (void)Persist([&] { return driver_.Free(base_); });
   }
 
   Status Map() {

@@ -113,6 +113,7 @@ struct WeightPager::Impl {
                                   const std::vector<int32_t>& to, uint32_t to_ring) const;
   Status CommitTransition(WeightTransition& t, WeightPagerStats* stats);
   Status Fill(const std::vector<WeightSlotRun>& runs);
+  Status FillOnce(const std::vector<WeightSlotRun>& runs);
 };
 
 // By weight slot: the ring granule that stands in for it under |plan|, or -1.

@@ -113,35 +113,42 @@ Status WeightPager::Impl::CommitTransition(WeightTransition& t, WeightPagerStats
 
 Status WeightPager::Impl::Fill(const std::vector<WeightSlotRun>& runs) {
   if (runs.empty()) return OkStatus();
-  Status status;
-  for (uint32_t attempt = 0; attempt < kAttempts; ++attempt) {
-    if (attempt > 0) WEIR_TRY(ReplaceStream());
-    const TimeNs begin = driver.Now();
-    status = OkStatus();
-    for (const WeightSlotRun& run : runs) {
-      status = backing->Fetch(copy_stream, run.first * granule_bytes, run.count * granule_bytes,
-                              SlotAddress(run.first));
-      if (!status.ok()) break;
+  Status status = FillOnce(runs);
+  if (status.ok()) return status;
+  // One run at a time: a copy that failed took all later ones of its stream with it.
+  for (const WeightSlotRun& run : runs) {
+    for (uint32_t attempt = 0; attempt < kAttempts; ++attempt) {
+      status = ReplaceStream();
+      if (status.ok()) status = FillOnce({run});
+      if (status.ok()) break;
     }
-    if (status.ok()) {
-      Result<EventId> event = driver.Record(copy_stream);
-      status = event.ok() ? driver.Wait(*event) : event.status();
-      if (status.ok()) last_copy = *event;
-    }
-    if (!status.ok()) continue;
-    const TimeNs end = driver.Now();
-    bool intact = true;
-    for (const WeightSlotRun& run : runs) {
-      TraceEmit(TraceType::kFill, static_cast<uint8_t>(backing->tier()), weights.value, run.first,
-                run.count, run.count * granule_bytes, begin, end);
-      if (options.verify_stripes) intact = intact && WEIR_TRY(SumsMatch(run.first, run.count));
-    }
-    if (intact) return OkStatus();
-    status = DataLoss("restored weights differ from the backing copy's checksums");
+    if (!status.ok()) break;
   }
   // M2: some of the copies may be queued, and the caller is about to unmap what they write.
-  (void)ReplaceStream();
+  if (!status.ok()) (void)ReplaceStream();
   return status;
+}
+
+// Queues the fetches of |runs| together and waits for them.
+Status WeightPager::Impl::FillOnce(const std::vector<WeightSlotRun>& runs) {
+  if (!copy_stream.valid()) return DriverError("there is no copy stream");
+  const TimeNs begin = driver.Now();
+  for (const WeightSlotRun& run : runs) {
+    WEIR_TRY(backing->Fetch(copy_stream, run.first * granule_bytes, run.count * granule_bytes,
+                            SlotAddress(run.first)));
+  }
+  const EventId event = WEIR_TRY(driver.Record(copy_stream));
+  WEIR_TRY(driver.Wait(event));
+  last_copy = event;
+  const TimeNs end = driver.Now();
+  bool intact = true;
+  for (const WeightSlotRun& run : runs) {
+    TraceEmit(TraceType::kFill, static_cast<uint8_t>(backing->tier()), weights.value, run.first,
+              run.count, run.count * granule_bytes, begin, end);
+    if (options.verify_stripes) intact = intact && WEIR_TRY(SumsMatch(run.first, run.count));
+  }
+  if (!intact) return DataLoss("restored weights differ from the backing copy's checksums");
+  return OkStatus();
 }
 
 Status WeightPager::Apply(const EvictionTarget& target) {
@@ -170,11 +177,16 @@ Status WeightPager::Apply(const EvictionTarget& target) {
   }
   status = m.Fill(forward.restored);
   if (!status.ok()) {
-    WeightTransition back =
-        m.MakeTransition(next_ring, next.ring_granules(), m.ring_of_slot, plan_.ring_granules());
-    back.remap.cause = RemapCause::kEvict;
-    Status undone = m.CommitTransition(back, &stats_);
-    if (undone.ok()) undone = m.Fill(back.restored);
+    Status undone;
+    for (uint32_t attempt = 0; attempt < Impl::kAttempts; ++attempt) {
+      WeightTransition back =
+          m.MakeTransition(next_ring, next.ring_granules(), m.ring_of_slot, plan_.ring_granules());
+      back.remap.cause = RemapCause::kEvict;
+      undone = m.CommitTransition(back, &stats_);
+      if (!undone.ok()) continue;
+      undone = m.Fill(back.restored);
+      break;
+    }
     if (!undone.ok()) {
       m.state = Impl::State::kBroken;  // nothing may be computed with these bytes
       return BadState("weights are incomplete: " + status.ToString() +

@@ -6,6 +6,7 @@
 #include <unordered_map>
 
 #include "vmm/checked_math.h"
+#include "vmm/persist.h"
 #include "vmm/trace.h"
 
 namespace weir {
@@ -63,13 +64,16 @@ AddressSpace::~AddressSpace() {
       const GranuleId g = region.slots[i];
       if (!g.valid()) continue;
       complain("unmapping " + SlotName(region.id, SlotIndex(i)),
-               DriverUnmap(region.id, SlotIndex(i), g));
+               Persist([&] { return DriverUnmap(region.id, SlotIndex(i), g); }));
       pool_.OnUnmapped(g);
       if (pool_.granule(g).map_count == 0) pool_.Free(g);
     }
-    complain("freeing region " + region.name, driver_.Free(region.base));
+    complain("freeing region " + region.name,
+             Persist([&] { return driver_.Free(region.base); }));
   }
-  if (window_used_) complain("emptying the poison window", driver_.Unmap(window_));
+  if (window_used_) {
+    complain("emptying the poison window", Persist([&] { return driver_.Unmap(window_); }));
+  }
   if (window_ != 0) complain("freeing the poison window", driver_.Free(window_));
   if (service_stream_.valid()) {
     complain("ending the scrub stream", driver_.DestroyStream(service_stream_));
@@ -283,15 +287,6 @@ Status AddressSpace::Scrub(const std::vector<GranuleId>& fresh, const Scratch& n
   // Also after a failure: the plan is then undone, and nothing may still be writing (M2).
   Status written = driver_.Wait(WEIR_TRY(driver_.Record(service_stream_)));
   return outcome.ok() ? written : outcome;
-}
-
-// An undo is worth more than one try: a region whose undo fails is lost for good.
-template <typename Call>
-static Status Persist(Call call) {
-  constexpr int kTries = 3;
-  Status status = call();
-  for (int i = 1; i < kTries && !status.ok(); ++i) status = call();
-  return status;
 }
 
 // Undoes in reverse order. Goes on after a failure: what cannot be restored stays as it is, |now|

@@ -2,6 +2,7 @@
 
 #include <cstdio>
 
+#include "vmm/persist.h"
 #include "vmm/trace.h"
 
 namespace weir {
@@ -104,7 +105,7 @@ GranulePool::~GranulePool() {
   for (Granule& g : granules_) {
     (void)g.pending.Wait(driver_);  // a failed event has ended too
     TraceEmit(TraceType::kRelease, TierByte(options_.tier), g.id.value, options_.granule_bytes);
-    const Status released = driver_.Release(g.alloc);
+    const Status released = Persist([&] { return driver_.Release(g.alloc); });
     if (!released.ok()) {
       std::fprintf(stderr, "weir: %s: granule %u is lost: %s\n", Name(*this).c_str(), g.id.value,
                    released.ToString().c_str());
