@@ -27,6 +27,9 @@ std::string Mebibytes(uint64_t bytes) {
 
 Result<std::unique_ptr<Memory>> Memory::Create(Driver& driver, const MemoryOptions& options) {
   std::unique_ptr<Memory> memory(new Memory(driver, options));
+#ifdef WEIR_VALIDATE
+  memory->options_.pager.verify_stripes = true;
+#endif
   WEIR_TRY(memory->Build());
   return memory;
 }
