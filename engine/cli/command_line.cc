@@ -99,6 +99,10 @@ struct Program {
         ->add_option("--request-rate", run.request_rate,
                      "requests a second, Poisson arrivals; 0: all at once")
         ->check(CLI::NonNegativeNumber);
+    run_app
+        ->add_option("--kv-share", run.kv_share,
+                     "share of the KV wanted that the budget has room for, when it is auto [0.1]")
+        ->check(CLI::Range(0.0, 1.0));
     run_app->add_option("--arrival-seed", run.arrival_seed, "of the arrivals");
     run_app->add_flag("--verify", run.verify, "a third pass with room for everything");
     run_app->add_flag("--only", run.only, "no second pass under policy resident");

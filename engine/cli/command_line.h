@@ -28,6 +28,7 @@ struct RunOptions {
   std::string prompts;  // empty: the built-in file
   uint64_t limit = 0;   // most prompts; 0: all
   double request_rate = 0;
+  double kv_share = 0.10;  // of the KV wanted, in hbm_budget auto
   uint64_t arrival_seed = 0;
   bool verify = false;  // a third pass without a budget
   bool verbose = false;

@@ -10,9 +10,12 @@
 #include "engine/cpu_layout.h"
 #include "engine/engine.h"
 #include "engine/model/checkpoint.h"
+#include "vmm/types.h"
 
 namespace weir::cli {
 namespace {
+
+constexpr uint32_t kLeastTokens = 256;
 
 Result<std::string> ReadWhole(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
@@ -100,8 +103,11 @@ TightBudget MakeTightBudget(const ModelSizes& sizes, const EngineOptions& option
   TightBudget t;
   const auto blocks = static_cast<uint64_t>(std::ceil(tokens / kBlockTokens));
   t.kv_wanted_bytes = options.max_num_seqs * blocks * sizes.kv_block_bytes;
-  t.kv_given_bytes = static_cast<uint64_t>(static_cast<double>(t.kv_wanted_bytes) * share);
-  t.bytes = sizes.weight_bytes + sizes.scratch_bytes + t.kv_given_bytes;
+  // At least one request of a few hundred tokens, and whole mebibytes: granules are rounded too.
+  const uint64_t least = std::min(sizes.max_model_len, kLeastTokens) / kBlockTokens + 1;
+  t.kv_given_bytes = std::max(static_cast<uint64_t>(static_cast<double>(t.kv_wanted_bytes) * share),
+                              least * sizes.kv_block_bytes);
+  t.bytes = AlignUp(sizes.weight_bytes + sizes.scratch_bytes + t.kv_given_bytes, kMiB);
   return t;
 }
 

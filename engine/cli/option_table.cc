@@ -128,7 +128,7 @@ OptionInfo Choice(std::string section, std::string key, Field<T> field,
 OptionInfo Budget() {
   OptionInfo o = Row("memory", "hbm_budget", OptionType::kSize, "a size or auto",
                      "everything weir takes of the device; auto: room for everything, and for "
-                     "'run' weights + step buffers + 10 % of the KV wanted");
+                     "'run' weights, step buffers and a share of the KV wanted (--kv-share)");
   o.set = [](Settings& s, std::string_view text) -> Status {
     if (text == "auto") {
       s.budget_mode = BudgetMode::kAuto;

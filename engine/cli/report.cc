@@ -165,6 +165,10 @@ std::string Verdict(const RunReport& report) {
     const JobResult& other = report.jobs[i];
     const TokenComparison c = CompareTokens(report.jobs.front(), other);
     out += "tokens of " + report.jobs.front().label + " and " + other.label + ": ";
+    if (c.compared == 0) {
+      out += "nothing to compare\n";
+      continue;
+    }
     if (c.different == 0) {
       out += "identical in all " + Grouped(c.compared) + " requests\n";
       continue;

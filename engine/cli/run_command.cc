@@ -17,7 +17,6 @@
 namespace weir::cli {
 namespace {
 
-constexpr double kShareOfWantedKv = 0.10;
 constexpr size_t kExcerpts = 10;
 constexpr size_t kExcerptBytes = 100;
 // Tokens a chat template adds to a request, for the estimate of its length.
@@ -63,7 +62,7 @@ class MainJob {
     report_.chat_template = sizes.has_chat_template;
     report_.expected_tokens = WEIR_TRY(ExpectedTokens(sizes, report_.prompts, settings_.sampling));
     const TightBudget tight =
-        MakeTightBudget(sizes, settings_.engine, report_.expected_tokens, kShareOfWantedKv);
+        MakeTightBudget(sizes, settings_.engine, report_.expected_tokens, options_.kv_share);
     report_.kv_wanted_bytes = tight.kv_wanted_bytes;
     if (settings_.budget_mode == BudgetMode::kAuto) {
       report_.tight_budget = true;
@@ -115,7 +114,10 @@ class MainJob {
                 report_.prompts.size(), e.max_num_seqs, report_.expected_tokens,
                 HumanSize(tight.kv_wanted_bytes).c_str());
     std::printf("hbm_budget %s%s: weights %s, step buffers %s\n", HumanSize(e.hbm_budget).c_str(),
-                report_.tight_budget ? " (auto: weights, step buffers, 10 % of the KV wanted)" : "",
+                report_.tight_budget ? (" (auto: weights, step buffers, " +
+                                        Fixed(options_.kv_share * 100, 0) + " % of the KV wanted)")
+                                           .c_str()
+                                     : "",
                 HumanSize(sizes.weight_bytes).c_str(), HumanSize(sizes.scratch_bytes).c_str());
     std::fflush(stdout);
   }
