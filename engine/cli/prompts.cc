@@ -119,9 +119,15 @@ Result<std::vector<PromptEntry>> ReadPrompts(const std::string& path) {
 }
 
 std::string DefaultPromptsPath() {
-  const std::string source = WEIR_DEFAULT_PROMPTS;
-  std::error_code ignored;
-  return std::filesystem::exists(source, ignored) ? source : WEIR_INSTALLED_PROMPTS;
+  // An installed tree may have been moved: bin/weir finds share/weir/ beside itself.
+  std::error_code error;
+  const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", error);
+  const std::filesystem::path beside =
+      program.parent_path().parent_path() / "share/weir/prompts/default.jsonl";
+  for (const std::filesystem::path& path : {std::filesystem::path(WEIR_DEFAULT_PROMPTS), beside}) {
+    if (std::filesystem::exists(path, error)) return path.string();
+  }
+  return WEIR_INSTALLED_PROMPTS;
 }
 
 std::string MessagesJson(std::string_view system, std::string_view prompt) {
