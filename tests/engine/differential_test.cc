@@ -1,6 +1,7 @@
 // Differential fuzz of the real CPU back-end: random arrivals, cancellations, shared prefixes, chunk
 // sizes, budgets, backing tiers and policies; each request's tokens must be those of its solo run.
 //   WEIR_DIFFERENTIAL_TRACES=10000   how many traces (CI: 200)
+//   WEIR_DIFFERENTIAL_FIRST=5000     seeds begin here, so that processes can share a long run
 //   WEIR_DIFFERENTIAL_SEED=17        one trace only
 #include <algorithm>
 #include <map>
@@ -207,8 +208,9 @@ void RunTraces(const std::string& model, uint64_t first_seed) {
   Coverage coverage;
   const uint64_t only = testing::Iterations("WEIR_DIFFERENTIAL_SEED", 0);
   const uint64_t traces = testing::Iterations("WEIR_DIFFERENTIAL_TRACES", 200) / 2;
+  const uint64_t first = testing::Iterations("WEIR_DIFFERENTIAL_FIRST", 0);
   for (uint64_t i = 0; i < (only != 0 ? 1 : traces); ++i) {
-    const uint64_t seed = only != 0 ? only : first_seed + i;
+    const uint64_t seed = only != 0 ? only : first_seed + first + i;
     SCOPED_TRACE("seed " + std::to_string(seed));
     Trace(seed, model).Run(solo, &coverage);
     if (::testing::Test::HasFatalFailure()) return;

@@ -1,6 +1,7 @@
 // The whole engine as a deterministic simulation: random requests, budgets, policies and faults, one
 // seed each. Every request's tokens must be those of SimModel::Expected, computed without any engine.
 //   WEIR_SIMULATION_RUNS=10000   how many seeds
+//   WEIR_SIMULATION_FIRST=50000  seeds begin here, so that processes can share a long run
 //   WEIR_SIMULATION_SEED=1234    one seed only
 #include <algorithm>
 #include <map>
@@ -297,7 +298,8 @@ void RunSeeds(Faults faults) {
   const uint64_t only = testing::Iterations("WEIR_SIMULATION_SEED", 0);
   const uint64_t runs = testing::Iterations("WEIR_SIMULATION_RUNS", 500);
   Coverage coverage;
-  for (uint64_t seed = only != 0 ? only : 1; seed <= (only != 0 ? only : runs); ++seed) {
+  const uint64_t first = only != 0 ? only : 1 + testing::Iterations("WEIR_SIMULATION_FIRST", 0);
+  for (uint64_t seed = first; seed < first + (only != 0 ? 1 : runs); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     RunSeed(seed, faults, &coverage);
     if (::testing::Test::HasFailure()) return;
