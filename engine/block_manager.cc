@@ -122,14 +122,14 @@ std::vector<BlockId> BlockManager::MatchAndAcquire(const PrefixHash& root,
   if (!options_.prefix_caching) return matched;
   PrefixHash parent = root;
   for (uint32_t i = 0; i < max_blocks && (size_t{i} + 1) * kBlockTokens <= tokens.size(); ++i) {
-    const auto block_tokens =
-        tokens.subspan(size_t{i} * kBlockTokens).first<kBlockTokens>();
+    const auto block_tokens = tokens.subspan(size_t{i} * kBlockTokens).first<kBlockTokens>();
     const PrefixHash hash = ChainPrefix(parent, block_tokens);
     const auto it = index_.find(hash);
     if (it == index_.end()) break;
     const Block& b = blocks_[it->second];
     // K2: hash equality alone is never identity.
-    if (b.parent != parent || !std::equal(block_tokens.begin(), block_tokens.end(), b.tokens.begin()))
+    if (b.parent != parent ||
+        !std::equal(block_tokens.begin(), block_tokens.end(), b.tokens.begin()))
       break;
     Acquire(it->second);
     matched.push_back(it->second);
@@ -176,9 +176,9 @@ Status BlockManager::VacateExtents(uint32_t n, std::vector<uint32_t>* extents,
   extents->clear();
   moves->clear();
   if (n > VacatableExtents()) {
-    return NoMemory("cannot give up " + std::to_string(n) + " KV extents: " +
-                    std::to_string(counts_.used) + " of " + std::to_string(counts_.capacity) +
-                    " blocks are used");
+    return NoMemory("cannot give up " + std::to_string(n) +
+                    " KV extents: " + std::to_string(counts_.used) + " of " +
+                    std::to_string(counts_.capacity) + " blocks are used");
   }
   struct Cost {
     uint32_t used;

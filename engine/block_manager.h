@@ -7,9 +7,9 @@
 //   used      held by ref_count >= 1 sequences (several when they share a prefix);
 //   cached    held by nobody, but the index knows its content: the next victim by age.
 // K1 free + cached + used = capacity. K2 a prefix hit needs hash, parent and tokens equal. K3 a
-// block's index entry goes before its bytes do. Prefix caching as in vLLM V1 (chained hashes of full
-// blocks), with the extent as the unit of reclaim so that whole granules come free.
-// Engine thread only; touches no memory: moves are returned for the caller to carry out.
+// block's index entry goes before its bytes do. Prefix caching as in vLLM V1 (chained hashes of
+// full blocks), with the extent as the unit of reclaim so that whole granules come free. Engine
+// thread only; touches no memory: moves are returned for the caller to carry out.
 #pragma once
 
 #include <array>
@@ -130,9 +130,9 @@ class BlockManager {
   struct HashOfPrefix {
     size_t operator()(const PrefixHash& h) const noexcept { return h.low; }
   };
-  using LruList =
-      boost::intrusive::list<Block, boost::intrusive::member_hook<
-                                        Block, boost::intrusive::list_member_hook<>, &Block::lru_hook>>;
+  using LruList = boost::intrusive::list<
+      Block,
+      boost::intrusive::member_hook<Block, boost::intrusive::list_member_hook<>, &Block::lru_hook>>;
 
   BlockId IdOf(const Block& block) const { return static_cast<BlockId>(&block - blocks_.data()); }
   uint32_t ExtentOf(BlockId id) const { return id / options_.blocks_per_extent; }
@@ -141,9 +141,9 @@ class BlockManager {
   void MoveContent(BlockId from, BlockId to);
 
   Options options_;
-  std::vector<Block> blocks_;          // never resized: hooks point into it
-  std::set<BlockId> free_;             // lowest first: low extents fill, high ones empty
-  LruList lru_;                        // cached blocks, oldest first
+  std::vector<Block> blocks_;  // never resized: hooks point into it
+  std::set<BlockId> free_;     // lowest first: low extents fill, high ones empty
+  LruList lru_;                // cached blocks, oldest first
   std::unordered_map<PrefixHash, BlockId, HashOfPrefix> index_;
   std::vector<uint32_t> used_in_extent_;
   std::vector<bool> extent_mapped_;

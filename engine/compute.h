@@ -18,11 +18,11 @@ namespace weir {
 
 // One sequence's share of a step.
 struct StepSequence {
-  uint32_t first_row = 0;      // rows [first_row, first_row + rows) of the batch are its new tokens
+  uint32_t first_row = 0;  // rows [first_row, first_row + rows) of the batch are its new tokens
   uint32_t rows = 0;
-  uint32_t context = 0;        // tokens in its KV once this step has written its rows
-  std::vector<int32_t> blocks; // block table covering |context| tokens
-  bool wants_logits = false;   // of its last row
+  uint32_t context = 0;         // tokens in its KV once this step has written its rows
+  std::vector<int32_t> blocks;  // block table covering |context| tokens
+  bool wants_logits = false;    // of its last row
 };
 
 struct StepBatch {
@@ -43,9 +43,9 @@ struct StepBatch {
 };
 
 struct ComputeLimits {
-  uint32_t max_rows = 512;       // tokens in a step
-  uint32_t max_sequences = 64;   // sequences in a step
-  uint32_t max_context = 0;      // tokens of one sequence
+  uint32_t max_rows = 512;      // tokens in a step
+  uint32_t max_sequences = 64;  // sequences in a step
+  uint32_t max_context = 0;     // tokens of one sequence
   uint32_t vocab_size = 0;
 };
 

@@ -9,7 +9,9 @@ namespace {
 
 constexpr double kSmoothing = 0.1;
 
-double Smooth(double old, double now) { return old == 0 ? now : old + kSmoothing * (now - old); }
+double Smooth(double old, double now) {
+  return old == 0 ? now : old + kSmoothing * (now - old);
+}
 
 }  // namespace
 
@@ -350,7 +352,9 @@ void EngineCore::OnStepError(const std::vector<ScheduledSequence>& scheduled, co
   }
 }
 
-std::vector<CoreOutput> EngineCore::TakeOutputs() { return std::exchange(outputs_, {}); }
+std::vector<CoreOutput> EngineCore::TakeOutputs() {
+  return std::exchange(outputs_, {});
+}
 
 Status EngineCore::CheckIntegrity() {
   WEIR_TRY(memory_.CheckIntegrity());

@@ -1,9 +1,9 @@
 // EngineCore: continuous batching over one model's memory, in tokens.
 //
 // A single-threaded state machine over {driver, compute, clock}: the same code serves, is simulated
-// and is fuzzed. One Step(): ask the policy where the border should be and move towards it; schedule;
-// run the recorded step through the weight gates; sample; report. Text (tokenizer, stop strings) is
-// the layer above (engine.h).
+// and is fuzzed. One Step(): ask the policy where the border should be and move towards it;
+// schedule; run the recorded step through the weight gates; sample; report. Text (tokenizer, stop
+// strings) is the layer above (engine.h).
 #pragma once
 
 #include <cstdint>
@@ -22,13 +22,13 @@ namespace weir {
 
 struct CoreOptions {
   SchedulerOptions scheduler;
-  uint32_t max_model_len = 0;      // tokens of prompt + output of one request
+  uint32_t max_model_len = 0;  // tokens of prompt + output of one request
   std::vector<int32_t> eos_ids;
-  uint32_t max_failed_steps = 3;   // in a row; then the batch's requests fail with the step's error
+  uint32_t max_failed_steps = 3;  // in a row; then the batch's requests fail with the step's error
   // Steps in a row in which nothing could run although the policy moved the border; then the first
   // waiting request fails.
   uint32_t max_starved_steps = 16;
-  uint32_t policy_interval = 1;    // steps between two decisions
+  uint32_t policy_interval = 1;  // steps between two decisions
 };
 
 // One request as the core takes it.
@@ -45,9 +45,9 @@ struct CoreOutput {
   std::vector<SampledToken> tokens;  // new ones, usually one
   bool finished = false;
   FinishReason reason = FinishReason::kNone;
-  Status error;                      // of FinishReason::kError
+  Status error;  // of FinishReason::kError
   uint32_t prompt_tokens = 0;
-  uint32_t cached_tokens = 0;        // of the prompt, from the prefix cache
+  uint32_t cached_tokens = 0;  // of the prompt, from the prefix cache
 };
 
 struct CoreStats {
@@ -59,9 +59,9 @@ struct CoreStats {
   uint64_t requests_failed = 0;
   uint32_t peak_running = 0;
   uint64_t border_moves = 0;
-  uint64_t border_refusals = 0;   // wishes of the policy that were clipped or failed
-  TimeNs compute_ns = 0;          // inside Compute::Run
-  TimeNs border_ns = 0;           // moving the border
+  uint64_t border_refusals = 0;  // wishes of the policy that were clipped or failed
+  TimeNs compute_ns = 0;         // inside Compute::Run
+  TimeNs border_ns = 0;          // moving the border
 };
 
 // One row per step for reports and plots.
@@ -88,15 +88,16 @@ class EngineCore {
   EngineCore(const EngineCore&) = delete;
   EngineCore& operator=(const EngineCore&) = delete;
 
-  // Queues a request; max_tokens is cut to what the context leaves (0: all of it). kInvalidArgument: empty prompt, a token outside the vocabulary, sampling
-  // parameters out of range, longer than max_model_len. kNoMemory: it could not fit even alone.
+  // Queues a request; max_tokens is cut to what the context leaves (0: all of it).
+  // kInvalidArgument: empty prompt, a token outside the vocabulary, sampling parameters out of
+  // range, longer than max_model_len. kNoMemory: it could not fit even alone.
   Result<RequestId> Add(CoreRequest request);
   // Ends a request now; its blocks are free at once. The next TakeOutputs reports |reason|.
   // kNotFound when it is unknown or already finished.
   Status Finish(RequestId id, FinishReason reason);
 
-  // One step. False when there is nothing to do. An error is a defect or a lost device: what could be
-  // handled (a failed copy, no memory) was.
+  // One step. False when there is nothing to do. An error is a defect or a lost device: what could
+  // be handled (a failed copy, no memory) was.
   Result<bool> Step();
   std::vector<CoreOutput> TakeOutputs();
 
@@ -111,7 +112,8 @@ class EngineCore {
   const std::vector<StepRecord>& step_records() const { return records_; }
   void set_keep_step_records(bool keep) { keep_records_ = keep; }
   PolicySnapshot Snapshot() const;
-  // Why the border last stayed where it was although the policy wished otherwise; ok if it never did.
+  // Why the border last stayed where it was although the policy wished otherwise; ok if it never
+  // did.
   const Status& last_border_error() const { return last_border_error_; }
   Memory& memory() { return memory_; }
   // Memory's invariants, and with no request known: every block free or cached (leak check).

@@ -66,7 +66,8 @@ CpuScratchPlan CpuScratchPlan::Make(const ModelConfig& c, const ComputeLimits& l
 }
 
 cpu::KvLayout CpuCompute::KvLayoutOf(const ModelConfig& c, cpu::KvDtype dtype) {
-  return {.layers = c.num_layers, .kv_heads = c.num_kv_heads, .head_dim = c.head_dim, .dtype = dtype};
+  return {
+      .layers = c.num_layers, .kv_heads = c.num_kv_heads, .head_dim = c.head_dim, .dtype = dtype};
 }
 
 std::unique_ptr<CpuCompute> CpuCompute::Create(const ModelConfig& config,
@@ -78,8 +79,8 @@ std::unique_ptr<CpuCompute> CpuCompute::Create(const ModelConfig& config,
   return compute;
 }
 
-CpuCompute::CpuCompute(const ModelConfig& config, const ComputeLimits& limits,
-                       const Memory& memory, cpu::KvDtype kv_dtype, cpu::ThreadPool& pool)
+CpuCompute::CpuCompute(const ModelConfig& config, const ComputeLimits& limits, const Memory& memory,
+                       cpu::KvDtype kv_dtype, cpu::ThreadPool& pool)
     : config_(config),
       limits_(limits),
       memory_(memory),
@@ -144,13 +145,25 @@ void CpuCompute::RecordLayer(const CpuLayerOffsets& w, uint32_t layer) {
   float* attended = Scratch<float>(plan_.attended);
   float* gate_up = Scratch<float>(plan_.gate_up);
   const auto norm = [&](const float* weight) {
-    return NormOp{{.x = x, .ldx = hidden, .weight = weight, .eps = eps, .y = normed, .ldy = hidden,
+    return NormOp{{.x = x,
+                   .ldx = hidden,
+                   .weight = weight,
+                   .eps = eps,
+                   .y = normed,
+                   .ldy = hidden,
                    .h = hidden}};
   };
   const auto gemm = [](const float* in, int64_t ldx, const uint16_t* weights, const float* bias,
                        float* out, int64_t n, int64_t k, cpu::GemmOutput output) {
-    return GemmOp{{.x = in, .ldx = ldx, .weights = weights, .bias = bias, .y = out, .ldy = n,
-                   .n = n, .k = k, .output = output}};
+    return GemmOp{{.x = in,
+                   .ldx = ldx,
+                   .weights = weights,
+                   .bias = bias,
+                   .y = out,
+                   .ldy = n,
+                   .n = n,
+                   .k = k,
+                   .output = output}};
   };
 
   // Attention. The norm runs before the gate: it reads no gated byte and gives the copy more time.
@@ -159,21 +172,38 @@ void CpuCompute::RecordLayer(const CpuLayerOffsets& w, uint32_t layer) {
   ops_.push_back(gemm(normed, hidden, Panels(w.qkv), Floats(w.qkv_bias), qkv, qkv_size, hidden,
                       cpu::GemmOutput::kOverwrite));
   if (config_.qk_norm) {
-    ops_.push_back(HeadNormOp{{.x = qkv, .row_stride = qkv_size, .weight = Floats(w.q_norm),
-                               .eps = eps, .heads = config_.num_heads, .head_dim = head_dim}});
-    ops_.push_back(HeadNormOp{{.x = qkv + q_size, .row_stride = qkv_size,
-                               .weight = Floats(w.k_norm), .eps = eps,
-                               .heads = config_.num_kv_heads, .head_dim = head_dim}});
+    ops_.push_back(HeadNormOp{{.x = qkv,
+                               .row_stride = qkv_size,
+                               .weight = Floats(w.q_norm),
+                               .eps = eps,
+                               .heads = config_.num_heads,
+                               .head_dim = head_dim}});
+    ops_.push_back(HeadNormOp{{.x = qkv + q_size,
+                               .row_stride = qkv_size,
+                               .weight = Floats(w.k_norm),
+                               .eps = eps,
+                               .heads = config_.num_kv_heads,
+                               .head_dim = head_dim}});
   }
-  ops_.push_back(RopeOp{{.x = qkv, .row_stride = qkv_size,
-                         .heads = config_.num_heads + config_.num_kv_heads, .head_dim = head_dim,
-                         .rotary_dim = head_dim, .positions = Scratch<int32_t>(plan_.positions),
+  ops_.push_back(RopeOp{{.x = qkv,
+                         .row_stride = qkv_size,
+                         .heads = config_.num_heads + config_.num_kv_heads,
+                         .head_dim = head_dim,
+                         .rotary_dim = head_dim,
+                         .positions = Scratch<int32_t>(plan_.positions),
                          .cos = Scratch<float>(plan_.rope_cos),
                          .sin = Scratch<float>(plan_.rope_sin)}});
-  ops_.push_back(AppendOp{{.k = qkv + q_size, .v = qkv + q_size + kv_size, .row_stride = qkv_size,
-                           .layer = layer, .slots = Scratch<int64_t>(plan_.slots)}});
-  ops_.push_back(AttentionOp{{.q = qkv, .q_stride = qkv_size, .out = attended, .out_stride = q_size,
-                              .q_heads = config_.num_heads, .layer = layer,
+  ops_.push_back(AppendOp{{.k = qkv + q_size,
+                           .v = qkv + q_size + kv_size,
+                           .row_stride = qkv_size,
+                           .layer = layer,
+                           .slots = Scratch<int64_t>(plan_.slots)}});
+  ops_.push_back(AttentionOp{{.q = qkv,
+                              .q_stride = qkv_size,
+                              .out = attended,
+                              .out_stride = q_size,
+                              .q_heads = config_.num_heads,
+                              .layer = layer,
                               .scale = 1.0F / std::sqrt(static_cast<float>(head_dim)),
                               .seqs = Scratch<cpu::AttentionSeq>(plan_.sequences),
                               .scratch = Scratch<std::byte>(plan_.attention),
@@ -188,8 +218,8 @@ void CpuCompute::RecordLayer(const CpuLayerOffsets& w, uint32_t layer) {
   ops_.push_back(gemm(normed, hidden, Panels(w.gate_up), Floats(w.gate_up_bias), gate_up, 2 * ffn,
                       hidden, cpu::GemmOutput::kOverwrite));
   ops_.push_back(DepartOp{first_gate + 1});
-  ops_.push_back(SiluOp{{.gate_up = gate_up, .ld_gate_up = 2 * ffn, .y = gate_up, .ldy = 2 * ffn,
-                         .ffn = ffn}});
+  ops_.push_back(SiluOp{
+      {.gate_up = gate_up, .ld_gate_up = 2 * ffn, .y = gate_up, .ldy = 2 * ffn, .ffn = ffn}});
   ops_.push_back(ArriveOp{first_gate + 2});
   ops_.push_back(gemm(gate_up, 2 * ffn, Panels(w.down), Floats(w.down_bias), x, hidden, ffn,
                       cpu::GemmOutput::kAccumulate));
@@ -212,7 +242,9 @@ void CpuCompute::FillInputs(const StepBatch& batch) {
     const StepSequence& s = batch.sequences[i];
     int32_t* table = tables + i * table_stride;
     std::copy(s.blocks.begin(), s.blocks.end(), table);
-    sequences[i] = {.q_begin = s.first_row, .q_end = s.first_row + s.rows, .context = s.context,
+    sequences[i] = {.q_begin = s.first_row,
+                    .q_end = s.first_row + s.rows,
+                    .context = s.context,
                     .blocks = table};
     for (uint32_t r = s.first_row; r < s.first_row + s.rows; ++r) {
       const int64_t position = batch.positions[r];

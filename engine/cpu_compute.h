@@ -1,11 +1,10 @@
 // CpuCompute: the model on the CPU, as a recorded list of kernel calls on fixed pointers.
 //
-// Represents one recorded step. Recording happens once, in Create; Run fills the fixed input buffers
-// and replays. Weights are read at their addresses in the weight region, between Arrive and Depart
-// of their segment's gate; KV at the arena's. Every kernel has a fixed reduction order
-// (kernels/cpu/), so a sequence's logits do not depend on what else is in the batch, on chunking, on
-// paging or on threads (S2).
-// Thread: one caller; kernels use |pool|.
+// Represents one recorded step. Recording happens once, in Create; Run fills the fixed input
+// buffers and replays. Weights are read at their addresses in the weight region, between Arrive and
+// Depart of their segment's gate; KV at the arena's. Every kernel has a fixed reduction order
+// (kernels/cpu/), so a sequence's logits do not depend on what else is in the batch, on chunking,
+// on paging or on threads (S2). Thread: one caller; kernels use |pool|.
 #pragma once
 
 #include <functional>
@@ -64,22 +63,52 @@ class CpuCompute final : public Compute {
 
  private:
   // The recorded operations. Row counts are read from |rows_| and |logit_count_| at replay.
-  struct EmbedOp { cpu::EmbedParams p; };
-  struct NormOp { cpu::RmsNormParams p; };
-  struct HeadNormOp { cpu::HeadRmsNormParams p; };
-  struct GemmOp { cpu::GemmParams p; };
-  struct RopeOp { cpu::RopeParams p; };
-  struct AppendOp { cpu::KvAppendParams p; };
-  struct AttentionOp { cpu::AttentionParams p; };
-  struct SiluOp { cpu::SiluMulParams p; };
-  struct GatherOp { const float* x; const int32_t* rows; float* y; };
-  struct LogitsOp { cpu::GemmParams p; };
-  struct LogitNormOp { cpu::RmsNormParams p; };
-  struct ArriveOp { uint32_t gate; };
-  struct DepartOp { uint32_t gate; };
-  struct LayerEndOp { uint32_t layer; };
-  using Op = std::variant<EmbedOp, NormOp, HeadNormOp, GemmOp, RopeOp, AppendOp, AttentionOp, SiluOp,
-                          GatherOp, LogitsOp, LogitNormOp, ArriveOp, DepartOp, LayerEndOp>;
+  struct EmbedOp {
+    cpu::EmbedParams p;
+  };
+  struct NormOp {
+    cpu::RmsNormParams p;
+  };
+  struct HeadNormOp {
+    cpu::HeadRmsNormParams p;
+  };
+  struct GemmOp {
+    cpu::GemmParams p;
+  };
+  struct RopeOp {
+    cpu::RopeParams p;
+  };
+  struct AppendOp {
+    cpu::KvAppendParams p;
+  };
+  struct AttentionOp {
+    cpu::AttentionParams p;
+  };
+  struct SiluOp {
+    cpu::SiluMulParams p;
+  };
+  struct GatherOp {
+    const float* x;
+    const int32_t* rows;
+    float* y;
+  };
+  struct LogitsOp {
+    cpu::GemmParams p;
+  };
+  struct LogitNormOp {
+    cpu::RmsNormParams p;
+  };
+  struct ArriveOp {
+    uint32_t gate;
+  };
+  struct DepartOp {
+    uint32_t gate;
+  };
+  struct LayerEndOp {
+    uint32_t layer;
+  };
+  using Op = std::variant<EmbedOp, NormOp, HeadNormOp, GemmOp, RopeOp, AppendOp, AttentionOp,
+                          SiluOp, GatherOp, LogitsOp, LogitNormOp, ArriveOp, DepartOp, LayerEndOp>;
 
   CpuCompute(const ModelConfig& config, const ComputeLimits& limits, const Memory& memory,
              cpu::KvDtype kv_dtype, cpu::ThreadPool& pool);
@@ -87,7 +116,7 @@ class CpuCompute final : public Compute {
   void RecordLayer(const CpuLayerOffsets& w, uint32_t layer);
   void FillInputs(const StepBatch& batch);
   Status Replay(StepGates& gates);
-  const float* Floats(uint64_t offset) const;      // of the weight region; null when absent
+  const float* Floats(uint64_t offset) const;  // of the weight region; null when absent
   const uint16_t* Panels(uint64_t offset) const;
   template <typename T>
   T* Scratch(uint64_t offset) const {

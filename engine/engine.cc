@@ -69,7 +69,8 @@ Engine::~Engine() = default;
 
 Status Engine::Build(const ProgressFn& progress) {
   if (options_.device == DeviceKind::kCuda) {
-    return Unsupported("device cuda: this version computes on the CPU only; use device cpu or auto");
+    return Unsupported(
+        "device cuda: this version computes on the CPU only; use device cpu or auto");
   }
   if (options_.max_num_seqs == 0 || options_.max_num_batched_tokens == 0) {
     return InvalidArgument("max_num_seqs and max_num_batched_tokens must be at least 1");
@@ -95,27 +96,25 @@ Status Engine::Build(const ProgressFn& progress) {
                              .max_sequences = options_.max_num_seqs,
                              .max_context = options_.max_model_len,
                              .vocab_size = model_.vocab_size};
-  const cpu::KvDtype kv_dtype = options_.kv_cache_dtype == KvCacheDtype::kF32
-                                    ? cpu::KvDtype::kF32
-                                    : cpu::KvDtype::kBf16;
+  const cpu::KvDtype kv_dtype =
+      options_.kv_cache_dtype == KvCacheDtype::kF32 ? cpu::KvDtype::kF32 : cpu::KvDtype::kBf16;
   if (!CpuCompute::KvLayoutOf(model_, kv_dtype).Valid()) {
     return Unsupported("head_dim " + std::to_string(model_.head_dim) +
                        ": the CPU back-end takes multiples of 8 from 8 to 256");
   }
   const CpuWeightMap map = CpuWeightMap::Make(model_);
   WEIR_TRY(BuildMemory(map, limits, kv_dtype));
-  info_.load = WEIR_TRY(LoadWeights(checkpoint, map, memory_->weights(),
-                                    [&](uint64_t done, uint64_t total) {
-                                      if (progress) progress("loading weights", done, total);
-                                    }));
+  info_.load =
+      WEIR_TRY(LoadWeights(checkpoint, map, memory_->weights(), [&](uint64_t done, uint64_t total) {
+        if (progress) progress("loading weights", done, total);
+      }));
   WEIR_TRY(memory_->MeasureLink());
-  compute_ = CpuCompute::Create(
-      model_, limits, map,
-      {.weights = reinterpret_cast<std::byte*>(memory_->weights().base()),
-       .kv = reinterpret_cast<std::byte*>(memory_->kv().base()),
-       .kv_block_stride = memory_->kv().block_stride(),
-       .scratch = reinterpret_cast<std::byte*>(memory_->scratch())},
-      kv_dtype, *pool_);
+  compute_ = CpuCompute::Create(model_, limits, map,
+                                {.weights = reinterpret_cast<std::byte*>(memory_->weights().base()),
+                                 .kv = reinterpret_cast<std::byte*>(memory_->kv().base()),
+                                 .kv_block_stride = memory_->kv().block_stride(),
+                                 .scratch = reinterpret_cast<std::byte*>(memory_->scratch())},
+                                kv_dtype, *pool_);
 
   CoreOptions core;
   core.scheduler.max_batched_tokens = options_.max_num_batched_tokens;
@@ -143,11 +142,11 @@ Status Engine::BuildMemory(const CpuWeightMap& map, const ComputeLimits& limits,
   m.scratch_bytes = CpuScratchPlan::Make(model_, limits).bytes;
   m.kv_block_bytes = static_cast<uint64_t>(CpuCompute::KvLayoutOf(model_, kv_dtype).BlockBytes());
   const uint64_t tokens = std::min<uint64_t>(options_.max_model_len, kTokensWantedPerSequence);
-  m.kv_wanted_bytes = options_.kv_cache_bytes != 0
-                          ? options_.kv_cache_bytes
-                          : options_.max_num_seqs * CeilDiv(tokens, kBlockTokens) * m.kv_block_bytes;
-  m.kv_least_blocks =
-      CeilDiv(std::min(options_.max_model_len, kLeastRequestTokens), kBlockTokens);
+  m.kv_wanted_bytes =
+      options_.kv_cache_bytes != 0
+          ? options_.kv_cache_bytes
+          : options_.max_num_seqs * CeilDiv(tokens, kBlockTokens) * m.kv_block_bytes;
+  m.kv_least_blocks = CeilDiv(std::min(options_.max_model_len, kLeastRequestTokens), kBlockTokens);
   m.weights = map.layout;
   switch (options_.backing) {
     case BackingChoice::kHost: m.backing = BackingTier::kHost; break;
@@ -229,13 +228,15 @@ Result<RequestId> Engine::Submit(GenerationRequest request) {
   core.cache_salt = request.cache_salt;
   core.priority = request.priority;
   const RequestId id = WEIR_TRY(core_->Add(std::move(core)));
-  streams_.emplace(
-      id, Stream{IncrementalDetokenizer(tokenizer_.get(), {.skip_special_tokens = true}),
-                 StopMatcher(std::move(stops), StopText::kExclude)});
+  streams_.emplace(id,
+                   Stream{IncrementalDetokenizer(tokenizer_.get(), {.skip_special_tokens = true}),
+                          StopMatcher(std::move(stops), StopText::kExclude)});
   return id;
 }
 
-Status Engine::Cancel(RequestId id) { return core_->Finish(id, FinishReason::kCancelled); }
+Status Engine::Cancel(RequestId id) {
+  return core_->Finish(id, FinishReason::kCancelled);
+}
 
 Result<bool> Engine::Step() {
   const bool worked = WEIR_TRY(core_->Step());
@@ -275,6 +276,8 @@ GenerationOutput Engine::Translate(CoreOutput core) {
   return out;
 }
 
-std::vector<GenerationOutput> Engine::TakeOutputs() { return std::exchange(outputs_, {}); }
+std::vector<GenerationOutput> Engine::TakeOutputs() {
+  return std::exchange(outputs_, {});
+}
 
 }  // namespace weir

@@ -31,10 +31,10 @@ namespace weir {
 class CpuCompute;
 
 struct GenerationRequest {
-  std::string prompt;                      // text, unless |prompt_tokens| is given
-  std::vector<int32_t> prompt_tokens;      // used as they are
-  bool add_special_tokens = true;          // bos, as the tokenizer says, in front of |prompt|
-  SamplingParams sampling;                 // includes stop strings
+  std::string prompt;                  // text, unless |prompt_tokens| is given
+  std::vector<int32_t> prompt_tokens;  // used as they are
+  bool add_special_tokens = true;      // bos, as the tokenizer says, in front of |prompt|
+  SamplingParams sampling;             // includes stop strings
   uint64_t cache_salt = 0;
   int32_t priority = 0;
 };
@@ -42,7 +42,7 @@ struct GenerationRequest {
 // What is new about one request since the last TakeOutputs.
 struct GenerationOutput {
   RequestId id = 0;
-  std::string text;                        // complete UTF-8; stop strings are not in it
+  std::string text;  // complete UTF-8; stop strings are not in it
   std::vector<SampledToken> tokens;
   bool finished = false;
   FinishReason reason = FinishReason::kNone;
@@ -52,11 +52,11 @@ struct GenerationOutput {
 };
 
 struct EngineInfo {
-  std::string device;           // "cpu avx512, 2 threads" ...
-  std::string driver;           // "host"
+  std::string device;  // "cpu avx512, 2 threads" ...
+  std::string driver;  // "host"
   std::string policy;
   uint64_t granule_bytes = 0;
-  uint64_t budget_bytes = 0;    // the pool: granules * granule size
+  uint64_t budget_bytes = 0;  // the pool: granules * granule size
   uint64_t weight_bytes = 0;
   uint64_t scratch_bytes = 0;
   uint64_t kv_block_bytes = 0;
@@ -78,7 +78,9 @@ class Engine {
   const EngineOptions& options() const { return options_; }
   const EngineInfo& info() const { return info_; }
   const ModelConfig& model() const { return model_; }
-  const Tokenizer* tokenizer() const { return tokenizer_.get(); }  // null: a dummy without text files
+  const Tokenizer* tokenizer() const {
+    return tokenizer_.get();
+  }  // null: a dummy without text files
   // Null when the model has no chat template; the reason is then in chat_template_error().
   const ChatTemplate* chat_template() const { return chat_template_.get(); }
   const std::string& chat_template_error() const { return chat_template_error_; }

@@ -53,8 +53,7 @@ Status Memory::Build() {
 
   const uint64_t weight_granules = CeilDiv(options_.weights.region_bytes, granule);
   const uint64_t scratch_granules = CeilDiv(options_.scratch_bytes, granule);
-  const uint64_t least_kv =
-      extents_for(options_.kv_least_blocks) * geometry.granules_per_extent;
+  const uint64_t least_kv = extents_for(options_.kv_least_blocks) * geometry.granules_per_extent;
   const uint64_t wanted_kv =
       std::max(extents_for(CeilDiv(options_.kv_wanted_bytes, options_.kv_block_bytes)) *
                    geometry.granules_per_extent,
@@ -68,13 +67,12 @@ Status Memory::Build() {
   max_granules_per_layer_ =
       can_evict ? EvictionPlan::MaxGranulesPerLayer(options_.weights, granule) : 0;
   const auto freed_by = [&](uint32_t per_layer) -> uint64_t {
-    const auto plan = EvictionPlan::Make(
-        options_.weights, granule,
-        {.granules_per_layer = per_layer, .ring_slots = options_.ring_slots});
+    const auto plan =
+        EvictionPlan::Make(options_.weights, granule,
+                           {.granules_per_layer = per_layer, .ring_slots = options_.ring_slots});
     return plan.ok() ? plan->freed_granules() : 0;
   };
-  const uint64_t most_freed =
-      max_granules_per_layer_ > 0 ? freed_by(max_granules_per_layer_) : 0;
+  const uint64_t most_freed = max_granules_per_layer_ > 0 ? freed_by(max_granules_per_layer_) : 0;
   const uint64_t fixed = weight_granules + scratch_granules;
   if (total + most_freed < fixed + least_kv) {
     const uint64_t least = (fixed + least_kv - most_freed) * granule;
@@ -88,11 +86,10 @@ Status Memory::Build() {
   uint32_t initial = 0;
   while (total + (initial > 0 ? freed_by(initial) : 0) < fixed + least_kv) ++initial;
 
-  pool_ = WEIR_TRY(GranulePool::Create(driver_, {.tier = Tier::kHbm,
-                                                 .granule_bytes = granule,
-                                                 .count = static_cast<uint32_t>(total)}));
-  space_ = WEIR_TRY(
-      AddressSpace::Create(driver_, *pool_, {.poison_freed = options_.poison_freed}));
+  pool_ = WEIR_TRY(GranulePool::Create(
+      driver_,
+      {.tier = Tier::kHbm, .granule_bytes = granule, .count = static_cast<uint32_t>(total)}));
+  space_ = WEIR_TRY(AddressSpace::Create(driver_, *pool_, {.poison_freed = options_.poison_freed}));
   WEIR_TRY(MapScratch());
   if (options_.backing == BackingTier::kHost) {
     backing_ = WEIR_TRY(CreateHostBackingStore(driver_, options_.weights.region_bytes));
@@ -105,8 +102,7 @@ Status Memory::Build() {
       {.granules_per_layer = initial, .ring_slots = options_.ring_slots}, options_.pager));
 
   const uint64_t most_kv_granules = total + most_freed - fixed;
-  const auto max_extents =
-      static_cast<uint32_t>(most_kv_granules / geometry.granules_per_extent);
+  const auto max_extents = static_cast<uint32_t>(most_kv_granules / geometry.granules_per_extent);
   most_kv_blocks_ = uint64_t{max_extents} * geometry.blocks_per_extent;
   kv_ = WEIR_TRY(KvArena::Create(*space_, geometry, max_extents));
   blocks_ = std::make_unique<BlockManager>(
@@ -126,7 +122,9 @@ Status Memory::MapScratch() {
   return space_->Commit(plan);
 }
 
-VirtAddr Memory::scratch() const { return space_->region(scratch_).base; }
+VirtAddr Memory::scratch() const {
+  return space_->region(scratch_).base;
+}
 
 MemoryView Memory::view() const {
   const EvictionPlan& plan = weights_->plan();
@@ -157,8 +155,8 @@ Status Memory::MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots,
     const uint32_t needed = freed_now - next.freed_granules();
     const uint32_t available = pool_->Available();
     if (needed > available) {
-      const auto extents = static_cast<uint32_t>(
-          CeilDiv(needed - available, kv_->geometry().granules_per_extent));
+      const auto extents =
+          static_cast<uint32_t>(CeilDiv(needed - available, kv_->geometry().granules_per_extent));
       WEIR_TRY(ShrinkKv(extents, holder));
     }
   }
@@ -201,8 +199,8 @@ Status Memory::CopyBlocks(const std::vector<BlockMoveRequest>& requests) {
 Status Memory::MeasureLink() {
   if (max_granules_per_layer_ == 0) return OkStatus();
   constexpr uint64_t kMostBytes = 32 * kMiB;
-  const uint64_t bytes = std::min(
-      {kMostBytes, space_->region(scratch_).bytes(), AlignDown(backing_->bytes(), 4096)});
+  const uint64_t bytes =
+      std::min({kMostBytes, space_->region(scratch_).bytes(), AlignDown(backing_->bytes(), 4096)});
   const StreamId stream = WEIR_TRY(driver_.CreateStream("weir-link"));
   TimeNs best = ~TimeNs{0};
   Status status;

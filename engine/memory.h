@@ -1,8 +1,8 @@
 // Memory: the engine's share of the device, and the border between weights and KV in it.
 //
 // Represents one hbm budget cut into granules: step buffers, weights (with the ring that stands in
-// for what is evicted) and KV. Puts together the pool, the address space, the weight pager and the KV
-// arena, and moves the border between the last two. Engine thread only.
+// for what is evicted) and KV. Puts together the pool, the address space, the weight pager and the
+// KV arena, and moves the border between the last two. Engine thread only.
 #pragma once
 
 #include <functional>
@@ -22,15 +22,15 @@ namespace weir {
 enum class BackingTier : uint8_t { kNone, kHost, kNvme };
 
 struct MemoryOptions {
-  uint64_t hbm_budget_bytes = 0;      // everything weir takes of the device tier; 0: no limit given
-  uint64_t granule_bytes = 0;         // 0: chosen from the driver and the model
-  uint64_t scratch_bytes = 0;         // step buffers of the compute back-end
-  uint64_t kv_block_bytes = 0;        // one block of 16 tokens
-  uint64_t kv_wanted_bytes = 0;       // an unlimited budget is weights + scratch + this much KV
-  uint64_t kv_least_blocks = 1;       // a budget that cannot hold so many is refused
+  uint64_t hbm_budget_bytes = 0;  // everything weir takes of the device tier; 0: no limit given
+  uint64_t granule_bytes = 0;     // 0: chosen from the driver and the model
+  uint64_t scratch_bytes = 0;     // step buffers of the compute back-end
+  uint64_t kv_block_bytes = 0;    // one block of 16 tokens
+  uint64_t kv_wanted_bytes = 0;   // an unlimited budget is weights + scratch + this much KV
+  uint64_t kv_least_blocks = 1;   // a budget that cannot hold so many is refused
   WeightLayout weights;
   BackingTier backing = BackingTier::kHost;
-  FileBackingStoreOptions file;       // for BackingTier::kNvme
+  FileBackingStoreOptions file;  // for BackingTier::kNvme
   WeightPagerOptions pager;
   bool prefix_caching = true;
   bool poison_freed = false;
@@ -40,7 +40,7 @@ struct MemoryOptions {
 struct MemoryView {
   uint64_t granule_bytes = 0;
   PoolCounts pool;
-  uint32_t granules_per_layer = 0;    // evicted now
+  uint32_t granules_per_layer = 0;  // evicted now
   uint32_t evicted_granules = 0;
   uint32_t ring_granules = 0;
   uint32_t kv_extents = 0;
@@ -65,8 +65,8 @@ class Memory {
   // The most stripe granules a border may take from each layer; 0 without a backing copy, or when
   // the model has no more layers than the ring has slots.
   uint32_t max_granules_per_layer() const { return max_granules_per_layer_; }
-  // Times fetches from the sealed backing copy into the step buffers, whose contents are lost: to be
-  // called after loading, before a step is recorded. Does nothing where nothing can be evicted.
+  // Times fetches from the sealed backing copy into the step buffers, whose contents are lost: to
+  // be called after loading, before a step is recorded. Does nothing where nothing can be evicted.
   Status MeasureLink();
   double link_bytes_per_ns() const { return link_bytes_per_ns_; }  // 0: not measured
   // The largest number of KV blocks any border can give.

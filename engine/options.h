@@ -14,16 +14,16 @@ enum class BackingChoice : uint8_t { kHost, kNvme, kNone };
 struct EngineOptions {
   // Model: a Hugging Face directory, a .gguf file, or with dummy_weights a config.json.
   std::string model;
-  bool dummy_weights = false;         // made-up weights of the model's shape, for benchmarks
+  bool dummy_weights = false;  // made-up weights of the model's shape, for benchmarks
   uint64_t dummy_seed = 0;
 
   DeviceKind device = DeviceKind::kAuto;
-  uint32_t threads = 0;               // compute threads on the CPU; 0: one per core
+  uint32_t threads = 0;  // compute threads on the CPU; 0: one per core
 
   // Memory. Sizes in bytes.
-  uint64_t hbm_budget = 0;            // everything weir takes of the device; 0: weights + all KV wanted
-  uint64_t kv_cache_bytes = 0;        // KV wanted when no budget is given; 0: from the limits below
-  uint64_t granule = 0;               // 0: chosen from device and model
+  uint64_t hbm_budget = 0;      // everything weir takes of the device; 0: weights + all KV wanted
+  uint64_t kv_cache_bytes = 0;  // KV wanted when no budget is given; 0: from the limits below
+  uint64_t granule = 0;         // 0: chosen from device and model
   BackingChoice backing = BackingChoice::kHost;  // where evicted weights live
   std::string backing_directory = "/tmp";        // of BackingChoice::kNvme
   uint32_t ring_slots = 2;
@@ -31,15 +31,15 @@ struct EngineOptions {
   bool enable_prefix_caching = true;
 
   // Scheduling.
-  uint32_t max_model_len = 0;         // tokens of prompt + output; 0: what the model was made for
-  uint32_t max_num_seqs = 64;         // sequences running at once
+  uint32_t max_model_len = 0;  // tokens of prompt + output; 0: what the model was made for
+  uint32_t max_num_seqs = 64;  // sequences running at once
   uint32_t max_num_batched_tokens = 512;  // tokens computed in one step
 
-  std::string policy = "tide";        // name or name{key=value; ...}; see docs/policies.md
+  std::string policy = "tide";  // name or name{key=value; ...}; see docs/policies.md
 
   // Debugging.
-  bool verify_stripes = false;        // checksum every stripe that arrives
-  bool poison_freed = false;          // NaN in every granule that is given back
+  bool verify_stripes = false;  // checksum every stripe that arrives
+  bool poison_freed = false;    // NaN in every granule that is given back
 };
 
 }  // namespace weir

@@ -118,7 +118,8 @@ void Scheduler::AdmitWaiting(uint32_t* budget, std::vector<ScheduledSequence>* b
     const uint32_t chunk = ChunkOf(sequence, *budget);
     // All blocks of the known tokens must fit at admission, not just the first chunk's: otherwise
     // half-prefilled sequences would preempt each other.
-    const uint32_t need = BlocksFor(sequence.length()) - static_cast<uint32_t>(sequence.blocks.size());
+    const uint32_t need =
+        BlocksFor(sequence.length()) - static_cast<uint32_t>(sequence.blocks.size());
     if (blocks_.counts().free < need) grow_(need - blocks_.counts().free);
     if (blocks_.available() < need || !ReserveBlocks(sequence, hit + chunk)) {
       ReleaseBlocks(sequence);

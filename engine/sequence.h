@@ -48,16 +48,16 @@ struct Sequence {
 
   std::vector<int32_t> tokens;  // prompt, then output
   uint32_t prompt_tokens = 0;
-  uint32_t computed = 0;        // tokens [0, computed) have their KV in |blocks|
-  uint32_t cached_tokens = 0;   // of the first admission: taken from the prefix cache
-  std::vector<BlockId> blocks;  // covers [0, computed + scheduled)
+  uint32_t computed = 0;           // tokens [0, computed) have their KV in |blocks|
+  uint32_t cached_tokens = 0;      // of the first admission: taken from the prefix cache
+  std::vector<BlockId> blocks;     // covers [0, computed + scheduled)
   std::vector<PrefixHash> hashes;  // chain of the full blocks registered or matched so far
   PrefixHash root;
 
   SamplingParams sampling;
-  TokenHistory history;         // counts for penalties
-  int32_t priority = 0;         // lower runs first
-  uint64_t arrival = 0;         // order of Add; ties within a priority
+  TokenHistory history;  // counts for penalties
+  int32_t priority = 0;  // lower runs first
+  uint64_t arrival = 0;  // order of Add; ties within a priority
   uint32_t preemptions = 0;
 
   TimeNs added_ns = 0;

@@ -1,14 +1,14 @@
 #include "engine/weight_loader.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <array>
 #include <chrono>
 #include <cstring>
 #include <optional>
 #include <utility>
 #include <vector>
+
+#include <fcntl.h>
+#include <unistd.h>
 
 #include "engine/model/convert.h"
 #include "kernels/cpu/gemm.h"
@@ -57,8 +57,7 @@ std::vector<Target> TargetsOf(const ModelConfig& c, const CpuWeightMap& map) {
     add(w.qkv_bias, q + 2 * kv, 0,
         {{TensorRole::kQBias, l, 0}, {TensorRole::kKBias, l, q}, {TensorRole::kVBias, l, q + kv}});
     add(w.o_bias, hidden, 0, {{TensorRole::kOBias, l}});
-    add(w.gate_up_bias, 2 * ffn, 0,
-        {{TensorRole::kGateBias, l, 0}, {TensorRole::kUpBias, l, ffn}});
+    add(w.gate_up_bias, 2 * ffn, 0, {{TensorRole::kGateBias, l, 0}, {TensorRole::kUpBias, l, ffn}});
     add(w.down_bias, hidden, 0, {{TensorRole::kDownBias, l}});
     add(w.qkv, q + 2 * kv, hidden,
         {{TensorRole::kQ, l, 0}, {TensorRole::kK, l, q}, {TensorRole::kV, l, q + kv}});
@@ -85,7 +84,8 @@ class File {
 
 class Loader {
  public:
-  Loader(const Checkpoint& checkpoint, WeightPager& pager) : checkpoint_(checkpoint), pager_(pager) {}
+  Loader(const Checkpoint& checkpoint, WeightPager& pager)
+      : checkpoint_(checkpoint), pager_(pager) {}
 
   Status Open(WeightLoadReport* report) {
     for (const std::string& path : checkpoint_.files()) {
@@ -131,7 +131,8 @@ class Loader {
     return OkStatus();
   }
 
-  // Reads in the order of the file; two buffers, so that one is filled while the other is converted.
+  // Reads in the order of the file; two buffers, so that one is filled while the other is
+  // converted.
   Status LoadStored(const TensorSource& source, const Part& part, const Target& target,
                     const std::function<void(uint64_t)>& advance) {
     const auto row_bytes = RowBytes(source.info.dtype, source.cols());
@@ -151,7 +152,8 @@ class Loader {
     size_t which = 0;
     Status failed;
     for (uint64_t row = 0; row < source.rows(); row += per_piece, which ^= 1) {
-      if (failed.ok() && row + per_piece < source.rows()) failed = submit(row + per_piece, which ^ 1);
+      if (failed.ok() && row + per_piece < source.rows())
+        failed = submit(row + per_piece, which ^ 1);
       Status waited = ring_->Wait(&requests[which]);
       if (failed.ok()) failed = waited.ok() ? requests[which].status : waited;
       if (!failed.ok()) break;
@@ -236,8 +238,7 @@ Result<WeightLoadReport> LoadWeights(const Checkpoint& checkpoint, const CpuWeig
   WEIR_TRY(pager.Seal());
   report.bytes_read = loader.bytes_read();
   report.bytes_stored = map.layout.region_bytes;
-  report.seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
 }
 

@@ -15,10 +15,10 @@ namespace weir {
 
 struct WeightLoadReport {
   uint64_t bytes_read = 0;
-  uint64_t bytes_stored = 0;       // in the region's layout
+  uint64_t bytes_stored = 0;  // in the region's layout
   double seconds = 0;
   FileRing::Mode io_mode = FileRing::Mode::kIoUring;
-  std::string io_mode_reason;      // why not io_uring, "" otherwise
+  std::string io_mode_reason;  // why not io_uring, "" otherwise
 };
 
 // Reads every tensor through a FileRing (the next piece is being read while one is converted),

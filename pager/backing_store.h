@@ -38,13 +38,13 @@ class BackingStore {
 Result<std::unique_ptr<BackingStore>> CreateHostBackingStore(Driver& driver, uint64_t bytes);
 
 struct FileBackingStoreOptions {
-  std::string directory = "/tmp";     // an unlinked file (O_TMPFILE) is made here, mode 0600
+  std::string directory = "/tmp";  // an unlinked file (O_TMPFILE) is made here, mode 0600
   uint32_t queue_depth = 32;
-  uint64_t io_bytes = 1 << 20;        // size of one read; a power of two >= the block size
+  uint64_t io_bytes = 1 << 20;  // size of one read; a power of two >= the block size
 };
 // A file read with O_DIRECT through io_uring into registered host buffers, then copied on.
 // kUnsupported names the reason when the file system refuses O_DIRECT.
-Result<std::unique_ptr<BackingStore>> CreateFileBackingStore(Driver& driver, uint64_t bytes,
-                                                            const FileBackingStoreOptions& options);
+Result<std::unique_ptr<BackingStore>> CreateFileBackingStore(
+    Driver& driver, uint64_t bytes, const FileBackingStoreOptions& options);
 
 }  // namespace weir

@@ -30,9 +30,7 @@ struct WeightLayout {
   uint32_t segments_per_layer() const {
     return layers.empty() ? 0 : static_cast<uint32_t>(layers[0].size());
   }
-  uint32_t gates() const {
-    return static_cast<uint32_t>(layers.size()) * segments_per_layer();
-  }
+  uint32_t gates() const { return static_cast<uint32_t>(layers.size()) * segments_per_layer(); }
 };
 
 enum class Placement : uint8_t { kStripe, kLayer };
@@ -43,19 +41,22 @@ struct EvictionTarget {
   uint32_t granules_per_layer = 0;  // kStripe: taken from the ends of every layer's segments
   uint32_t layers = 0;              // kLayer: how many whole layers
   uint32_t ring_slots = 2;          // R >= 2 so that copy and compute overlap
-  bool empty() const { return placement == Placement::kStripe ? granules_per_layer == 0 : layers == 0; }
+  bool empty() const {
+    return placement == Placement::kStripe ? granules_per_layer == 0 : layers == 0;
+  }
   bool operator==(const EvictionTarget&) const = default;
 };
 
 // One stripe: contiguous slots of one segment, copied in one piece ahead of its gate.
 struct StripeChunk {
-  uint32_t gate = 0;            // layer * segments_per_layer + segment
-  SlotIndex first;              // slots of the weight region
+  uint32_t gate = 0;  // layer * segments_per_layer + segment
+  SlotIndex first;    // slots of the weight region
   uint32_t count = 0;
-  uint32_t ring_slot = 0;       // which of the R ring slots
-  uint32_t ring_offset = 0;     // granules from the ring's start
+  uint32_t ring_slot = 0;    // which of the R ring slots
+  uint32_t ring_offset = 0;  // granules from the ring's start
   // The chunk that used the same ring granules before this one in the endless round: index, and
-  // whether it belongs to the previous pass. The copy of this chunk waits until that one is consumed.
+  // whether it belongs to the previous pass. The copy of this chunk waits until that one is
+  // consumed.
   uint32_t previous_user = 0;
   bool previous_pass = false;
 };

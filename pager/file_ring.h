@@ -21,9 +21,9 @@ struct FileRequest {
   Op op = Op::kRead;
   int fd = -1;
   uint64_t offset = 0;
-  std::span<std::byte> buffer;   // short reads and writes are resumed until it is full
+  std::span<std::byte> buffer;  // short reads and writes are resumed until it is full
   // Results.
-  Status status;                 // kDataLoss when the file ends before the buffer is full
+  Status status;  // kDataLoss when the file ends before the buffer is full
   bool done = false;
   uint64_t transferred = 0;
 };

@@ -1,8 +1,9 @@
-// StepGates: what a recorded step calls before it reads a segment of weights and after it has read it.
+// StepGates: what a recorded step calls before it reads a segment of weights and after it has read
+// it.
 //
-// The whole protocol is two monotonic counters: `produced` (chunks that have arrived, written by the
-// copy stream) and `consumed` (chunks no longer needed, written by the compute). A table says which
-// gates are armed; it may change between steps without re-recording anything (S1).
+// The whole protocol is two monotonic counters: `produced` (chunks that have arrived, written by
+// the copy stream) and `consumed` (chunks no longer needed, written by the compute). A table says
+// which gates are armed; it may change between steps without re-recording anything (S1).
 #pragma once
 
 #include <cstdint>

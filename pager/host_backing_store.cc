@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "pager/backing_store.h"
-#include "vmm/persist.h"
 #include "vmm/checked_math.h"
+#include "vmm/persist.h"
 
 namespace weir {
 namespace {

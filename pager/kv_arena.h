@@ -1,11 +1,10 @@
 // KvArena: the region of KV blocks, whose capacity is what is mapped.
 //
 // Represents one reservation for the largest KV there could ever be. It grows and shrinks by
-// extents: the smallest run of granules that holds whole blocks (one granule holds several blocks of
-// a small model; a block of a large model takes several granules). Blocks are addressed linearly,
-// base() + id * block_stride(), for life: no captured pointer ever changes.
-// Which blocks live, and moving them before an extent goes, is the block manager's business.
-// Engine thread only.
+// extents: the smallest run of granules that holds whole blocks (one granule holds several blocks
+// of a small model; a block of a large model takes several granules). Blocks are addressed
+// linearly, base() + id * block_stride(), for life: no captured pointer ever changes. Which blocks
+// live, and moving them before an extent goes, is the block manager's business. Engine thread only.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +17,8 @@
 namespace weir {
 
 struct KvGeometry {
-  uint64_t block_bytes = 0;          // payload of a block: 16 tokens, all layers
-  uint64_t block_stride = 0;         // >= block_bytes, a multiple of 64
+  uint64_t block_bytes = 0;   // payload of a block: 16 tokens, all layers
+  uint64_t block_stride = 0;  // >= block_bytes, a multiple of 64
   uint32_t blocks_per_extent = 0;
   uint32_t granules_per_extent = 0;  // blocks_per_extent * block_stride == granules * granule size
   double waste() const {

@@ -1,15 +1,15 @@
 // WeightPager: the sluice. Keeps a model's weights readable at fixed addresses while some of their
 // granules are lent to somebody else (design.md, "Weight paging").
 //
-// Represents the weight region, its ring, its backing copy and the copy stream that runs ahead of the
-// compute. States: loading (Write) -> sealed (Seal) -> serving (BeginStep, EndStep, Apply).
-// The evicted slots are mapped onto ring granules by alias; two counters order copy and compute.
-// Per pass (= step) the copies of all chunks are queued: BeginStep(t) queues the rest of pass t and
-// the prefix of pass t+1, so that the copy stream is ahead across the step boundary and still comes
-// to rest by itself when no further step is submitted.
-// Engine thread only, except Arrive and Depart, which the compute thread calls between BeginStep and
-// EndStep (it may be the engine thread). Arrive may repair a failed copy, and then makes the driver
-// calls that takes. docs/paging.md has the protocol and what happens when something goes wrong.
+// Represents the weight region, its ring, its backing copy and the copy stream that runs ahead of
+// the compute. States: loading (Write) -> sealed (Seal) -> serving (BeginStep, EndStep, Apply). The
+// evicted slots are mapped onto ring granules by alias; two counters order copy and compute. Per
+// pass (= step) the copies of all chunks are queued: BeginStep(t) queues the rest of pass t and the
+// prefix of pass t+1, so that the copy stream is ahead across the step boundary and still comes to
+// rest by itself when no further step is submitted. Engine thread only, except Arrive and Depart,
+// which the compute thread calls between BeginStep and EndStep (it may be the engine thread).
+// Arrive may repair a failed copy, and then makes the driver calls that takes. docs/paging.md has
+// the protocol and what happens when something goes wrong.
 #pragma once
 
 #include <atomic>
@@ -28,8 +28,8 @@ namespace weir {
 
 struct WeightPagerOptions {
   uint64_t gate_timeout_ns = 10'000'000'000;  // then the step fails and names the stripe
-  // Compare each stripe's checksum (xxh3) with the backing copy's when its gate opens; a stripe whose
-  // copy was lost is fetched again and counted. On in WEIR_VALIDATE builds.
+  // Compare each stripe's checksum (xxh3) with the backing copy's when its gate opens; a stripe
+  // whose copy was lost is fetched again and counted. On in WEIR_VALIDATE builds.
   bool verify_stripes = false;
 };
 
@@ -37,20 +37,20 @@ struct WeightPagerStats {
   uint64_t steps = 0;
   uint64_t chunks_copied = 0;
   uint64_t bytes_copied = 0;
-  uint64_t gate_arrivals = 0;   // armed gates only
-  uint64_t faults = 0;          // gates reached before their stripe (major)
-  uint64_t stall_ns = 0;        // time spent in them
+  uint64_t gate_arrivals = 0;  // armed gates only
+  uint64_t faults = 0;         // gates reached before their stripe (major)
+  uint64_t stall_ns = 0;       // time spent in them
   uint64_t max_stall_ns = 0;
-  uint64_t repairs = 0;         // stripes fetched again after a lost or failed copy
+  uint64_t repairs = 0;  // stripes fetched again after a lost or failed copy
   uint64_t granules_remapped = 0;
-  uint64_t transitions = 0;     // Apply calls that changed something
+  uint64_t transitions = 0;  // Apply calls that changed something
 };
 
 class WeightPager final : public StepGates {
  public:
   // Reserves the region and maps everything |initial| leaves resident (so a budget smaller than the
-  // weights can be loaded into). |backing| covers the whole region and may be null when |initial| is
-  // empty and nothing will ever be evicted. kNoMemory says how many granules are missing.
+  // weights can be loaded into). |backing| covers the whole region and may be null when |initial|
+  // is empty and nothing will ever be evicted. kNoMemory says how many granules are missing.
   static Result<std::unique_ptr<WeightPager>> Create(AddressSpace& space, BackingStore* backing,
                                                      WeightLayout layout,
                                                      const EvictionTarget& initial,
@@ -63,7 +63,8 @@ class WeightPager final : public StepGates {
   const EvictionPlan& plan() const { return plan_; }
   uint32_t max_granules_per_layer() const;
 
-  // Loading: bytes go to the backing copy (where a segment lies) and to the region (where resident).
+  // Loading: bytes go to the backing copy (where a segment lies) and to the region (where
+  // resident).
   Status Write(uint64_t offset, std::span<const std::byte> data);
   Status Seal();
 

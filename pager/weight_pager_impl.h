@@ -51,7 +51,7 @@ struct WeightPager::Impl {
 
   StreamId copy_stream;
   EventId last_copy;       // recorded after the last chunk queued
-  EventId pass_copied;      // recorded after the last chunk of the pass under way
+  EventId pass_copied;     // recorded after the last chunk of the pass under way
   StreamId repair_stream;  // made when first needed; never waits for a counter
   VirtAddr produced = 0;
   VirtAddr consumed = 0;

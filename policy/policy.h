@@ -24,22 +24,22 @@ struct StepCost {
   double fixed_ns = 0;
   double per_token_ns = 0;
   double per_context_ns = 0;
-  double link_bytes_per_ns = 0;     // backing tier -> ring, as measured by the copy stream
-  double copy_interference = 0;     // ns of compute lost per byte streamed
+  double link_bytes_per_ns = 0;  // backing tier -> ring, as measured by the copy stream
+  double copy_interference = 0;  // ns of compute lost per byte streamed
   double StepNs(double tokens, double context, double evicted_bytes) const {
-    const double compute =
-        fixed_ns + per_token_ns * tokens + per_context_ns * context + copy_interference * evicted_bytes;
+    const double compute = fixed_ns + per_token_ns * tokens + per_context_ns * context +
+                           copy_interference * evicted_bytes;
     const double stream = link_bytes_per_ns > 0 ? evicted_bytes / link_bytes_per_ns : 0;
     return compute > stream ? compute : stream;
   }
 };
 
 struct WeightsView {
-  uint64_t bytes = 0;                  // the whole region
+  uint64_t bytes = 0;  // the whole region
   uint32_t layers = 0;
-  uint32_t max_granules_per_layer = 0; // what a stripe plan may take from each layer at most
-  uint32_t granules_per_layer = 0;     // evicted now
-  uint32_t ring_slots = 2;             // of the plan in force, or of the next one
+  uint32_t max_granules_per_layer = 0;  // what a stripe plan may take from each layer at most
+  uint32_t granules_per_layer = 0;      // evicted now
+  uint32_t ring_slots = 2;              // of the plan in force, or of the next one
 };
 
 struct KvView {
@@ -48,22 +48,22 @@ struct KvView {
   uint32_t block_tokens = 16;
   uint32_t mapped_extents = 0;
   uint32_t max_extents = 0;
-  uint32_t used_blocks = 0;            // held by running sequences
-  uint32_t cached_blocks = 0;          // only the prefix index holds them
+  uint32_t used_blocks = 0;    // held by running sequences
+  uint32_t cached_blocks = 0;  // only the prefix index holds them
   uint32_t free_blocks = 0;
 };
 
 struct DemandView {
-  uint32_t running = 0;                // sequences holding blocks
-  uint32_t waiting = 0;                // admitted requests without blocks (preempted ones included)
-  uint32_t max_running = 0;            // the scheduler's cap (max_num_seqs)
-  uint64_t waiting_blocks = 0;         // blocks the waiting ones need for their prompts
-  uint64_t expected_blocks = 0;        // blocks all known requests would hold at their expected end
+  uint32_t running = 0;          // sequences holding blocks
+  uint32_t waiting = 0;          // admitted requests without blocks (preempted ones included)
+  uint32_t max_running = 0;      // the scheduler's cap (max_num_seqs)
+  uint64_t waiting_blocks = 0;   // blocks the waiting ones need for their prompts
+  uint64_t expected_blocks = 0;  // blocks all known requests would hold at their expected end
   // Nothing runs and the first waiting request does not fit: blocks it lacks, else 0. A policy that
   // may evict answers with a border that has room for them, whatever its hold-off says (S3).
   uint64_t starved_blocks = 0;
-  double tokens_per_seq = 0;           // mean context of a running sequence
-  uint64_t preemptions = 0;            // since start
+  double tokens_per_seq = 0;  // mean context of a running sequence
+  uint64_t preemptions = 0;   // since start
 };
 
 // One policy's view of the world at a step boundary.
@@ -72,21 +72,21 @@ struct PolicySnapshot {
   uint64_t now_ns = 0;
   uint64_t granule_bytes = 0;
   uint32_t pool_total = 0;
-  uint32_t pool_free = 0;              // neither committed nor owned
+  uint32_t pool_free = 0;  // neither committed nor owned
   WeightsView weights;
   KvView kv;
   DemandView demand;
   StepCost cost;
-  double step_ns = 0;                  // smoothed, measured
-  double stall_ns_per_step = 0;        // smoothed time in gates, measured
+  double step_ns = 0;            // smoothed, measured
+  double stall_ns_per_step = 0;  // smoothed time in gates, measured
 };
 
 // What the policy wants from now on. The engine moves towards it at step boundaries: evicting gives
 // KV its granules at once; restoring first needs KV to shrink.
 struct PolicyDecision {
-  uint32_t granules_per_layer = 0;     // stripes to keep away from each layer
+  uint32_t granules_per_layer = 0;  // stripes to keep away from each layer
   uint32_t ring_slots = 2;
-  std::string reason;                  // one clause, for the trace and the log
+  std::string reason;  // one clause, for the trace and the log
 };
 
 class Policy {

@@ -68,8 +68,7 @@ AddressSpace::~AddressSpace() {
       pool_.OnUnmapped(g);
       if (pool_.granule(g).map_count == 0) pool_.Free(g);
     }
-    complain("freeing region " + region.name,
-             Persist([&] { return driver_.Free(region.base); }));
+    complain("freeing region " + region.name, Persist([&] { return driver_.Free(region.base); }));
   }
   if (window_used_) {
     complain("emptying the poison window", Persist([&] { return driver_.Unmap(window_); }));

@@ -1,7 +1,7 @@
 // Three levels of assertion.
-//   WEIR_CHECK     always on: a broken invariant is a bug in weir, the process stops with a message.
-//   WEIR_DCHECK    debug and sanitizer builds only.
-//   CheckIntegrity() methods (O(n)) are called under WEIR_VALIDATE builds, in tests and when idle.
+//   WEIR_CHECK     always on: a broken invariant is a bug in weir, the process stops with a
+//   message. WEIR_DCHECK    debug and sanitizer builds only. CheckIntegrity() methods (O(n)) are
+//   called under WEIR_VALIDATE builds, in tests and when idle.
 #pragma once
 
 #include <cstdio>
@@ -19,10 +19,10 @@ namespace weir {
 
 }  // namespace weir
 
-#define WEIR_CHECK(condition, what)                                             \
-  do {                                                                          \
-    if (!(condition)) [[unlikely]]                                              \
-      ::weir::OnCheckFailed(#condition, __FILE__, __LINE__, (what));            \
+#define WEIR_CHECK(condition, what)                                  \
+  do {                                                               \
+    if (!(condition)) [[unlikely]]                                   \
+      ::weir::OnCheckFailed(#condition, __FILE__, __LINE__, (what)); \
   } while (0)
 
 #ifdef NDEBUG

@@ -442,12 +442,21 @@ Status CudaDriver::Copy(StreamId stream, VirtAddr dst, VirtAddr src, uint64_t by
 
 Status CudaDriver::Fill(StreamId stream, VirtAddr dst, std::byte value, uint64_t bytes) {
   WEIR_TRY(Enter());
-  const Stream* queue = WEIR_TRY(FindStream(stream));
+  Stream* queue = WEIR_TRY(FindStream(stream));
   const std::vector<Run> runs = WEIR_TRY(Walk(dst, bytes, Access::kReadWrite, "fill"));
   if (HasFailed(*queue)) return OkStatus();
+  const auto byte = std::to_integer<uint8_t>(value);
   for (const Run& run : runs) {
-    WEIR_TRY(Check("cuMemsetD8Async", api_.cuMemsetD8Async(dst, std::to_integer<uint8_t>(value),
-                                                           run.bytes, queue->handle)));
+    if (run.tier == Tier::kHost) {
+      // The driver refuses a device memset of host-NUMA memory (seen on an H200, driver 580).
+      const auto fill = [dst, byte, size = run.bytes] {
+        std::memset(reinterpret_cast<void*>(dst), byte, size);
+        return OkStatus();
+      };
+      WEIR_TRY(LaunchHostCall(*queue, fill, HostCallKind::kInfallible));
+    } else {
+      WEIR_TRY(Check("cuMemsetD8Async", api_.cuMemsetD8Async(dst, byte, run.bytes, queue->handle)));
+    }
     dst += run.bytes;
   }
   return OkStatus();

@@ -1,8 +1,8 @@
-// Driver: the dozen things weir asks of a device's memory system. Everything above it is the same on
-// a GPU, on a CPU and in simulation.
+// Driver: the dozen things weir asks of a device's memory system. Everything above it is the same
+// on a GPU, on a CPU and in simulation.
 //
-// Implementations: CudaDriver (cuda_driver.h), HostDriver (host_driver.h), SimDriver (sim_driver.h).
-// One contract suite (tests/vmm/driver_contract.h) runs against each.
+// Implementations: CudaDriver (cuda_driver.h), HostDriver (host_driver.h), SimDriver
+// (sim_driver.h). One contract suite (tests/vmm/driver_contract.h) runs against each.
 //
 // Rules every implementation enforces, taken from the CUDA driver (docs/drivers.md):
 //   D1 an allocation is the unit of mapping: Map binds the whole of it, never a part;
@@ -33,13 +33,13 @@ namespace weir {
 enum class Access : uint8_t { kNone, kRead, kReadWrite };
 
 struct DriverProperties {
-  std::string name;                  // "cuda", "host", "sim"
-  std::string device;                // "NVIDIA H200", "AMD EPYC ...", "simulated gh200"
-  uint64_t granularity_bytes = 0;    // allocation sizes and mapping addresses are multiples of it
-  uint64_t hbm_bytes = 0;            // size of the device tier, 0 if unknown
-  bool host_addressable = false;     // a VirtAddr may be dereferenced by this process
-  bool virtual_time = false;         // Now() advances only through waits
-  bool has_peer = false;             // Tier::kPeer can be created
+  std::string name;                // "cuda", "host", "sim"
+  std::string device;              // "NVIDIA H200", "AMD EPYC ...", "simulated gh200"
+  uint64_t granularity_bytes = 0;  // allocation sizes and mapping addresses are multiples of it
+  uint64_t hbm_bytes = 0;          // size of the device tier, 0 if unknown
+  bool host_addressable = false;   // a VirtAddr may be dereferenced by this process
+  bool virtual_time = false;       // Now() advances only through waits
+  bool has_peer = false;           // Tier::kPeer can be created
 };
 
 class Driver {
@@ -82,7 +82,8 @@ class Driver {
   virtual Status Wait(EventId event) = 0;
   virtual Status StreamWait(StreamId stream, EventId event) = 0;
 
-  // --- Counters: 8-byte monotonic words in device memory ------------------------------------------
+  // --- Counters: 8-byte monotonic words in device memory
+  // ------------------------------------------
   virtual Result<VirtAddr> CreateCounter() = 0;  // starts at 0
   virtual Status DestroyCounter(VirtAddr counter) = 0;
   virtual Status WriteCounter(StreamId stream, VirtAddr counter, uint64_t value) = 0;
@@ -94,7 +95,8 @@ class Driver {
   // virtual time: when nothing that is queued can ever raise it).
   virtual Status HostWaitCounter(VirtAddr counter, uint64_t at_least, uint64_t timeout_ns) = 0;
 
-  // --- Synchronous access, for loading and tests --------------------------------------------------
+  // --- Synchronous access, for loading and tests
+  // --------------------------------------------------
   virtual Status Read(VirtAddr src, std::span<std::byte> dst) = 0;
   virtual Status Write(VirtAddr dst, std::span<const std::byte> src) = 0;
 

@@ -87,26 +87,46 @@ class [[nodiscard]] Status {
   std::unique_ptr<Rep> rep_;
 };
 
-inline Status OkStatus() { return {}; }
-inline Status NoMemory(std::string m) { return {StatusCode::kNoMemory, std::move(m)}; }
-inline Status ShouldWait(std::string m) { return {StatusCode::kShouldWait, std::move(m)}; }
+inline Status OkStatus() {
+  return {};
+}
+inline Status NoMemory(std::string m) {
+  return {StatusCode::kNoMemory, std::move(m)};
+}
+inline Status ShouldWait(std::string m) {
+  return {StatusCode::kShouldWait, std::move(m)};
+}
 inline Status InvalidArgument(std::string m) {
   return {StatusCode::kInvalidArgument, std::move(m)};
 }
-inline Status NotFound(std::string m) { return {StatusCode::kNotFound, std::move(m)}; }
-inline Status BadState(std::string m) { return {StatusCode::kBadState, std::move(m)}; }
-inline Status Unsupported(std::string m) { return {StatusCode::kUnsupported, std::move(m)}; }
-inline Status DataLoss(std::string m) { return {StatusCode::kDataLoss, std::move(m)}; }
-inline Status IoError(std::string m) { return {StatusCode::kIo, std::move(m)}; }
-inline Status DriverError(std::string m) { return {StatusCode::kDriver, std::move(m)}; }
-inline Status Cancelled(std::string m) { return {StatusCode::kCancelled, std::move(m)}; }
+inline Status NotFound(std::string m) {
+  return {StatusCode::kNotFound, std::move(m)};
+}
+inline Status BadState(std::string m) {
+  return {StatusCode::kBadState, std::move(m)};
+}
+inline Status Unsupported(std::string m) {
+  return {StatusCode::kUnsupported, std::move(m)};
+}
+inline Status DataLoss(std::string m) {
+  return {StatusCode::kDataLoss, std::move(m)};
+}
+inline Status IoError(std::string m) {
+  return {StatusCode::kIo, std::move(m)};
+}
+inline Status DriverError(std::string m) {
+  return {StatusCode::kDriver, std::move(m)};
+}
+inline Status Cancelled(std::string m) {
+  return {StatusCode::kCancelled, std::move(m)};
+}
 
 // Represents a T or the reason why there is none.
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}                // NOLINT(google-explicit-constructor)
-  Result(Status status) : status_(std::move(status)) {         // NOLINT(google-explicit-constructor)
+  Result(T value) : value_(std::move(value)) {}         // NOLINT(google-explicit-constructor)
+  Result(Status status) : status_(std::move(status)) {  // NOLINT(google-explicit-constructor)
     WEIR_CHECK(!status_.ok(), "a Result without a value needs an error");
   }
 
@@ -137,7 +157,9 @@ class [[nodiscard]] Result {
 };
 
 namespace status_internal {
-inline Status ErrorOf(Status&& s) { return std::move(s); }
+inline Status ErrorOf(Status&& s) {
+  return std::move(s);
+}
 template <typename T>
 Status ErrorOf(Result<T>&& r) {
   return r.status();
@@ -153,10 +175,12 @@ T ValueOf(Result<T>&& r) {
 
 // Evaluates to the value of a Result (or to nothing for a Status); on error returns the error from
 // the enclosing function:  auto granule = WEIR_TRY(pool.Allocate());
-#define WEIR_TRY(expr)                                                            \
-  __extension__({                                                                 \
-    auto weir_try_result_ = (expr);                                               \
-    if (!weir_try_result_.ok())                                                   \
-      return ::weir::status_internal::ErrorOf(std::move(weir_try_result_));       \
-    ::weir::status_internal::ValueOf(std::move(weir_try_result_));                \
+// Not for use in an argument list or braced list after an element that owns something: on the early
+// return compilers forget to destroy that element.
+#define WEIR_TRY(expr)                                                      \
+  __extension__({                                                           \
+    auto weir_try_result_ = (expr);                                         \
+    if (!weir_try_result_.ok())                                             \
+      return ::weir::status_internal::ErrorOf(std::move(weir_try_result_)); \
+    ::weir::status_internal::ValueOf(std::move(weir_try_result_));          \
   })

@@ -62,10 +62,18 @@ inline constexpr uint64_t kKiB = 1024;
 inline constexpr uint64_t kMiB = 1024 * kKiB;
 inline constexpr uint64_t kGiB = 1024 * kMiB;
 
-constexpr bool IsPowerOfTwo(uint64_t v) { return v != 0 && (v & (v - 1)) == 0; }
-constexpr uint64_t CeilDiv(uint64_t a, uint64_t b) { return a / b + (a % b != 0 ? 1 : 0); }
-constexpr uint64_t AlignUp(uint64_t v, uint64_t alignment) { return CeilDiv(v, alignment) * alignment; }
-constexpr uint64_t AlignDown(uint64_t v, uint64_t alignment) { return v / alignment * alignment; }
+constexpr bool IsPowerOfTwo(uint64_t v) {
+  return v != 0 && (v & (v - 1)) == 0;
+}
+constexpr uint64_t CeilDiv(uint64_t a, uint64_t b) {
+  return a / b + (a % b != 0 ? 1 : 0);
+}
+constexpr uint64_t AlignUp(uint64_t v, uint64_t alignment) {
+  return CeilDiv(v, alignment) * alignment;
+}
+constexpr uint64_t AlignDown(uint64_t v, uint64_t alignment) {
+  return v / alignment * alignment;
+}
 
 }  // namespace weir
 

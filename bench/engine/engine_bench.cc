@@ -4,7 +4,8 @@
 //   weir_engine_bench MODEL [--threads N] [--prompt P] [--gen G] [--reps R] [--batches 1,4,16,64]
 //
 // Prints a table and one JSON object; rates are [min, median, max] over the repetitions, beside the
-// bound: bytes read a step over the read bandwidth measured in the same run, flops over the FMA peak.
+// bound: bytes read a step over the read bandwidth measured in the same run, flops over the FMA
+// peak.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -40,10 +41,14 @@ bool Parse(int argc, char** argv, Args* args) {
     if (i + 1 >= argc) return false;
     const char* value = argv[++i];
     const auto number = static_cast<uint32_t>(std::strtoul(value, nullptr, 10));
-    if (flag == "--threads") args->threads = number;
-    else if (flag == "--prompt") args->prompt = number;
-    else if (flag == "--gen") args->gen = number;
-    else if (flag == "--reps") args->reps = number;
+    if (flag == "--threads")
+      args->threads = number;
+    else if (flag == "--prompt")
+      args->prompt = number;
+    else if (flag == "--gen")
+      args->gen = number;
+    else if (flag == "--reps")
+      args->reps = number;
     else if (flag == "--batches") {
       args->batches.clear();
       for (char* at = std::strtok(const_cast<char*>(value), ","); at != nullptr;
@@ -119,7 +124,8 @@ class Bench {
     }
     const double end = bench::NowSeconds();
     if (prefill == nullptr) return OkStatus();
-    // Sequences that finish their prompt early decode meanwhile: those tokens count as prefill work.
+    // Sequences that finish their prompt early decode meanwhile: those tokens count as prefill
+    // work.
     prefill->push_back(static_cast<double>(batch * args_.prompt) / (all_started - begin));
     decode->push_back(static_cast<double>(tokens - tokens_at_start) / (end - all_started));
     return OkStatus();
@@ -155,8 +161,8 @@ int Main(int argc, char** argv) {
   cpu::ThreadPool pool(static_cast<int>(args.threads));
   const double bandwidth = bench::ReadBandwidth(pool);
   const double flops = bench::FmaPeak(pool);
-  std::printf("model %s, %s; read bandwidth %.1f GB/s, FMA peak %.0f GFLOP/s\n",
-              args.model.c_str(), e.info().device.c_str(), bandwidth / 1e9, flops / 1e9);
+  std::printf("model %s, %s; read bandwidth %.1f GB/s, FMA peak %.0f GFLOP/s\n", args.model.c_str(),
+              e.info().device.c_str(), bandwidth / 1e9, flops / 1e9);
   std::printf("prompt %u, generated %u, %u repetitions; tokens/s as median [min, max]\n",
               args.prompt, args.gen, args.reps);
   std::printf("%6s  %28s  %28s  %9s\n", "batch", "prefill", "decode", "of bound");
@@ -194,4 +200,6 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace weir
 
-int main(int argc, char** argv) { return weir::Main(argc, argv); }
+int main(int argc, char** argv) {
+  return weir::Main(argc, argv);
+}

@@ -169,8 +169,8 @@ class Loader {
                      "Removed, Isolated, MergedWithPrevious, MergedWithNext, Contiguous");
     }
     auto regex = WEIR_TRY(is_regex ? Regex::Compile(text) : Regex::CompileLiteral(text));
-    impl_->pre_tokenizers.emplace_back(
-        SplitStep{std::move(regex), it->second, WEIR_TRY(BoolMember(item, "invert", false))});
+    const bool invert = WEIR_TRY(BoolMember(item, "invert", false));
+    impl_->pre_tokenizers.emplace_back(SplitStep{std::move(regex), it->second, invert});
     return {};
   }
 
@@ -246,8 +246,8 @@ class Loader {
       } else if (type == "Replace") {
         const std::string from = WEIR_TRY(StringMember(Member(item, "pattern"), "String", ""));
         if (from.empty()) return Unsupported("decoder 'Replace' needs a String pattern");
-        decoders_.push_back(
-            {Kind::kReplace, from, WEIR_TRY(StringMember(item, "content", "")), false});
+        const std::string content = WEIR_TRY(StringMember(item, "content", ""));
+        decoders_.push_back({Kind::kReplace, from, content, false});
       } else if (type == "Metaspace") {
         const bool legacy = WEIR_TRY(BoolMember(item, "add_prefix_space", true));
         const std::string scheme =

@@ -141,7 +141,9 @@ TEST(BlockManager, RandomLifeNeverServesAStaleBlock) {
         case 1:
         case 2: {  // a new sequence: prefix hit, then allocate and compute the rest
           const uint64_t salt = pick(2);
-          Holder h{Tokens(kBlockTokens * (1 + pick(5)), static_cast<int32_t>(pick(2))), {}, {},
+          Holder h{Tokens(kBlockTokens * (1 + pick(5)), static_cast<int32_t>(pick(2))),
+                   {},
+                   {},
                    PrefixRoot(salt)};
           if (pick(3) == 0) h.tokens[pick(h.tokens.size())] += 1000;
           h.blocks = manager.MatchAndAcquire(
@@ -186,7 +188,8 @@ TEST(BlockManager, RandomLifeNeverServesAStaleBlock) {
           for (const auto& m : moves) {
             ASSERT_EQ(std::count(extents.begin(), extents.end(), m.to / per_extent), 0);
             content[m.to] = content.at(m.from);
-            for (auto& [salt, h] : holders) std::replace(h.blocks.begin(), h.blocks.end(), m.from, m.to);
+            for (auto& [salt, h] : holders)
+              std::replace(h.blocks.begin(), h.blocks.end(), m.from, m.to);
           }
           for (const uint32_t e : extents) {
             mapped.erase(e);

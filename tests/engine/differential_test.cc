@@ -1,5 +1,6 @@
-// Differential fuzz of the real CPU back-end: random arrivals, cancellations, shared prefixes, chunk
-// sizes, budgets, backing tiers and policies; each request's tokens must be those of its solo run.
+// Differential fuzz of the real CPU back-end: random arrivals, cancellations, shared prefixes,
+// chunk sizes, budgets, backing tiers and policies; each request's tokens must be those of its solo
+// run.
 //   WEIR_DIFFERENTIAL_TRACES=10000   how many traces (CI: 200)
 //   WEIR_DIFFERENTIAL_FIRST=5000     seeds begin here, so that processes can share a long run
 //   WEIR_DIFFERENTIAL_SEED=17        one trace only
@@ -88,9 +89,8 @@ class Trace {
     options_.poison_freed = true;
     options_.verify_stripes = Below(2) == 0;
     options_.backing = Below(10) == 0 ? BackingChoice::kNvme : BackingChoice::kHost;
-    constexpr const char* kPolicies[] = {"resident", "tide",
-                                         "tide{hold_steps=1; settle_steps=1; min_gain=0}",
-                                         "stress_random"};
+    constexpr const char* kPolicies[] = {
+        "resident", "tide", "tide{hold_steps=1; settle_steps=1; min_gain=0}", "stress_random"};
     options_.policy = kPolicies[Below(4)];
   }
 
@@ -221,11 +221,12 @@ void RunTraces(const std::string& model, uint64_t first_seed) {
   EXPECT_GT(coverage.prefix_hits, 0U);
   EXPECT_GT(coverage.cancelled, 0U);
   EXPECT_GT(coverage.bytes_streamed, 0U);
-  std::printf("%lu traces: %lu border moves, %lu preemptions, %lu tokens from the prefix cache, "
-              "%lu blocks moved, %lu cancelled, %.1f MB streamed\n",
-              traces, coverage.border_moves, coverage.preemptions, coverage.prefix_hits,
-              coverage.blocks_moved, coverage.cancelled,
-              static_cast<double>(coverage.bytes_streamed) / 1e6);
+  std::printf(
+      "%lu traces: %lu border moves, %lu preemptions, %lu tokens from the prefix cache, "
+      "%lu blocks moved, %lu cancelled, %.1f MB streamed\n",
+      traces, coverage.border_moves, coverage.preemptions, coverage.prefix_hits,
+      coverage.blocks_moved, coverage.cancelled,
+      static_cast<double>(coverage.bytes_streamed) / 1e6);
 }
 
 // Two shapes with more layers than ring slots: GQA 3 with tied embeddings, and every kind of bias.

@@ -1,5 +1,6 @@
-// The whole engine as a deterministic simulation: random requests, budgets, policies and faults, one
-// seed each. Every request's tokens must be those of SimModel::Expected, computed without any engine.
+// The whole engine as a deterministic simulation: random requests, budgets, policies and faults,
+// one seed each. Every request's tokens must be those of SimModel::Expected, computed without any
+// engine.
 //   WEIR_SIMULATION_RUNS=10000   how many seeds
 //   WEIR_SIMULATION_FIRST=50000  seeds begin here, so that processes can share a long run
 //   WEIR_SIMULATION_SEED=1234    one seed only
@@ -41,8 +42,8 @@ class Random {
 struct Client {
   std::vector<int32_t> prompt;
   uint32_t max_tokens = 0;
-  uint64_t arrives_at = 0;                // step
-  std::optional<uint64_t> cancelled_at;   // step
+  uint64_t arrives_at = 0;               // step
+  std::optional<uint64_t> cancelled_at;  // step
   RequestId id = 0;
   std::vector<int32_t> tokens;
   FinishReason reason = FinishReason::kNone;
@@ -212,8 +213,8 @@ class World {
         << s.demand.running << ", waiting " << s.demand.waiting << ", evicted "
         << s.weights.granules_per_layer << "/" << s.weights.max_granules_per_layer
         << ", blocks used " << b.used << " cached " << b.cached << " free " << b.free
-        << ", pool free " << s.pool_free << ", faults " << driver_->faults().injected() << ", last border error "
-        << core_->last_border_error().ToString();
+        << ", pool free " << s.pool_free << ", faults " << driver_->faults().injected()
+        << ", last border error " << core_->last_border_error().ToString();
     return out.str();
   }
 
@@ -313,14 +314,16 @@ void RunSeeds(Faults faults) {
     EXPECT_GT(coverage.repairs, 0U);
     EXPECT_GT(coverage.faults_injected, 0U);
   }
-  std::printf("%lu seeds: %lu steps, %lu border moves, %lu preemptions, %lu tokens from the prefix "
-              "cache, %lu blocks moved, %lu faults injected, %lu stripes repaired\n",
-              runs, coverage.steps, coverage.border_moves, coverage.preemptions,
-              coverage.prefix_hits, coverage.blocks_moved, coverage.faults_injected,
-              coverage.repairs);
+  std::printf(
+      "%lu seeds: %lu steps, %lu border moves, %lu preemptions, %lu tokens from the prefix "
+      "cache, %lu blocks moved, %lu faults injected, %lu stripes repaired\n",
+      runs, coverage.steps, coverage.border_moves, coverage.preemptions, coverage.prefix_hits,
+      coverage.blocks_moved, coverage.faults_injected, coverage.repairs);
 }
 
-TEST(Simulation, TokensEqualTheSoloRunUnderAnyBudgetPolicyAndSchedule) { RunSeeds(Faults::kNone); }
+TEST(Simulation, TokensEqualTheSoloRunUnderAnyBudgetPolicyAndSchedule) {
+  RunSeeds(Faults::kNone);
+}
 
 TEST(Simulation, InjectedFailuresNeverChangeATokenOrBreakAnInvariant) {
   RunSeeds(Faults::kInjected);
@@ -328,7 +331,8 @@ TEST(Simulation, InjectedFailuresNeverChangeATokenOrBreakAnInvariant) {
 
 // Every driver call of a whole life (start, calibration, requests, border moves, end) fails once.
 TEST(Simulation, AnySingleFailedDriverCallIsSurvivedOrReported) {
-  // A seed whose script evicts, restores, grows and shrinks; WEIR_FAIL_NTH_STRIDE=1 tries each call (CI: every 11th).
+  // A seed whose script evicts, restores, grows and shrinks; WEIR_FAIL_NTH_STRIDE=1 tries each call
+  // (CI: every 11th).
   constexpr uint64_t kSeed = 21;
   const uint64_t stride = testing::Iterations("WEIR_FAIL_NTH_STRIDE", 11);
   uint64_t calls = 0;
@@ -361,14 +365,14 @@ TEST(Simulation, AnySingleFailedDriverCallIsSurvivedOrReported) {
     ASSERT_EQ(world.driver().reservation_count(), 0U);
     if (HasFailure()) return;
   }
-  std::printf("%lu driver calls failed in turn, %lu of them at start-up\n", calls / stride, refused);
+  std::printf("%lu driver calls failed in turn, %lu of them at start-up\n", calls / stride,
+              refused);
 }
 
 TEST(Simulation, SameSeedIsTheSameRun) {
   for (uint64_t seed = 1; seed <= 20; ++seed) {
     Coverage unused;
-    EXPECT_EQ(RunSeed(seed, Faults::kInjected, &unused),
-              RunSeed(seed, Faults::kInjected, &unused))
+    EXPECT_EQ(RunSeed(seed, Faults::kInjected, &unused), RunSeed(seed, Faults::kInjected, &unused))
         << seed;
   }
 }

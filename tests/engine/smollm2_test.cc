@@ -47,8 +47,8 @@ class SmolLm2Test : public ::testing::Test {
   }
 
   // Tokens of each prompt, in order of submission.
-  static std::vector<std::vector<int32_t>> Generate(Engine& engine,
-                                                    const std::vector<GenerationRequest>& requests) {
+  static std::vector<std::vector<int32_t>> Generate(
+      Engine& engine, const std::vector<GenerationRequest>& requests) {
     std::map<RequestId, size_t> index;
     std::vector<std::vector<int32_t>> tokens(requests.size());
     for (size_t i = 0; i < requests.size(); ++i) {
@@ -104,7 +104,8 @@ TEST_F(SmolLm2Test, GreedyTokensEqualTransformers) {
   ASSERT_TRUE(engine);
   std::vector<GenerationRequest> requests;
   for (const json& prompt : Expected()["prompts"]) {
-    requests.push_back(Greedy(prompt["tokens"], static_cast<uint32_t>(prompt["greedy_tokens"].size())));
+    requests.push_back(
+        Greedy(prompt["tokens"], static_cast<uint32_t>(prompt["greedy_tokens"].size())));
   }
   const auto tokens = Generate(*engine, requests);
   for (size_t p = 0; p < tokens.size(); ++p) {

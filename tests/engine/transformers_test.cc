@@ -38,8 +38,8 @@ std::vector<Case> Cases() {
     for (const auto& file : std::filesystem::directory_iterator(folder)) {
       if (file.path().extension() != ".gguf") continue;
       const std::string stem = file.path().stem().string();
-      cases.push_back({name + "_" + stem, file.path().string(),
-                       folder + "/expected_" + stem + ".json"});
+      cases.push_back(
+          {name + "_" + stem, file.path().string(), folder + "/expected_" + stem + ".json"});
     }
   }
   return cases;

@@ -113,8 +113,8 @@ Status SimCompute::Run(const StepBatch& batch, StepGates& gates) {
     for (uint32_t r = s.first_row; r < s.first_row + s.rows; ++r) {
       const auto p = static_cast<uint64_t>(batch.positions[r]);
       const uint64_t word = SimModel::Word(batch.tokens[r], p, digest);
-      WEIR_TRY(driver_.Write(WordAddress(s.blocks[p / 16], p % 16),
-                             std::as_bytes(std::span(&word, 1))));
+      WEIR_TRY(
+          driver_.Write(WordAddress(s.blocks[p / 16], p % 16), std::as_bytes(std::span(&word, 1))));
       advance_(kTokenNs);
     }
     if (!s.wants_logits) continue;
@@ -132,6 +132,8 @@ Status SimCompute::Run(const StepBatch& batch, StepGates& gates) {
   return OkStatus();
 }
 
-std::span<float> SimCompute::logits(uint32_t row) { return logits_[row]; }
+std::span<float> SimCompute::logits(uint32_t row) {
+  return logits_[row];
+}
 
 }  // namespace weir::testing

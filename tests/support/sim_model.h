@@ -1,9 +1,10 @@
 // SimModel: a "language model" whose every token depends on every byte it should depend on.
 //
 // The KV word of position p is a hash of (token, p, digest of the weights as read at p's step). The
-// next token is a hash of all KV words of the context, read back through the block table. So a stale
-// weight granule, a lost copy, a wrong block, a moved block or a missing rollback changes tokens,
-// and what the tokens should be is known in closed form (SimModel::Expected), with no engine at all.
+// next token is a hash of all KV words of the context, read back through the block table. So a
+// stale weight granule, a lost copy, a wrong block, a moved block or a missing rollback changes
+// tokens, and what the tokens should be is known in closed form (SimModel::Expected), with no
+// engine at all.
 #pragma once
 
 #include <cstdint>
