@@ -29,6 +29,7 @@ Result<std::unique_ptr<Memory>> Memory::Create(Driver& driver, const MemoryOptio
   std::unique_ptr<Memory> memory(new Memory(driver, options));
 #ifdef WEIR_VALIDATE
   memory->options_.pager.verify_stripes = true;
+  memory->options_.poison_freed = true;
 #endif
   WEIR_TRY(memory->Build());
   return memory;
