@@ -1,52 +1,17 @@
 #include "engine/engine.h"
 
-#include <fstream>
-#include <sstream>
 #include <thread>
 #include <utility>
 
 #include "engine/cpu_compute.h"
 #include "engine/cpu_layout.h"
 #include "engine/model/checkpoint.h"
+#include "engine/open_model.h"
 #include "policy/registry.h"
 #include "vmm/host_driver.h"
 
 namespace weir {
 namespace {
-
-Result<std::string> ReadTextFile(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  if (!in || !(text << in.rdbuf())) return IoError("cannot read " + path);
-  return std::move(text).str();
-}
-
-TokenizerSpec SpecOf(GgufTokenizer g) {
-  return {.model = std::move(g.model),
-          .pre = std::move(g.pre),
-          .tokens = std::move(g.tokens),
-          .scores = std::move(g.scores),
-          .token_types = std::move(g.token_types),
-          .merges = std::move(g.merges),
-          .bos_id = g.bos_id,
-          .eos_id = g.eos_id,
-          .eot_id = g.eot_id,
-          .unk_id = g.unk_id,
-          .pad_id = g.pad_id,
-          .add_bos = g.add_bos,
-          .add_eos = g.add_eos,
-          .add_space_prefix = g.add_space_prefix};
-}
-
-Result<Checkpoint> OpenModel(const EngineOptions& options) {
-  if (options.model.empty()) return InvalidArgument("no model given");
-  if (!options.dummy_weights) return Checkpoint::Open(options.model);
-  const bool is_file = options.model.ends_with(".json");
-  const std::string path = is_file ? options.model : options.model + "/config.json";
-  const std::string text = WEIR_TRY(ReadTextFile(path));
-  ModelConfig config = WEIR_TRY(ParseModelConfig(text));
-  return Checkpoint::Dummy(std::move(config), options.dummy_seed);
-}
 
 // Enough KV for every sequence to reach the smaller of the model's context and this many tokens,
 // when the user gives neither a budget nor a KV size.
@@ -76,7 +41,7 @@ Status Engine::Build(const ProgressFn& progress) {
     return InvalidArgument("max_num_seqs and max_num_batched_tokens must be at least 1");
   }
   policy_ = WEIR_TRY(MakePolicy(options_.policy));
-  const Checkpoint checkpoint = WEIR_TRY(OpenModel(options_));
+  const Checkpoint checkpoint = WEIR_TRY(OpenCheckpoint(options_));
   model_ = checkpoint.config();
   WEIR_TRY(LoadText(checkpoint));
 
@@ -170,16 +135,7 @@ Status Engine::BuildMemory(const CpuWeightMap& map, const ComputeLimits& limits,
 
 Status Engine::LoadText(const Checkpoint& checkpoint) {
   const ModelTextFiles& files = checkpoint.text_files();
-  if (files.gguf_tokenizer) {
-    tokenizer_ = WEIR_TRY(Tokenizer::FromSpec(SpecOf(*files.gguf_tokenizer)));
-  } else if (!files.tokenizer_json_path.empty()) {
-    const std::string json = WEIR_TRY(ReadTextFile(files.tokenizer_json_path));
-    std::string config;
-    if (!files.tokenizer_config_json_path.empty()) {
-      config = WEIR_TRY(ReadTextFile(files.tokenizer_config_json_path));
-    }
-    tokenizer_ = WEIR_TRY(Tokenizer::FromTokenizerJson(json, config));
-  }
+  tokenizer_ = WEIR_TRY(OpenTokenizer(files));
   if (files.chat_template.empty()) {
     chat_template_error_ = "the model has no chat template";
     return OkStatus();

@@ -2,63 +2,18 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
-#include <sstream>
 #include <utility>
 
 #include "engine/cpu_compute.h"
 #include "engine/cpu_layout.h"
 #include "engine/engine.h"
-#include "engine/model/checkpoint.h"
+#include "engine/open_model.h"
 #include "vmm/types.h"
 
 namespace weir::cli {
 namespace {
 
 constexpr uint32_t kLeastTokens = 256;
-
-Result<std::string> ReadWhole(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  if (!in || !(text << in.rdbuf())) return IoError("cannot read " + path);
-  return std::move(text).str();
-}
-
-Result<Checkpoint> OpenCheckpoint(const EngineOptions& options) {
-  if (options.model.empty()) return InvalidArgument("no model given; use --model PATH");
-  if (!options.dummy_weights) return Checkpoint::Open(options.model);
-  const bool is_file = options.model.ends_with(".json");
-  const std::string text =
-      WEIR_TRY(ReadWhole(is_file ? options.model : options.model + "/config.json"));
-  return Checkpoint::Dummy(WEIR_TRY(ParseModelConfig(text)), options.dummy_seed);
-}
-
-Result<std::unique_ptr<Tokenizer>> OpenTokenizer(const ModelTextFiles& files) {
-  if (files.gguf_tokenizer) {
-    const GgufTokenizer& g = *files.gguf_tokenizer;
-    return Tokenizer::FromSpec({.model = g.model,
-                                .pre = g.pre,
-                                .tokens = g.tokens,
-                                .scores = g.scores,
-                                .token_types = g.token_types,
-                                .merges = g.merges,
-                                .bos_id = g.bos_id,
-                                .eos_id = g.eos_id,
-                                .eot_id = g.eot_id,
-                                .unk_id = g.unk_id,
-                                .pad_id = g.pad_id,
-                                .add_bos = g.add_bos,
-                                .add_eos = g.add_eos,
-                                .add_space_prefix = g.add_space_prefix});
-  }
-  if (files.tokenizer_json_path.empty()) return std::unique_ptr<Tokenizer>();
-  const std::string json = WEIR_TRY(ReadWhole(files.tokenizer_json_path));
-  std::string config;
-  if (!files.tokenizer_config_json_path.empty()) {
-    config = WEIR_TRY(ReadWhole(files.tokenizer_config_json_path));
-  }
-  return Tokenizer::FromTokenizerJson(json, config);
-}
 
 }  // namespace
 
