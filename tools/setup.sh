@@ -6,7 +6,7 @@ set -euo pipefail
 build_packages=(g++ cmake ninja-build ccache pkg-config python3 python3-pip
   libboost-dev libcli11-dev libfmt-dev libnuma-dev libpcre2-dev libspdlog-dev libtomlplusplus-dev
   liburing-dev libxxhash-dev nlohmann-json3-dev)
-test_packages=(libgtest-dev librapidcheck-dev clang libclang-rt-dev clang-format)
+test_packages=(git libgtest-dev librapidcheck-dev clang libclang-rt-dev clang-format)
 
 wanted=("${build_packages[@]}")
 [ "${1:-build}" = test ] && wanted+=("${test_packages[@]}")
@@ -16,7 +16,7 @@ for package in "${wanted[@]}"; do
   status=$(dpkg-query -W -f='${Status}' "$package" 2>/dev/null || true)
   # A compiler or cmake that is already on the PATH will do, whoever installed it.
   case "$package" in
-    g++ | cmake | ccache | python3 | clang | clang-format) command -v "$package" >/dev/null && continue ;;
+    g++ | git | cmake | ccache | python3 | clang | clang-format) command -v "$package" >/dev/null && continue ;;
     ninja-build) command -v ninja >/dev/null && continue ;;
     python3-pip) python3 -m pip --version >/dev/null 2>&1 && continue ;;
   esac
