@@ -18,6 +18,7 @@ constexpr uint32_t kLeastTokens = 256;
 }  // namespace
 
 Result<ModelSizes> MeasureModel(const EngineOptions& options) {
+  if (options.model.empty()) return InvalidArgument("no model given; use --model PATH");
   const Checkpoint checkpoint = WEIR_TRY(OpenCheckpoint(options));
   ModelSizes m;
   m.config = checkpoint.config();
