@@ -20,7 +20,8 @@ cmake --install "$build" --prefix "$work/first" >"$work/install.log" ||
   fail "the installation failed; is $build built?"
 mv "$work/first" "$work/prefix"
 prefix=$work/prefix
-if grep -rIl -e "$work/first" -e "$root" "$prefix" | grep .; then
+# A path of the tree begins a word; "/weir" as its root must not match "include/weir".
+if grep -rIlE "$work/first|(^|[^[:alnum:]_/}.])$root(/|\"|;|\$)" "$prefix" | grep .; then
   fail "these installed files name the source tree or the first prefix"
 fi
 
