@@ -14,12 +14,6 @@
 namespace weir::cli {
 namespace {
 
-std::string VersionText() {
-  return std::string("weir ") + WEIR_VERSION + " (" +
-         (std::string_view(WEIR_BUILD_TYPE).empty() ? "no build type" : WEIR_BUILD_TYPE) +
-         ", commit " + WEIR_COMMIT + ")";
-}
-
 // The options of the table as flags of one sub-command. Values stay text: the table reads them.
 class TableFlags {
  public:

@@ -44,6 +44,9 @@ int RunCommand(const Config& config, const RunOptions& options);
 int InfoCommand(const Config& config);
 int PoliciesCommand();
 
+// "weir 0.1.0 (Release, commit ...)".
+std::string VersionText();
+
 // "weir: error: ..." on stderr; returns |code|.
 int Fail(const Status& status, int code);
 
