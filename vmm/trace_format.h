@@ -6,7 +6,10 @@
 // change their meaning without a new kTraceVersion.
 #pragma once
 
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <string_view>
 
 namespace weir {
 
@@ -24,6 +27,7 @@ enum class TraceType : uint16_t {
   kPlanCommit = 6,    // plan, granules taken, granules freed, duration_ns      cause
   kPlanRollback = 7,  // plan, status code, 1 if undoing failed, duration_ns    cause
   kGranuleState = 8,  // granule, from state, to state, owner                    cause: Tier
+  kOwner = 9,         // granule, from owner, to owner: handed over in use       cause: Tier
   // --- Weight paging -----------------------------------------------------------------------------
   kEvict = 10,       // region, first slot, slots
   kFill = 11,        // region, first slot, slots, bytes, begin_ns, end_ns     cause: source tier
@@ -31,21 +35,31 @@ enum class TraceType : uint16_t {
   kGatePass = 13,    // gate, step, chunk, waited_ns
   kFaultMajor = 14,  // gate, step, chunk, waited_ns                     cause: FaultCause
   kFaultMinor = 15,  // gate, step, chunk, waited_ns                     cause: FaultCause
+                     // (reserved: no pager of this version maps at a gate)
   kCopy = 16,        // chunk, region, first slot, bytes, begin_ns, end_ns: one stripe into its ring
                      // slot                                            cause: source tier
   kWriteBack = 17,   // region, first slot, slots, bytes, begin_ns, end_ns  cause: target tier
+                     // (reserved: weights are clean, and KV has no lower tier in this version)
   kPlacement = 18,   // granules a layer evicted, ring slots, evicted granules, evicted bytes,
-                     // stripes a step                                 cause: Placement
+                     // stripes a step, bytes of the stripes copied ahead of the first step
+                     //                                                 cause: Placement
+                     // A fresh round of copies begins. Until the next kPlacement the bytes of
+                     // kCopy are (evicted bytes) * (steps that ended) + (bytes copied ahead).
   // --- KV cache ----------------------------------------------------------------------------------
-  kKvAlloc = 20,  // sequence, block, count
-  kKvFree = 21,   // sequence, block, count
-  kKvEvict = 22,  // block, count, to tier
-  kKvHit = 23,    // sequence, blocks, tier
+  // A block is free, used (by one or more sequences) or cached. Sequence numbers are requests';
+  // kTraceNoSequence: not of a request. Runs of |count| blocks with consecutive numbers.
+  kKvAlloc = 20,     // sequence, block, count: free -> used. A cached victim is kKvEvict'ed first
+  kKvFree = 21,      // sequence, block, count, of them now cached: the last holder let go
+  kKvEvict = 22,     // block, count, to tier: cached -> free. kTraceNoTier: forgotten
+  kKvHit = 23,       // sequence, blocks, tier, block, of them cached -> used (the rest are shared)
+  kKvMove = 24,      // from, to: a used block's content and holders; |to| was free, |from| is now
+  kKvCapacity = 25,  // block, count, 1: mapped, free from now on; 0: free ones unmapped; capacity
   // --- Engine ------------------------------------------------------------------------------------
+  // Steps have the number that gates name them by: rounds of the weight pager. cause: StepKind
   kStepBegin = 30,   // step, sequences, tokens, of them prompt tokens, context tokens
   kStepEnd = 31,     // step, sequences, tokens, duration_ns, stall_ns, bytes streamed
   kStepFailed = 32,  // step, status code, duration_ns
-  kQueue = 33,       // running, waiting, KV blocks used, cached, free
+  kQueue = 33,       // running, waiting, KV blocks used, cached, free, capacity: after each step
   kRequest = 34,     // request, prompt tokens, cached tokens, output tokens, preemptions
                      //                                                cause: RequestEvent
   // --- Policy ------------------------------------------------------------------------------------
@@ -53,13 +67,67 @@ enum class TraceType : uint16_t {
       40,             // decision, granules a layer wanted, granules a layer before, 1 if clipped,
                       // ring slots wanted, index of the reason in the metadata's "reasons"
   kPolicyInput = 44,  // decision, waiting, expected blocks, mapped blocks, step_ns, stall_ns a step
-  kPressure = 41,     // level, free granules
+                      // A decision is recorded when it moves the border or is clipped, and every
+                      // 64th time in any case.
+  kPressure = 41,     // level, free granules: at a change of level           cause: PressureLevel
   kLoan = 42,         // loan, lender, borrower, granules                   cause: LoanState
-  kCommitment = 43,   // granules (two's complement: negative is a refund), committed after
+  kCommitment = 43,   // granules (two's complement: negative is a refund, or an allocation from the
+                      // commitment), committed after                        cause: 1 if allocated
   // --- The trace itself --------------------------------------------------------------------------
   kDrop = 60,  // records lost right before this one on this thread, lost in all on this thread
+  // When a running process is attached to, its state is told first, as the history that would have
+  // led to it: kCreate, kGranuleState, kMap inside a plan 0, kKvCapacity, kKvAlloc, kKvFree,
+  // kRequest, kPlacement. All of it lies between these two, on one thread, before the first step.
+  kSnapshotBegin = 61,
+  kSnapshotEnd = 62,
 };
 inline constexpr unsigned kTraceTypeLimit = 64;  // types fit a 64-bit subscription mask
+inline constexpr uint64_t kTraceNoSequence = ~uint64_t{0};
+inline constexpr uint64_t kTraceNoTier = 255;
+
+constexpr std::string_view TraceTypeName(TraceType type) {
+  switch (type) {
+    case TraceType::kNone: return "none";
+    case TraceType::kMap: return "map";
+    case TraceType::kUnmap: return "unmap";
+    case TraceType::kCreate: return "create";
+    case TraceType::kRelease: return "release";
+    case TraceType::kPlanBegin: return "plan_begin";
+    case TraceType::kPlanCommit: return "plan_commit";
+    case TraceType::kPlanRollback: return "plan_rollback";
+    case TraceType::kGranuleState: return "granule_state";
+    case TraceType::kOwner: return "owner";
+    case TraceType::kEvict: return "evict";
+    case TraceType::kFill: return "fill";
+    case TraceType::kGateArrive: return "gate_arrive";
+    case TraceType::kGatePass: return "gate_pass";
+    case TraceType::kFaultMajor: return "fault_major";
+    case TraceType::kFaultMinor: return "fault_minor";
+    case TraceType::kCopy: return "copy";
+    case TraceType::kWriteBack: return "write_back";
+    case TraceType::kPlacement: return "placement";
+    case TraceType::kKvAlloc: return "kv_alloc";
+    case TraceType::kKvFree: return "kv_free";
+    case TraceType::kKvEvict: return "kv_evict";
+    case TraceType::kKvHit: return "kv_hit";
+    case TraceType::kKvMove: return "kv_move";
+    case TraceType::kKvCapacity: return "kv_capacity";
+    case TraceType::kStepBegin: return "step_begin";
+    case TraceType::kStepEnd: return "step_end";
+    case TraceType::kStepFailed: return "step_failed";
+    case TraceType::kQueue: return "queue";
+    case TraceType::kRequest: return "request";
+    case TraceType::kPolicyDecision: return "policy_decision";
+    case TraceType::kPolicyInput: return "policy_input";
+    case TraceType::kPressure: return "pressure";
+    case TraceType::kLoan: return "loan";
+    case TraceType::kCommitment: return "commitment";
+    case TraceType::kDrop: return "drop";
+    case TraceType::kSnapshotBegin: return "snapshot_begin";
+    case TraceType::kSnapshotEnd: return "snapshot_end";
+  }
+  return "";
+}
 
 // Why a gate was reached before its stripe.
 enum class FaultCause : uint8_t {
@@ -69,6 +137,18 @@ enum class FaultCause : uint8_t {
   kLateCopy,      // the copy took far longer than its bytes and the link's rate explain
   kRepair,        // the copy had failed or was corrupt, and was made again
   kNewPlan,       // the first round after a change of plan
+};
+// When several apply: kRepair, kLateCopy, kNewPlan, then what the copy stream was doing when the
+// gate was reached: kStillCopying if a copy was under way, else kNotStarted.
+
+enum class StepKind : uint8_t { kServing, kCalibration };
+
+// What is short of what, at the end of scheduling.
+enum class PressureLevel : uint8_t {
+  kNone,          // there are free KV blocks
+  kFreeGranules,  // no free KV block, but granules to make some of
+  kCached,        // new blocks cost cached ones
+  kFull,          // every block is used: who needs one preempts or waits
 };
 
 enum class RequestEvent : uint8_t {
@@ -92,11 +172,32 @@ struct TraceRecord {
 };
 static_assert(sizeof(TraceRecord) == 64, "records are 64 bytes, on every machine");
 
-// A trace file: TraceFileHeader, |meta_bytes| of UTF-8 JSON (what the numbers mean: program, host,
-// device, model, granule size, pools, owners, regions with their layers, gates with their names,
-// link peaks; docs/tracing.md lists the keys), zeros up to a multiple of 64, then blocks: a
-// TraceBlockHeader and its records. A file that ends inside a block is read up to there. The JSON
-// may come again, grown, at the end: see |tail_meta_offset|.
+// --- The file
+// --------------------------------------------------------------------------------------
+//
+// TraceFileHeader, |meta_bytes| of UTF-8 JSON (below; may end in spaces, so that it can grow in
+// place), zeros up to a multiple of 64, then blocks: a TraceBlockHeader and its records. A file
+// that ends inside a block is read up to there. The JSON may come again, grown, at the end: see
+// |tail_meta_offset|. Readers ignore keys they do not know; any key may be missing.
+//
+//   program, version, commit, command   strings
+//   pid, host                           of the recorded process
+//   device, driver, model               strings
+//   granule_bytes                       also the size of a slot
+//   pools     [{tier, granules}]        tier: index into "tiers"
+//   tiers, owners, states, remap_causes, placements     names, by number
+//   regions   [{id, name, slots, bytes}]
+//   weights   {region, layers: [[{offset, bytes} by segment] by layer]}
+//             gate g is layer g / segments, segment g % segments
+//   gates     [name]                    by number: "layer 3 gate_up"
+//   segments  [name]                    by number within a layer
+//   ring      {slots, region}
+//   kv        {region, block_bytes, block_tokens, blocks_per_extent, granules_per_extent}
+//             block b lies in extent b / blocks_per_extent
+//   link      {bytes_per_ns}            backing store to device, measured at start
+//   policy    {name, parameters: {}}
+//   reasons   [string]                  of policy decisions, digits as '#'
+//   max_num_seqs, max_model_len
 inline constexpr char kTraceFileMagic[8] = {'w', 'e', 'i', 'r', 't', 'r', 'c', '\n'};
 inline constexpr uint32_t kTraceBlockMagic = 0x4b4c4257;  // "WBLK"
 
@@ -122,5 +223,67 @@ struct TraceBlockHeader {
   uint64_t reserved[5] = {};
 };
 static_assert(sizeof(TraceBlockHeader) == 64);
+
+// --- The segment: rings of a running process in shared memory
+// ----------------------------------------
+//
+// A memfd named kTraceSegmentName, mode 0600, found under /proc/<pid>/fd: gone with its process,
+// and not to be opened by another user. Layout: TraceSegmentHeader, TraceRing[ring_count] at
+// |rings_offset|, the records of ring i at |records_offset| + i * ring_records * 64, the metadata
+// JSON at |meta_offset|. All numbers but the atomics are fixed before the magic is written.
+//
+// One consumer. It takes the lease by compare-and-swap on |lease| (0, or the lease of a process
+// that is dead or whose heartbeat is older than kTraceLeaseNs), then sets every tail to its ring's
+// head, adds 1 to |session|, stores |wanted_mask| and beats at least every kTraceLeaseNs / 4. The
+// process looks at step boundaries, tells its state (kSnapshotBegin) and copies the mask into
+// |active_mask|. Before every pass over the rings the consumer looks whether the lease is still its
+// own. When it ends it stores 0 to |wanted_mask|, waits until |active_mask| is 0, drains once more,
+// and stores 0 to |lease|. A lease that has run out is taken back by the process: mask 0.
+//
+// Ring: head and tail only grow; record n is at n % ring_records. The producer stores records, then
+// head (release); the consumer loads head (acquire), copies, then stores tail (release). A full
+// ring loses the new record and adds 1 to |lost|; it never blocks.
+inline constexpr char kTraceSegmentName[] = "weir-trace";
+inline constexpr char kTraceSegmentMagic[8] = {'w', 'e', 'i', 'r', 's', 'e', 'g', '\n'};
+inline constexpr uint64_t kTraceLeaseNs = 2'000'000'000;
+
+struct TraceRing {
+  alignas(64) std::atomic<uint64_t> head;  // producer's
+  std::atomic<uint64_t> lost;              // in this session
+  std::atomic<uint32_t> session;           // that |lost| counts for
+  std::atomic<uint32_t> taken;             // a thread writes to it
+  uint64_t known_tail;                     // producer's own: as it last saw |tail|
+  uint64_t unreported;                     // producer's own: lost since the last kDrop
+  alignas(64) std::atomic<uint64_t> tail;  // consumer's
+};
+static_assert(sizeof(TraceRing) == 128);
+
+struct TraceSegmentHeader {
+  char magic[8];
+  uint32_t version;  // kTraceVersion
+  uint32_t record_bytes;
+  uint64_t segment_bytes;
+  uint32_t pid;
+  uint32_t ring_count;
+  uint32_t ring_records;  // a power of two
+  uint32_t meta_capacity;
+  uint64_t rings_offset;
+  uint64_t records_offset;
+  uint64_t meta_offset;
+  // The process's.
+  alignas(64) std::atomic<uint64_t> active_mask;  // types that are being emitted
+  std::atomic<uint64_t> lost_without_ring;        // events of threads that found every ring taken
+  std::atomic<uint32_t> rings_used;               // rings above this were never taken
+  std::atomic<uint32_t> closed;                   // 1: the process has ended its tracing
+  std::atomic<uint64_t> meta_sequence;            // odd while the JSON is being written
+  std::atomic<uint32_t> meta_bytes;
+  // The consumer's.
+  alignas(64) std::atomic<uint64_t> lease;  // pid in the low half, any number above; 0: nobody
+  std::atomic<uint64_t> heartbeat_ns;       // CLOCK_MONOTONIC
+  std::atomic<uint64_t> wanted_mask;
+  std::atomic<uint32_t> session;
+};
+static_assert(sizeof(TraceSegmentHeader) == 192);
+static_assert(std::atomic<uint64_t>::is_always_lock_free, "shared between processes");
 
 }  // namespace weir
