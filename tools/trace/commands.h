@@ -1,0 +1,39 @@
+// The sub-commands of weir-trace. Each file registers its own; commands.cc has the one list.
+#pragma once
+
+#include <memory>
+#include <string>
+
+namespace CLI {
+class App;
+}
+
+namespace weir::trace_tool {
+
+class TraceReader;
+
+inline constexpr int kExitOk = 0;
+inline constexpr int kExitFound = 1;     // check found a violation, diff a difference
+inline constexpr int kExitUnusable = 2;  // the command line or the file cannot be used
+
+// Adds its sub-command to |app|; when it is chosen, it runs and stores the exit status.
+using AddCommand = void (*)(CLI::App& app, int* exit_status);
+
+void AddCheckCommand(CLI::App& app, int* exit_status);
+void AddDiffCommand(CLI::App& app, int* exit_status);
+void AddExportCommand(CLI::App& app, int* exit_status);
+void AddHistCommand(CLI::App& app, int* exit_status);
+void AddPlotCommand(CLI::App& app, int* exit_status);
+void AddReportCommand(CLI::App& app, int* exit_status);
+void AddScriptCommand(CLI::App& app, int* exit_status);
+void AddTopCommand(CLI::App& app, int* exit_status);
+
+// Opens |path| and says on stderr what is missing from it. Throws TraceError with the path.
+std::unique_ptr<TraceReader> OpenTrace(const std::string& path);
+// Writes |text| to |path| whole or not at all; "-" is stdout. Throws TraceError.
+void WriteFile(const std::string& path, const std::string& text);
+
+// The whole program.
+int Main(int argc, const char* const* argv);
+
+}  // namespace weir::trace_tool
