@@ -68,6 +68,7 @@ class BlockManager {
   BlockManager(const BlockManager&) = delete;
   BlockManager& operator=(const BlockManager&) = delete;
 
+  bool prefix_caching() const { return options_.prefix_caching; }
   const BlockCounts& counts() const { return counts_; }
   const PrefixCacheStats& prefix_stats() const { return prefix_stats_; }
   // Blocks an Allocate can still give: free ones, and cached ones by evicting them.

@@ -20,6 +20,11 @@ bool RunsBefore(const Sequence& a, const Sequence& b) {
 }  // namespace
 
 void Scheduler::Add(Sequence* sequence) {
+  demand_.Enqueue(*sequence);
+  Enqueue(sequence);
+}
+
+void Scheduler::Enqueue(Sequence* sequence) {
   WEIR_CHECK(sequence->state == SequenceState::kWaiting, "only waiting sequences are queued");
   // From the back: arrivals are mostly in order, preempted ones go near the front.
   auto at = waiting_.end();
@@ -28,6 +33,7 @@ void Scheduler::Add(Sequence* sequence) {
 }
 
 void Scheduler::Finish(Sequence* sequence) {
+  demand_.Forget(*sequence, sequence->state);
   if (sequence->state == SequenceState::kWaiting) {
     waiting_.erase(waiting_.iterator_to(*sequence));
   } else if (sequence->state == SequenceState::kRunning) {
@@ -52,7 +58,8 @@ void Scheduler::Preempt(Sequence* sequence) {
   running_.erase(running_.iterator_to(*sequence));
   ReleaseBlocks(*sequence);
   sequence->state = SequenceState::kWaiting;
-  Add(sequence);
+  demand_.Requeue(*sequence);
+  Enqueue(sequence);
 }
 
 bool Scheduler::ReserveBlocks(Sequence& sequence, uint32_t length) {
@@ -131,6 +138,7 @@ void Scheduler::AdmitWaiting(uint32_t* budget, std::vector<ScheduledSequence>* b
     }
     waiting_.pop_front();
     sequence.state = SequenceState::kRunning;
+    demand_.Admit(sequence);
     running_.push_back(sequence);
     batch->push_back({&sequence, chunk});
     *budget -= chunk;
@@ -166,22 +174,6 @@ void Scheduler::PatchBlocks(const std::vector<BlockMoveRequest>& moves) {
       if (it != moved.end()) block = it->second;
     }
   }
-}
-
-uint64_t Scheduler::waiting_blocks() const {
-  uint64_t n = 0;
-  for (const Sequence& s : waiting_) n += BlocksFor(s.length());
-  return n;
-}
-
-uint64_t Scheduler::expected_blocks() const {
-  uint64_t n = 0;
-  const auto at_end = [](const Sequence& s) {
-    return BlocksFor(s.prompt_tokens + static_cast<uint32_t>(s.sampling.max_tokens));
-  };
-  for (const Sequence& s : waiting_) n += at_end(s);
-  for (const Sequence& s : running_) n += at_end(s);
-  return n;
 }
 
 double Scheduler::mean_running_tokens() const {

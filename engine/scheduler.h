@@ -15,6 +15,7 @@
 #include <boost/intrusive/list.hpp>
 
 #include "engine/block_manager.h"
+#include "engine/kv_demand.h"
 #include "engine/sequence.h"
 #include "vmm/status.h"
 
@@ -42,7 +43,11 @@ class Scheduler {
   // extents and hand them to the block manager.
   using GrowFn = std::function<void(uint32_t blocks)>;
   Scheduler(BlockManager& blocks, const SchedulerOptions& options, GrowFn grow)
-      : blocks_(blocks), options_(options), grow_(std::move(grow)) {}
+      : blocks_(blocks),
+        options_(options),
+        grow_(std::move(grow)),
+        demand_(blocks.prefix_caching() ? KvDemand::Sharing::kPrefixes : KvDemand::Sharing::kNone) {
+  }
 
   // Queues a kWaiting sequence by priority, then arrival.
   void Add(Sequence* sequence);
@@ -65,9 +70,9 @@ class Scheduler {
   uint32_t waiting() const { return static_cast<uint32_t>(waiting_.size()); }
   // The first waiting sequence, or null.
   Sequence* front_waiting() { return waiting_.empty() ? nullptr : &waiting_.front(); }
-  // Blocks the waiting sequences' known tokens need, and what all known ones would hold at the end.
-  uint64_t waiting_blocks() const;
-  uint64_t expected_blocks() const;
+  // See KvDemand.
+  uint64_t waiting_blocks() const { return demand_.waiting_blocks(); }
+  uint64_t expected_blocks() const { return demand_.expected_blocks(); }
   double mean_running_tokens() const;
   const SchedulerStats& stats() const { return stats_; }
   const SchedulerOptions& options() const { return options_; }
@@ -77,6 +82,7 @@ class Scheduler {
       Sequence, boost::intrusive::member_hook<Sequence, boost::intrusive::list_member_hook<>,
                                               &Sequence::queue_hook>>;
 
+  void Enqueue(Sequence* sequence);
   void ScheduleRunning(uint32_t* budget, std::vector<ScheduledSequence>* batch);
   void AdmitWaiting(uint32_t* budget, std::vector<ScheduledSequence>* batch);
   // Blocks for tokens [0, length); false, nothing taken, when there are too few.
@@ -88,6 +94,7 @@ class Scheduler {
   BlockManager& blocks_;
   SchedulerOptions options_;
   GrowFn grow_;
+  KvDemand demand_;
   Queue waiting_;
   Queue running_;  // in order of admission
   SchedulerStats stats_;

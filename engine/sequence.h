@@ -53,6 +53,7 @@ struct Sequence {
   std::vector<BlockId> blocks;     // covers [0, computed + scheduled)
   std::vector<PrefixHash> hashes;  // chain of the full blocks registered or matched so far
   PrefixHash root;
+  std::vector<PrefixHash> prompt_hashes;  // of its full blocks; empty without prefix caching
 
   SamplingParams sampling;
   TokenHistory history;  // counts for penalties
