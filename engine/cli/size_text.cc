@@ -22,6 +22,8 @@ constexpr std::array<Unit, 9> kUnits = {{{"B", 1},
                                          {"MB", 1000 * 1000},
                                          {"GB", 1000ULL * 1000 * 1000},
                                          {"TB", 1000ULL * 1000 * 1000 * 1000}}};
+// The most a number with a unit may mean.
+constexpr uint64_t kMostBytes = 9'000'000'000'000'000'000;
 
 std::string_view Trim(std::string_view text) {
   while (!text.empty() && (text.front() == ' ' || text.front() == '\t')) text.remove_prefix(1);
@@ -63,7 +65,7 @@ Result<uint64_t> ParseSize(std::string_view text) {
   for (const Unit& unit : kUnits) {
     if (!EqualIgnoringCase(unit.name, unit_name)) continue;
     const double bytes = number * static_cast<double>(unit.bytes);
-    if (bytes > 9.0e18) return NotASize(text);
+    if (bytes > static_cast<double>(kMostBytes)) return NotASize(text);
     return static_cast<uint64_t>(std::llround(bytes));
   }
   return NotASize(text);
@@ -71,7 +73,7 @@ Result<uint64_t> ParseSize(std::string_view text) {
 
 std::string SizeText(uint64_t bytes) {
   for (const size_t i : {4U, 3U, 2U, 1U}) {
-    if (bytes != 0 && bytes % kUnits[i].bytes == 0) {
+    if (bytes != 0 && bytes <= kMostBytes && bytes % kUnits[i].bytes == 0) {
       return std::to_string(bytes / kUnits[i].bytes) + std::string(kUnits[i].name);
     }
   }

@@ -25,7 +25,7 @@ TEST(SizeText, WhatIsNotASizeIsRefusedWithWhatIsAccepted) {
 
 TEST(SizeText, AWrittenSizeReadsBackExactly) {
   for (const uint64_t n :
-       {0ULL, 1ULL, 1023ULL, 1024ULL, 1536ULL << 20U, 5ULL << 40U, 12345678901ULL}) {
+       {0ULL, 1ULL, 1023ULL, 1024ULL, 1536ULL << 20U, 5ULL << 40U, 12345678901ULL, ~0ULL << 40U}) {
     EXPECT_EQ(*ParseSize(SizeText(n)), n) << SizeText(n);
   }
   EXPECT_EQ(SizeText(1536ULL << 20U), "1536MiB");
