@@ -97,6 +97,7 @@ void EngineCore::Retire(Sequence& sequence, FinishReason reason, Status error) {
   output.error = std::move(error);
   output.prompt_tokens = sequence.prompt_tokens;
   output.cached_tokens = sequence.cached_tokens;
+  output.scheduled_ns = sequence.first_scheduled_ns;
   // A token of this step may wait to be reported: the end goes into the same record.
   if (!outputs_.empty() && outputs_.back().id == sequence.id && !outputs_.back().finished) {
     output.tokens = std::move(outputs_.back().tokens);
@@ -111,6 +112,7 @@ void EngineCore::Retire(Sequence& sequence, FinishReason reason, Status error) {
 Result<bool> EngineCore::Step() {
   if (scheduler_.idle()) {
     // Nothing to run, but weights may still be away: let the policy bring them home.
+    ++idle_steps_;
     ApplyPolicy();
     return false;
   }
@@ -151,7 +153,7 @@ PolicySnapshot EngineCore::Snapshot() const {
   const BlockCounts& blocks = memory_.blocks().counts();
   const KvGeometry& geometry = memory_.kv().geometry();
   PolicySnapshot s;
-  s.step = stats_.steps;
+  s.step = stats_.steps + idle_steps_;
   s.now_ns = driver_.Now();
   s.granule_bytes = view.granule_bytes;
   s.pool_total = view.pool.total;
@@ -170,10 +172,10 @@ PolicySnapshot EngineCore::Snapshot() const {
           .cached_blocks = blocks.cached,
           .free_blocks = blocks.free};
   s.demand = {.running = scheduler_.running(),
-              .waiting = scheduler_.waiting(),
+              .waiting = scheduler_.waiting() + queued_.requests,
               .max_running = options_.scheduler.max_sequences,
-              .waiting_blocks = scheduler_.waiting_blocks(),
-              .expected_blocks = scheduler_.expected_blocks(),
+              .waiting_blocks = scheduler_.waiting_blocks() + queued_.blocks,
+              .expected_blocks = scheduler_.expected_blocks() + queued_.expected_blocks,
               .starved_blocks = starved_blocks_,
               .tokens_per_seq = scheduler_.mean_running_tokens(),
               .preemptions = scheduler_.stats().preemptions};
@@ -312,6 +314,7 @@ void EngineCore::SampleAll(const std::vector<ScheduledSequence>& scheduled) {
     output.id = sequence.id;
     output.prompt_tokens = sequence.prompt_tokens;
     output.cached_tokens = sequence.cached_tokens;
+    output.scheduled_ns = sequence.first_scheduled_ns;
     outputs_.push_back(std::move(output));
     Accept(sequence, std::move(*sampled), &outputs_.back());
   }

@@ -48,6 +48,14 @@ struct CoreOutput {
   Status error;  // of FinishReason::kError
   uint32_t prompt_tokens = 0;
   uint32_t cached_tokens = 0;  // of the prompt, from the prefix cache
+  TimeNs scheduled_ns = 0;     // start of the first step it took part in; 0: none yet
+};
+
+// Requests that wait in front of the core, not yet added: the policy sees them as its own waiting.
+struct QueuedDemand {
+  uint32_t requests = 0;
+  uint64_t blocks = 0;           // of their prompts
+  uint64_t expected_blocks = 0;  // at their expected ends
 };
 
 struct CoreStats {
@@ -100,6 +108,7 @@ class EngineCore {
   // be handled (a failed copy, no memory) was.
   Result<bool> Step();
   std::vector<CoreOutput> TakeOutputs();
+  void set_queued_demand(const QueuedDemand& queued) { queued_ = queued; }
 
   // Runs a few steps of several sizes on blocks of its own and fits the cost model; before the
   // first request.
@@ -107,6 +116,7 @@ class EngineCore {
 
   bool idle() const { return scheduler_.idle(); }
   const CoreStats& stats() const { return stats_; }
+  const Scheduler& scheduler() const { return scheduler_; }
   const SchedulerStats& scheduler_stats() const { return scheduler_.stats(); }
   const CostModel& cost_model() const { return cost_; }
   const std::vector<StepRecord>& step_records() const { return records_; }
@@ -145,6 +155,8 @@ class EngineCore {
   std::vector<StepRecord> records_;
   bool keep_records_ = false;
   CoreStats stats_;
+  QueuedDemand queued_;
+  uint64_t idle_steps_ = 0;  // a policy's clock goes on while nothing runs
   Status last_border_error_;
   RequestId next_id_ = 1;
   uint32_t failed_in_a_row_ = 0;

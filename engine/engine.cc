@@ -211,6 +211,7 @@ GenerationOutput Engine::Translate(CoreOutput core) {
   out.error = std::move(core.error);
   out.prompt_tokens = core.prompt_tokens;
   out.cached_tokens = core.cached_tokens;
+  out.scheduled_ns = core.scheduled_ns;
   out.tokens = std::move(core.tokens);
   const auto it = streams_.find(out.id);
   Stream& stream = it->second;

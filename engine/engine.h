@@ -49,6 +49,7 @@ struct GenerationOutput {
   Status error;
   uint32_t prompt_tokens = 0;
   uint32_t cached_tokens = 0;
+  TimeNs scheduled_ns = 0;  // start of the first step it took part in; 0: none yet
 };
 
 struct EngineInfo {

@@ -1,0 +1,148 @@
+// The part of GET /metrics that is about memory, the server and the process.
+#include <array>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <string>
+
+#include <dirent.h>
+#include <unistd.h>
+
+#include "engine/server/metrics.h"
+
+namespace weir::server {
+namespace {
+
+using Type = Exposition::Type;
+
+double Number(uint64_t n) {
+  return static_cast<double>(n);
+}
+
+double Seconds(TimeNs ns) {
+  return static_cast<double>(ns) / 1e9;
+}
+
+void Gauge(Exposition& out, const char* name, const char* help, double value) {
+  out.Family(name, Type::kGauge, help);
+  out.Sample(value);
+}
+
+void CounterOf(Exposition& out, const char* name, const char* help, double value) {
+  out.Family(name, Type::kCounter, help);
+  out.Sample(value);
+}
+
+uint64_t OpenDescriptors() {
+  const std::unique_ptr<DIR, int (*)(DIR*)> folder(opendir("/proc/self/fd"), closedir);
+  if (!folder) return 0;
+  uint64_t n = 0;
+  while (readdir(folder.get()) != nullptr) ++n;
+  return n >= 3 ? n - 3 : 0;  // ".", "..", and the folder itself
+}
+
+}  // namespace
+
+void ServerMetrics::RenderMemory(Exposition& out, const AsyncStats& stats) const {
+  const MemoryView& memory = stats.memory;
+  Gauge(out, "weir:budget_bytes", "Device memory weir takes.", Number(options_.budget_bytes));
+  Gauge(out, "weir:weight_bytes", "Weights of the model, wherever they are.",
+        Number(options_.weight_bytes));
+  Gauge(out, "weir:evicted_bytes", "Weights away from device memory.", Number(stats.evicted_bytes));
+  Gauge(out, "weir:evicted_granules_per_layer", "Where the border is: granules lent by each layer.",
+        memory.granules_per_layer);
+  Gauge(out, "weir:granule_bytes", "Size of a granule.", Number(memory.granule_bytes));
+  out.Family("weir:granules", Type::kGauge, "Granules by state; the states add up to the budget.");
+  out.Sample({{"state", "free"}}, memory.pool.free);
+  out.Sample({{"state", "pinned"}}, memory.pool.pinned);
+  out.Sample({{"state", "mapped"}}, memory.pool.mapped);
+  out.Sample({{"state", "retiring"}}, memory.pool.retiring);
+  out.Family("weir:granules_by_owner", Type::kGauge, "Granules by what they hold.");
+  for (size_t owner = 1; owner < kOwnerCount; ++owner) {
+    out.Sample({{"owner", std::string(OwnerName(static_cast<Owner>(owner)))}},
+               memory.pool.by_owner[owner]);
+  }
+  out.Family("weir:kv_blocks", Type::kGauge, "KV blocks of 16 tokens mapped now, by state.");
+  out.Sample({{"state", "free"}}, stats.blocks.free);
+  out.Sample({{"state", "cached"}}, stats.blocks.cached);
+  out.Sample({{"state", "used"}}, stats.blocks.used);
+  Gauge(out, "weir:kv_blocks_capacity", "KV blocks mapped now.", stats.blocks.capacity);
+  Gauge(out, "weir:kv_extents", "Extents of KV mapped now.", memory.kv_extents);
+  Gauge(out, "weir:leaked_kv_blocks", "KV blocks used by nobody when last idle: a defect if not 0.",
+        Number(stats.leaked_blocks));
+  CounterOf(out, "weir:prefix_cache_evicted_blocks_total",
+            "Cached KV blocks given up for other use.", Number(stats.prefix_evicted_blocks));
+}
+
+void ServerMetrics::RenderPager(Exposition& out, const AsyncStats& stats) const {
+  const WeightPagerStats& pager = stats.pager;
+  const Labels policy = {{"policy", options_.policy}};
+  out.Family("weir:border_moves_total", Type::kCounter, "Moves of the border.");
+  out.Sample(policy, Number(stats.core.border_moves));
+  out.Family("weir:policy_fallback_total", Type::kCounter,
+             "Wishes of the policy that were clipped or failed.");
+  out.Sample(policy, Number(stats.core.border_refusals));
+  CounterOf(out, "weir:border_seconds_total", "Time spent moving the border.",
+            Seconds(stats.core.border_ns));
+  CounterOf(out, "weir:granules_remapped_total", "Granules that changed their mapping.",
+            Number(pager.granules_remapped));
+  out.Family("weir:page_faults_total", Type::kCounter,
+             "Gates reached: major before their weights had arrived, prefetch_hit after.");
+  out.Sample({{"kind", "major"}, {"tier", "host"}}, Number(pager.faults));
+  out.Sample({{"kind", "prefetch_hit"}, {"tier", "host"}},
+             Number(pager.gate_arrivals - std::min(pager.gate_arrivals, pager.faults)));
+  // The whole batch waits at a gate, so some and full are one.
+  out.Family("weir:pressure_stall_seconds_total", Type::kCounter,
+             "Time in which some or all of the batch waited for weights (PSI).");
+  out.Sample({{"scope", "some"}}, Seconds(pager.stall_ns));
+  out.Sample({{"scope", "full"}}, Seconds(pager.stall_ns));
+  out.Family("weir:migrated_bytes_total", Type::kCounter, "Bytes moved, by where and why.");
+  out.Sample({{"src", "host"}, {"dst", "hbm"}, {"cause", "stream"}}, Number(pager.bytes_copied));
+  out.Sample({{"src", "hbm"}, {"dst", "hbm"}, {"cause", "kv_move"}},
+             Number(stats.kv_blocks_moved * stats.kv_block_bytes));
+  CounterOf(out, "weir:copy_repairs_total", "Stripes fetched again after a failed or lost copy.",
+            Number(pager.repairs));
+  CounterOf(out, "weir:steps_total", "Steps that succeeded.", Number(stats.core.steps));
+  CounterOf(out, "weir:failed_steps_total", "Steps that failed and were tried again.",
+            Number(stats.core.failed_steps));
+  CounterOf(out, "weir:compute_seconds_total", "Time inside steps' compute.",
+            Seconds(stats.core.compute_ns));
+  CounterOf(out, "weir:recomputed_tokens_total", "KV thrown away by preemption, in tokens.",
+            Number(stats.scheduler.recomputed_tokens));
+}
+
+void ServerMetrics::RenderServer(Exposition& out, const AsyncStats& stats,
+                                 const HttpStats& http) const {
+  out.Family("weir:health", Type::kGauge, "1 for the state the server is in.");
+  constexpr std::array kNames = {"starting", "ready", "draining", "failed"};
+  for (size_t i = 0; i < kNames.size(); ++i) {
+    out.Sample({{"state", kNames[i]}}, static_cast<size_t>(stats.health) == i ? 1 : 0);
+  }
+  Gauge(out, "weir:queued_prompt_tokens", "Prompt tokens in front of the engine.",
+        Number(stats.queued_tokens));
+  Gauge(out, "weir:requests_unfinished", "Requests known, waiting and running.", stats.unfinished);
+  Gauge(out, "weir:http_connections", "Open connections.", Number(http.connections));
+  CounterOf(out, "weir:http_accepted_total", "Connections accepted.", Number(http.accepted));
+  CounterOf(out, "weir:http_requests_total", "HTTP requests read.", Number(http.requests));
+  CounterOf(out, "weir:http_rejected_total",
+            "Requests and connections the server refused by itself: malformed, too large, too "
+            "slow, too many.",
+            Number(http.rejected));
+}
+
+void RenderProcess(Exposition& out) {
+  std::ifstream statm("/proc/self/statm");
+  uint64_t virtual_pages = 0;
+  uint64_t resident_pages = 0;
+  statm >> virtual_pages >> resident_pages;
+  const auto page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  Gauge(out, "process_resident_memory_bytes", "Resident memory.", Number(resident_pages * page));
+  Gauge(out, "process_virtual_memory_bytes", "Virtual memory.", Number(virtual_pages * page));
+  Gauge(out, "process_open_fds", "Open file descriptors.", Number(OpenDescriptors()));
+  timespec cpu = {};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu);
+  CounterOf(out, "process_cpu_seconds_total", "CPU time, user and system.",
+            static_cast<double>(cpu.tv_sec) + static_cast<double>(cpu.tv_nsec) / 1e9);
+}
+
+}  // namespace weir::server
