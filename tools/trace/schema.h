@@ -22,7 +22,10 @@ enum class CauseKind : uint8_t {
   kFaultCause,
   kPlacement,
   kRequestEvent,
-  kLoanState
+  kLoanState,
+  kStepKind,
+  kPressureLevel,
+  kCommitment,
 };
 
 // How an argument is shown.
@@ -39,6 +42,7 @@ enum class ArgKind : uint8_t {
   kGate,
   kRegion,
   kReason,
+  kSequence,
 };
 
 struct ArgInfo {

@@ -1,0 +1,178 @@
+// InvariantChecker: replays a trace and verifies the invariants of weir's memory (docs/tracing.md).
+//
+// Rules, by the names of docs/architecture.md: G1, G2 granules; R1 regions; M1, M2, M3 mappings and
+// arrived bytes; O1 backing copies; K1, K3 KV blocks; T1, T2 plans; and A1, A2, the accounts of
+// streamed bytes and of stall. A trace that begins in the middle is taken as it comes: what was not
+// seen to begin is adopted at first sight, and adopted() says so. After losses everything is
+// adopted anew and conclusive() is false. Feed it a trace in order of time.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "tools/trace/meta.h"
+#include "tools/trace/range_map.h"
+#include "tools/trace/reader.h"
+
+namespace weir::trace_tool {
+
+struct Violation {
+  std::string rule;  // "M1"
+  std::string what;
+  TraceEvent event;
+};
+
+class InvariantChecker {
+ public:
+  static constexpr size_t kMostKept = 100;
+
+  // |mask|: types recorded; rules that need others are not checked.
+  InvariantChecker(const TraceMeta& meta, uint64_t mask);
+  void Add(const TraceEvent& event);
+  // The trace has ended. With |complete| nothing may be left open: the process is gone.
+  void Finish(bool complete);
+
+  const std::vector<Violation>& violations() const { return violations_; }   // the first ones
+  const std::map<std::string, uint64_t>& counts() const { return counts_; }  // by rule, all
+  uint64_t violation_count() const { return violation_count_; }
+  // What could not be verified, and why; one line each.
+  const std::vector<std::string>& notes() const { return notes_; }
+  bool conclusive() const { return gaps_ == 0; }
+  uint64_t plans() const { return plans_; }
+  uint64_t steps() const { return steps_ended_; }
+  uint64_t passes() const { return passes_; }
+  uint64_t stall_ns() const { return fault_ns_total_; }
+
+ private:
+  using GranuleKey = std::pair<uint8_t, uint64_t>;         // tier, id
+  using SlotKey = std::pair<uint64_t, uint64_t>;           // region, slot
+  static constexpr uint64_t kNoBytes = UINT64_MAX;         // holds nothing of use
+  static constexpr uint64_t kAdoptedBytes = kNoBytes - 1;  // held something before the trace began
+  struct Granule {
+    uint64_t state = 0;
+    uint64_t owner = 0;
+    bool owner_known = true;
+    uint64_t bytes = 0;
+    uint64_t holds = kNoBytes;  // the weight slot whose bytes are in it
+    uint64_t changed_ns = 0;    // when a mapping of it was last made or undone
+    std::set<SlotKey> slots;
+  };
+  struct Plan {
+    uint64_t id = 0;
+    uint8_t cause = 0;
+    uint32_t thread = 0;
+    TraceEvent begin;
+    std::map<SlotKey, std::optional<GranuleKey>> before;
+    std::map<GranuleKey, bool> fresh;  // still taken
+    uint64_t freed = 0;
+  };
+  struct Step {
+    uint64_t number = 0;
+    uint64_t passes = 0;
+    uint64_t fault_ns = 0;
+    uint64_t epoch = 0;
+  };
+  enum class Block : uint8_t { kUnmapped, kFree, kUsed, kCached, kIdle, kUnknown };
+
+  void Fail(const char* rule, const std::string& what);
+  void Note(const std::string& line);
+  bool Recorded(TraceType type) const;
+  void AdoptAll(const std::string& why);
+
+  Granule& GranuleOf(GranuleKey key, uint64_t owner_hint);
+  void OnCreate();
+  void OnRelease();
+  void OnMap();
+  void OnUnmap();
+  void OnState();
+  void OnOwner();
+  void OnPlanBegin();
+  void OnPlanEnd(bool rolled_back);
+  void CheckRollback();
+  void CheckNeedsPlan(const char* what);
+  void Remember(SlotKey slot);
+  void SetHolds(uint64_t region, uint64_t first, uint64_t slots, uint64_t begin_ns, uint64_t end_ns,
+                const char* what);
+
+  void OnEvict();
+  void OnFill();
+  void OnCopy();
+  void OnPlacement();
+  void OnArrive();
+  void OnPass();
+  void OnFault();
+  void OnStepBegin();
+  void OnStepEnd(bool failed);
+  void CloseEpoch(bool at_end);
+  bool InRing(const Granule& granule) const;
+
+  void OnKvCapacity();
+  void OnKvAlloc();
+  void OnKvFree();
+  void OnKvEvict();
+  void OnKvHit();
+  void OnKvMove();
+  void OnQueue();
+  bool KvRange(uint64_t first, uint64_t count);
+  bool Expect(uint64_t first, uint64_t count, std::initializer_list<Block> states, const char* rule,
+              const char* what);
+  void KvSlotGone(uint64_t slot);
+  uint64_t KvCapacity() const { return kv_free_ + kv_used_ + kv_cached_; }
+
+  void OnLoan();
+  void OnCommitment();
+  void OnSnapshot(bool begin);
+  void OnGap(uint64_t lost);
+
+  const TraceMeta& meta_;
+  const uint64_t mask_;
+  TraceEvent event_;  // the one being looked at
+
+  // True until the trace has been seen to begin the pool's (the KV cache's) life.
+  bool adopting_ = true;
+  bool kv_adopting_ = true;
+  bool in_snapshot_ = false;
+  bool plan_seen_ = false;
+  bool step_seen_ = false;
+  bool memory_seen_ = false;
+  std::map<GranuleKey, Granule> granules_;
+  std::map<SlotKey, GranuleKey> slots_;
+  std::optional<Plan> plan_;
+  std::set<uint64_t> unfilled_;  // weight slots that came home and wait for their bytes
+
+  bool placement_known_ = false;
+  uint64_t epoch_ = 0;          // counts placements
+  uint64_t evicted_bytes_ = 0;  // of the placement in force
+  uint64_t ahead_bytes_ = 0;
+  uint64_t stripes_ = 0;
+  uint64_t epoch_copied_ = 0;
+  uint64_t epoch_steps_ = 0;
+  bool epoch_clean_ = false;  // no failed step, no repair, no loss
+  TraceEvent placement_event_;
+  std::unordered_map<uint64_t, std::pair<uint64_t, uint64_t>> chunk_slots_;  // first, count
+  std::map<uint32_t, Step> steps_;                                           // by thread
+  std::map<std::pair<uint64_t, uint64_t>, uint64_t> arrived_;                // gate, chunk -> open
+  uint64_t fault_ns_total_ = 0;
+
+  RangeMap<Block> blocks_{Block::kUnmapped};
+  uint64_t kv_free_ = 0, kv_used_ = 0, kv_cached_ = 0;
+  std::map<uint64_t, uint8_t> loans_;
+  std::optional<uint64_t> committed_;
+
+  std::vector<Violation> violations_;
+  std::map<std::string, uint64_t> counts_;
+  std::vector<std::string> notes_;
+  uint64_t violation_count_ = 0;
+  uint64_t gaps_ = 0;
+  uint64_t plans_ = 0;
+  uint64_t steps_ended_ = 0;
+  uint64_t passes_ = 0;
+};
+
+}  // namespace weir::trace_tool

@@ -1,0 +1,226 @@
+// Gates, copies and steps: no step reads bytes that have not arrived (M3), no copy writes to a
+// mapping that has changed under it (M2), and the accounts of bytes and stall (A1, A2).
+#include <algorithm>
+
+#include "tools/trace/check.h"
+#include "tools/trace/schema.h"
+
+namespace weir::trace_tool {
+
+bool InvariantChecker::InRing(const Granule& granule) const {
+  return std::any_of(granule.slots.begin(), granule.slots.end(), [this](const SlotKey& slot) {
+    return static_cast<int64_t>(slot.first) == meta_.ring_region;
+  });
+}
+
+// Bytes of |slots| slots have arrived where they are mapped now.
+void InvariantChecker::SetHolds(uint64_t region, uint64_t first, uint64_t slots, uint64_t begin_ns,
+                                uint64_t end_ns, const char* what) {
+  if (begin_ns > end_ns) Fail("M3", std::string(what) + " ends before it begins");
+  constexpr uint64_t kMostSlots = 1U << 20;
+  if (slots > kMostSlots || first > UINT64_MAX - slots) {
+    Fail("R1", std::string(what) + " of more slots than any region has");
+    return;
+  }
+  for (uint64_t s = first; s < first + slots; ++s) {
+    const auto it = slots_.find({region, s});
+    if (it == slots_.end()) {
+      if (!adopting_) {
+        Fail("M3", std::string(what) + " to " + meta_.RegionName(region) + " slot " +
+                       std::to_string(s) + ", which is not mapped");
+        return;
+      }
+      continue;
+    }
+    Granule& granule = GranuleOf(it->second, 0);
+    if (begin_ns != 0 && granule.changed_ns > begin_ns) {
+      Fail("M2", meta_.RegionName(region) + " slot " + std::to_string(s) + " was remapped while " +
+                     what + " wrote to it");
+      return;
+    }
+    granule.holds = s;
+    unfilled_.erase(s);
+  }
+}
+
+void InvariantChecker::OnEvict() {
+  const TraceRecord& r = event_.record;
+  if (static_cast<int64_t>(r.args[0]) != meta_.weights_region) {
+    if (meta_.weights_region >= 0) {
+      Fail("O1", "only weights have backing copies; " + meta_.RegionName(r.args[0]) +
+                     " cannot be evicted");
+    }
+    return;
+  }
+  if (adopting_ || r.args[2] > (1U << 20) || !Recorded(TraceType::kMap)) return;
+  for (uint64_t s = r.args[1]; s < r.args[1] + r.args[2]; ++s) {
+    const auto it = slots_.find({r.args[0], s});
+    if (it != slots_.end() && InRing(GranuleOf(it->second, 0))) continue;
+    Fail("M3", "slot " + std::to_string(s) + " of the weights is evicted, but no ring granule " +
+                   "stands in for it");
+    return;
+  }
+}
+
+void InvariantChecker::OnFill() {
+  const TraceRecord& r = event_.record;
+  if (meta_.granule_bytes != 0 && r.args[3] != r.args[2] * meta_.granule_bytes) {
+    Fail("A1", "a fill of " + std::to_string(r.args[2]) + " slots has " +
+                   std::to_string(r.args[3]) + " bytes");
+  }
+  SetHolds(r.args[0], r.args[1], r.args[2], r.args[4], r.args[5], "a fill");
+}
+
+void InvariantChecker::OnCopy() {
+  const TraceRecord& r = event_.record;
+  epoch_copied_ += r.args[3];
+  if (meta_.granule_bytes == 0) return;
+  const uint64_t slots = r.args[3] / meta_.granule_bytes;
+  if (slots * meta_.granule_bytes != r.args[3] || slots == 0) {
+    Fail("A1", "a stripe is whole granules; " + std::to_string(r.args[3]) + " bytes are not");
+    return;
+  }
+  SetHolds(r.args[1], r.args[2], slots, r.args[4], r.args[5], "a copy");
+  chunk_slots_[r.args[0]] = {r.args[2], std::min<uint64_t>(slots, 1U << 20)};
+}
+
+// The copies of a round of passes: what is away, once a step, and what was copied ahead.
+void InvariantChecker::CloseEpoch(bool at_end) {
+  if (!placement_known_ || !epoch_clean_ || !Recorded(TraceType::kCopy)) return;
+  if (evicted_bytes_ != 0 && epoch_steps_ > UINT64_MAX / evicted_bytes_ / 2) return;
+  const uint64_t least = evicted_bytes_ * epoch_steps_;
+  const uint64_t exact = least + ahead_bytes_;
+  const bool fits = at_end ? epoch_copied_ >= least && epoch_copied_ <= exact + evicted_bytes_
+                           : epoch_copied_ == exact;
+  if (fits) return;
+  const TraceEvent now = event_;
+  event_ = placement_event_;
+  Fail("A1", "under this placement " + std::to_string(epoch_steps_) + " steps ended and " +
+                 std::to_string(epoch_copied_) + " bytes were copied; evicted bytes x steps + " +
+                 "ahead is " + std::to_string(exact));
+  event_ = now;
+}
+
+void InvariantChecker::OnPlacement() {
+  const TraceRecord& r = event_.record;
+  CloseEpoch(/*at_end=*/false);
+  ++epoch_;
+  // In a snapshot the copies ahead were made before recording began.
+  epoch_clean_ = !in_snapshot_;
+  placement_known_ = true;
+  placement_event_ = event_;
+  evicted_bytes_ = r.args[3];
+  stripes_ = r.args[4];
+  ahead_bytes_ = r.args[5];
+  epoch_copied_ = 0;
+  epoch_steps_ = 0;
+  if (meta_.granule_bytes != 0 && r.args[3] != r.args[2] * meta_.granule_bytes) {
+    Fail("A1",
+         std::to_string(r.args[2]) + " granules are not " + std::to_string(r.args[3]) + " bytes");
+  }
+  if (in_snapshot_) return;
+  chunk_slots_.clear();
+}
+
+void InvariantChecker::OnArrive() {
+  ++arrived_[{event_.record.args[0], event_.record.args[2]}];
+}
+
+void InvariantChecker::OnPass() {
+  const TraceRecord& r = event_.record;
+  ++passes_;
+  const std::string gate = meta_.GateName(r.args[0]);
+  const auto arrival = arrived_.find({r.args[0], r.args[2]});
+  if (arrival == arrived_.end()) {
+    if (step_seen_ && Recorded(TraceType::kGateArrive)) {
+      Fail("M3", gate + " is passed, but nobody arrived there");
+    }
+  } else if (--arrival->second == 0) {
+    arrived_.erase(arrival);
+  }
+  for (auto& [thread, step] : steps_) step.passes += step.number == r.args[1] ? 1 : 0;
+  if (!Recorded(TraceType::kCopy) || !Recorded(TraceType::kMap)) return;
+  const auto chunk = chunk_slots_.find(r.args[2]);
+  if (chunk == chunk_slots_.end()) {
+    if (epoch_clean_) {
+      Fail("M3", gate + " is passed, but its stripe (chunk " + std::to_string(r.args[2]) +
+                     ") was not copied under the placement in force");
+    }
+    return;
+  }
+  const auto [first, count] = chunk->second;
+  for (uint64_t s = first; s < first + count; ++s) {
+    const auto it = slots_.find({static_cast<uint64_t>(meta_.weights_region), s});
+    if (it == slots_.end()) {
+      if (!adopting_) {
+        Fail("M3", gate + " is passed, but slot " + std::to_string(s) + " is not mapped");
+        return;
+      }
+      continue;
+    }
+    const Granule& granule = GranuleOf(it->second, 0);
+    if (granule.holds == s || granule.holds == kAdoptedBytes) continue;
+    Fail("M3", gate + " is passed before its stripe arrived: slot " + std::to_string(s) +
+                   (granule.holds == kNoBytes
+                        ? " holds nothing"
+                        : " holds the bytes of slot " + std::to_string(granule.holds)));
+    return;
+  }
+}
+
+void InvariantChecker::OnFault() {
+  const TraceRecord& r = event_.record;
+  fault_ns_total_ += r.args[3];
+  for (auto& [thread, step] : steps_) step.fault_ns += step.number == r.args[1] ? r.args[3] : 0;
+  if (r.cause == static_cast<uint8_t>(FaultCause::kRepair)) epoch_clean_ = false;
+}
+
+void InvariantChecker::OnStepBegin() {
+  const TraceRecord& r = event_.record;
+  step_seen_ = true;
+  if (steps_.contains(r.thread)) Fail("M3", "a step begins inside a step");
+  steps_[r.thread] = Step{r.args[0], 0, 0, epoch_};
+  if (unfilled_.empty() || !Recorded(TraceType::kFill)) return;
+  Fail("M3", "a step begins, but " + std::to_string(unfilled_.size()) +
+                 " weight slots that came home have not been filled, first slot " +
+                 std::to_string(*unfilled_.begin()));
+  unfilled_.clear();
+}
+
+void InvariantChecker::OnStepEnd(bool failed) {
+  const TraceRecord& r = event_.record;
+  const auto it = steps_.find(r.thread);
+  if (it == steps_.end() || it->second.number != r.args[0]) {
+    if (step_seen_ && Recorded(TraceType::kStepBegin)) {
+      Fail("M3", "the end of step " + std::to_string(r.args[0]) + ", which did not begin");
+    }
+    if (it != steps_.end()) steps_.erase(it);
+    step_seen_ = true;
+    epoch_clean_ = false;
+    return;
+  }
+  const Step step = it->second;
+  steps_.erase(it);
+  if (failed) {
+    epoch_clean_ = false;
+    arrived_.clear();
+    return;
+  }
+  ++steps_ended_;
+  if (step.epoch == epoch_) ++epoch_steps_;
+  if (placement_known_ && step.epoch == epoch_ && Recorded(TraceType::kGatePass) &&
+      step.passes != stripes_) {
+    Fail("M3", "step " + std::to_string(step.number) + " ended after " +
+                   std::to_string(step.passes) + " of its " + std::to_string(stripes_) +
+                   " armed gates");
+  }
+  // The engine's counter against the faults seen.
+  const uint64_t stall = r.args[4];
+  const uint64_t apart = std::max(stall, step.fault_ns) - std::min(stall, step.fault_ns);
+  if (Recorded(TraceType::kFaultMajor) && apart > stall / 100 + 1000) {
+    Fail("A2", "step " + std::to_string(step.number) + " counts " + std::to_string(stall) +
+                   " ns of stall; its faults waited " + std::to_string(step.fault_ns) + " ns");
+  }
+}
+
+}  // namespace weir::trace_tool
