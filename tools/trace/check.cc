@@ -9,6 +9,7 @@ namespace weir::trace_tool {
 namespace {
 
 constexpr size_t kMostNotes = 50;
+constexpr uint64_t kAnyState = UINT64_MAX;  // adopted: not known yet
 
 bool LegalTransition(uint64_t from, uint64_t to) {
   switch (from) {
@@ -136,7 +137,7 @@ void InvariantChecker::OnSnapshot(bool begin) {
 void InvariantChecker::OnCreate() {
   const TraceRecord& r = event_.record;
   // A trace that begins with the pool is complete.
-  if (!memory_seen_) adopting_ = false;
+  if (!memory_seen_ && r.args[0] == 0) adopting_ = false;
   memory_seen_ = true;
   const GranuleKey key{r.cause, r.args[0]};
   if (granules_.contains(key)) {
@@ -175,7 +176,7 @@ InvariantChecker::Granule& InvariantChecker::GranuleOf(GranuleKey key, uint64_t 
   if (it != granules_.end()) return it->second;
   if (!adopting_) Fail("G1", GranuleText(key.second) + " was never created");
   Granule granule;
-  granule.state = kStateMapped;
+  granule.state = kAnyState;
   granule.owner = owner_hint;
   granule.owner_known = false;
   granule.holds = kAdoptedBytes;
@@ -189,7 +190,7 @@ void InvariantChecker::OnState() {
   const bool known = granules_.contains(key);
   Granule& granule = GranuleOf(key, r.args[3]);
   const uint64_t from = r.args[1], to = r.args[2];
-  if (known && granule.state != from) {
+  if (known && granule.state != kAnyState && granule.state != from) {
     Fail("G1", GranuleText(key.second) + " was " + GranuleStateName(granule.state) + ", not " +
                    GranuleStateName(from));
   }
@@ -275,7 +276,8 @@ void InvariantChecker::OnMap() {
       old->second.slots.erase(slot);
     }
   }
-  if (granule.state != kStatePinned && granule.state != kStateMapped) {
+  if (granule.state != kStatePinned && granule.state != kStateMapped &&
+      granule.state != kAnyState) {
     Fail("G1",
          GranuleText(key.second) + " is mapped while it is " + GranuleStateName(granule.state));
   }

@@ -17,21 +17,15 @@ bool InvariantChecker::InRing(const Granule& granule) const {
 void InvariantChecker::SetHolds(uint64_t region, uint64_t first, uint64_t slots, uint64_t begin_ns,
                                 uint64_t end_ns, const char* what) {
   if (begin_ns > end_ns) Fail("M3", std::string(what) + " ends before it begins");
-  constexpr uint64_t kMostSlots = 1U << 20;
-  if (slots > kMostSlots || first > UINT64_MAX - slots) {
+  if (first > UINT64_MAX - slots) {
     Fail("R1", std::string(what) + " of more slots than any region has");
     return;
   }
-  for (uint64_t s = first; s < first + slots; ++s) {
-    const auto it = slots_.find({region, s});
-    if (it == slots_.end()) {
-      if (!adopting_) {
-        Fail("M3", std::string(what) + " to " + meta_.RegionName(region) + " slot " +
-                       std::to_string(s) + ", which is not mapped");
-        return;
-      }
-      continue;
-    }
+  uint64_t seen = 0;
+  for (auto it = slots_.lower_bound({region, first});
+       it != slots_.end() && it->first.first == region && it->first.second < first + slots; ++it) {
+    const uint64_t s = it->first.second;
+    ++seen;
     Granule& granule = GranuleOf(it->second, 0);
     if (begin_ns != 0 && granule.changed_ns > begin_ns) {
       Fail("M2", meta_.RegionName(region) + " slot " + std::to_string(s) + " was remapped while " +
@@ -40,6 +34,11 @@ void InvariantChecker::SetHolds(uint64_t region, uint64_t first, uint64_t slots,
     }
     granule.holds = s;
     unfilled_.erase(s);
+  }
+  if (seen < slots && !adopting_) {
+    Fail("M3", std::string(what) + " to " + std::to_string(slots) + " slots of " +
+                   meta_.RegionName(region) + " from " + std::to_string(first) + " on, of which " +
+                   std::to_string(slots - seen) + " are not mapped");
   }
 }
 
@@ -52,8 +51,9 @@ void InvariantChecker::OnEvict() {
     }
     return;
   }
-  if (adopting_ || r.args[2] > (1U << 20) || !Recorded(TraceType::kMap)) return;
-  for (uint64_t s = r.args[1]; s < r.args[1] + r.args[2]; ++s) {
+  if (adopting_ || !Recorded(TraceType::kMap)) return;
+  // Ends at the first slot that is not mapped, however many are claimed.
+  for (uint64_t s = r.args[1]; s - r.args[1] < r.args[2]; ++s) {
     const auto it = slots_.find({r.args[0], s});
     if (it != slots_.end() && InRing(GranuleOf(it->second, 0))) continue;
     Fail("M3", "slot " + std::to_string(s) + " of the weights is evicted, but no ring granule " +
@@ -81,7 +81,7 @@ void InvariantChecker::OnCopy() {
     return;
   }
   SetHolds(r.args[1], r.args[2], slots, r.args[4], r.args[5], "a copy");
-  chunk_slots_[r.args[0]] = {r.args[2], std::min<uint64_t>(slots, 1U << 20)};
+  chunk_slots_[r.args[0]] = {r.args[2], slots};
 }
 
 // The copies of a round of passes: what is away, once a step, and what was copied ahead.
@@ -149,15 +149,12 @@ void InvariantChecker::OnPass() {
     return;
   }
   const auto [first, count] = chunk->second;
-  for (uint64_t s = first; s < first + count; ++s) {
-    const auto it = slots_.find({static_cast<uint64_t>(meta_.weights_region), s});
-    if (it == slots_.end()) {
-      if (!adopting_) {
-        Fail("M3", gate + " is passed, but slot " + std::to_string(s) + " is not mapped");
-        return;
-      }
-      continue;
-    }
+  const auto region = static_cast<uint64_t>(meta_.weights_region);
+  uint64_t seen = 0;
+  for (auto it = slots_.lower_bound({region, first});
+       it != slots_.end() && it->first.first == region && it->first.second < first + count; ++it) {
+    const uint64_t s = it->first.second;
+    ++seen;
     const Granule& granule = GranuleOf(it->second, 0);
     if (granule.holds == s || granule.holds == kAdoptedBytes) continue;
     Fail("M3", gate + " is passed before its stripe arrived: slot " + std::to_string(s) +
@@ -165,6 +162,10 @@ void InvariantChecker::OnPass() {
                         ? " holds nothing"
                         : " holds the bytes of slot " + std::to_string(granule.holds)));
     return;
+  }
+  if (seen < count && !adopting_) {
+    Fail("M3", gate + " is passed, but " + std::to_string(count - seen) + " slots of its stripe " +
+                   "are not mapped");
   }
 }
 

@@ -1,0 +1,211 @@
+// Each rule of `weir-trace check` against a trace that keeps it and one that breaks it.
+#include "tools/trace/check.h"
+
+#include <functional>
+
+#include <gtest/gtest.h>
+
+#include "tests/tools/trace_builder.h"
+
+namespace weir::trace_tool {
+namespace {
+
+using T = TraceType;
+using Records = std::vector<TraceRecord>;
+
+InvariantChecker Check(const TraceBuilder& builder, bool complete = false) {
+  const std::string file = builder.File(32);
+  static TraceMeta meta;
+  TraceReader reader(MemorySource(std::as_bytes(std::span(file.data(), file.size()))));
+  meta = reader.meta();
+  InvariantChecker checker(meta, builder.mask);
+  reader.ForEach([&](const TraceEvent& e) { checker.Add(e); });
+  checker.Finish(complete);
+  return checker;
+}
+
+std::string First(const InvariantChecker& checker) {
+  return checker.violations().empty()
+             ? "none"
+             : checker.violations()[0].rule + ": " + checker.violations()[0].what;
+}
+
+size_t IndexOf(const Records& records, T type, size_t nth = 0) {
+  for (size_t i = 0; i < records.size(); ++i) {
+    if (records[i].type == static_cast<uint16_t>(type) && nth-- == 0) return i;
+  }
+  ADD_FAILURE() << "no such record";
+  return 0;
+}
+
+struct Planted {
+  const char* name;
+  const char* rule;
+  std::function<void(Records&)> plant;
+  T named;  // the type of the event that check must name
+};
+
+void Erase(Records& r, size_t i) {
+  r.erase(r.begin() + static_cast<ptrdiff_t>(i));
+}
+
+const Planted kPlanted[] = {
+    {"CreatedTwice", "G1", [](Records& r) { r[1].args[0] = 0; }, T::kCreate},
+    {"WrongState", "G1", [](Records& r) { r[IndexOf(r, T::kGranuleState)].args[1] = 2; },
+     T::kGranuleState},
+    {"ForeignGranule", "G2", [](Records& r) { r[IndexOf(r, T::kCreate, 15)].args[0] = 16; },
+     T::kCreate},
+    {"WrongOwner", "G2", [](Records& r) { r[IndexOf(r, T::kOwner)].args[1] = 3; }, T::kOwner},
+    {"SlotOutsideRegion", "R1", [](Records& r) { r[IndexOf(r, T::kMap, 7)].args[1] = 8; }, T::kMap},
+    {"UnmapOfAnother", "M1", [](Records& r) { r[IndexOf(r, T::kUnmap)].args[2] = 2; }, T::kUnmap},
+    {"MappedTwice", "M1", [](Records& r) { r[IndexOf(r, T::kMap, 1)].args[1] = 0; }, T::kMap},
+    {"UndeclaredAlias", "M1", [](Records& r) { r[IndexOf(r, T::kMap, 9)].args[3] = 0; }, T::kMap},
+    {"FreedWhileMapped", "M1", [](Records& r) { Erase(r, IndexOf(r, T::kUnmap, 2)); }, T::kMap},
+    {"RemappedDuringCopy", "M2",
+     [](Records& r) { r[IndexOf(r, T::kCopy)].args[4] = r[IndexOf(r, T::kPlanBegin, 2)].time_ns; },
+     T::kCopy},
+    {"CopyMissing", "M3", [](Records& r) { Erase(r, IndexOf(r, T::kCopy, 2)); }, T::kGatePass},
+    {"CopyTooLate", "M3",
+     [](Records& r) { r[IndexOf(r, T::kCopy, 6)].time_ns = r[IndexOf(r, T::kStepEnd, 1)].time_ns; },
+     T::kGatePass},
+    {"GateLeftOut", "M3",
+     [](Records& r) {
+       Erase(r, IndexOf(r, T::kGateArrive, 3));
+       Erase(r, IndexOf(r, T::kGatePass, 3));
+     },
+     T::kStepEnd},
+    {"PassWithoutArrival", "M3", [](Records& r) { Erase(r, IndexOf(r, T::kGateArrive, 1)); },
+     T::kGatePass},
+    {"EvictedButNotAliased", "M3", [](Records& r) { r[IndexOf(r, T::kEvict)].args[1] = 0; },
+     T::kEvict},
+    {"KvHasNoBackingCopy", "O1", [](Records& r) { r[IndexOf(r, T::kEvict)].args[0] = 2; },
+     T::kEvict},
+    {"BlockGivenTwice", "K1",
+     [](Records& r) {
+       const size_t i = IndexOf(r, T::kKvAlloc);
+       r.insert(r.begin() + static_cast<ptrdiff_t>(i), r[i]);
+     },
+     T::kKvAlloc},
+    {"CountsDoNotAddUp", "K1", [](Records& r) { ++r[IndexOf(r, T::kQueue, 2)].args[4]; },
+     T::kQueue},
+    {"CountsOfTheEngineDiffer", "K1",
+     [](Records& r) {
+       --r[IndexOf(r, T::kQueue, 2)].args[2];
+       ++r[IndexOf(r, T::kQueue, 2)].args[4];
+     },
+     T::kQueue},
+    {"EvictOfAFreeBlock", "K3",
+     [](Records& r) {
+       const size_t i = IndexOf(r, T::kKvAlloc);
+       TraceRecord e = r[i];
+       e.type = static_cast<uint16_t>(T::kKvEvict);
+       e.args[0] = 7;
+       e.args[1] = 1;
+       r.insert(r.begin() + static_cast<ptrdiff_t>(i), e);
+     },
+     T::kKvEvict},
+    {"MappingOutsideAPlan", "T1", [](Records& r) { Erase(r, IndexOf(r, T::kPlanBegin, 1)); },
+     T::kMap},
+    {"CommitCountsWrong", "T2", [](Records& r) { ++r[IndexOf(r, T::kPlanCommit, 2)].args[2]; },
+     T::kPlanCommit},
+    {"PlanInsideAPlan", "T2", [](Records& r) { Erase(r, IndexOf(r, T::kPlanCommit, 1)); },
+     T::kPlanBegin},
+    {"RolledBackHalfway", "T2",
+     [](Records& r) {
+       TraceRecord& end = r[IndexOf(r, T::kPlanCommit, 2)];
+       end.type = static_cast<uint16_t>(T::kPlanRollback);
+       end.args[2] = 0;
+     },
+     T::kPlanRollback},
+    {"MoreBytesThanEvicted", "A1", [](Records& r) { r[IndexOf(r, T::kPlacement)].args[3] += 5; },
+     T::kPlacement},
+    {"StallNotCounted", "A2", [](Records& r) { r[IndexOf(r, T::kStepEnd, 2)].args[4] = 0; },
+     T::kStepEnd},
+};
+
+TEST(InvariantChecker, ACorrectLifePasses) {
+  TraceBuilder builder;
+  const InvariantChecker checker = Check(builder.Life());
+  EXPECT_EQ(checker.violation_count(), 0U) << First(checker);
+  EXPECT_TRUE(checker.notes().empty()) << checker.notes()[0];
+  EXPECT_EQ(checker.steps(), 5U);
+  EXPECT_EQ(checker.passes(), 20U);
+  EXPECT_EQ(checker.stall_ns(), 80'000U);
+  EXPECT_EQ(checker.plans(), 4U);
+}
+
+TEST(InvariantChecker, EveryPlantedViolationIsFoundAndItsEventNamed) {
+  for (const Planted& planted : kPlanted) {
+    TraceBuilder builder;
+    builder.Life();
+    planted.plant(builder.records());
+    const InvariantChecker checker = Check(builder);
+    ASSERT_GE(checker.violation_count(), 1U) << planted.name;
+    bool named = false;
+    for (const Violation& v : checker.violations()) {
+      named = named || (v.rule == planted.rule &&
+                        v.event.record.type == static_cast<uint16_t>(planted.named));
+    }
+    EXPECT_TRUE(named) << planted.name << ": " << First(checker);
+  }
+}
+
+TEST(InvariantChecker, ATraceThatBeginsAnywhereIsAdoptedWithoutFalseAlarm) {
+  TraceBuilder whole;
+  whole.Life();
+  for (size_t skip = 1; skip < whole.size(); ++skip) {
+    TraceBuilder builder;
+    builder.records().assign(whole.records().begin() + static_cast<ptrdiff_t>(skip),
+                             whole.records().end());
+    const InvariantChecker checker = Check(builder);
+    EXPECT_EQ(checker.violation_count(), 0U) << "from record " << skip << ": " << First(checker);
+  }
+}
+
+TEST(InvariantChecker, AnAttachedTraceIsCheckedFromItsSnapshotOn) {
+  TraceBuilder builder;
+  builder.Add(T::kSnapshotBegin, 0, {});
+  builder.Pool().Load().GrowKv(0, 8, 4).Add(T::kSnapshotEnd, 0, {});
+  builder.Evict().GrowKv(1, 5, 8).Step(3);
+  const InvariantChecker good = Check(builder);
+  EXPECT_EQ(good.violation_count(), 0U) << First(good);
+  EXPECT_FALSE(good.notes().empty());
+  Erase(builder.records(), IndexOf(builder.records(), T::kCopy));
+  EXPECT_GT(Check(builder).violation_count(), 0U);
+}
+
+TEST(InvariantChecker, LossesMakeTheTraceInconclusiveNotWrong) {
+  TraceBuilder builder;
+  builder.Life();
+  const size_t at = IndexOf(builder.records(), T::kMap, 3);
+  TraceRecord drop = builder.records()[at];
+  drop.type = static_cast<uint16_t>(T::kDrop);
+  drop.args[0] = 10;
+  builder.records().erase(builder.records().begin() + static_cast<ptrdiff_t>(at),
+                          builder.records().begin() + static_cast<ptrdiff_t>(at) + 10);
+  builder.records().insert(builder.records().begin() + static_cast<ptrdiff_t>(at), drop);
+  const InvariantChecker checker = Check(builder);
+  EXPECT_EQ(checker.violation_count(), 0U) << First(checker);
+  EXPECT_FALSE(checker.conclusive());
+}
+
+TEST(InvariantChecker, RulesWhoseRecordsAreNotThereAreNamedNotGuessed) {
+  TraceBuilder builder;
+  builder.Life();
+  builder.mask = uint64_t{1} << static_cast<unsigned>(T::kStepEnd);
+  std::erase_if(builder.records(),
+                [](const TraceRecord& r) { return r.type != static_cast<uint16_t>(T::kStepEnd); });
+  const InvariantChecker checker = Check(builder);
+  EXPECT_EQ(checker.violation_count(), 0U) << First(checker);
+  EXPECT_GE(checker.notes().size(), 4U);
+}
+
+TEST(InvariantChecker, WhatIsLeftOpenCountsOnlyOnceTheProcessIsGone) {
+  TraceBuilder builder;
+  builder.Life();
+  EXPECT_EQ(Check(builder, false).violation_count(), 0U);
+  EXPECT_GE(Check(builder, true).counts().at("M1"), 1U);
+}
+
+}  // namespace
+}  // namespace weir::trace_tool
