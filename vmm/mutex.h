@@ -18,6 +18,7 @@ enum class LockRank : uint8_t {
   kIoRing,        // submissions of a file ring. Held: io_uring_submit allowed
   kDriver,        // a driver's tables. Held: no callbacks, no waits for work
   kDriverStream,  // one stream's queue
+  kHttpAnswer,    // bytes of one HTTP answer. Held: posting to its connection allowed
   kTrace,         // registry of trace rings (leaf)
 };
 

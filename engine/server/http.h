@@ -1,5 +1,6 @@
-// HTTP: a small server for JSON requests and streamed (SSE) replies. No route, model or JSON
-// is known here; http_server.cc is the only file that knows the HTTP library (Boost.Beast).
+// HTTP: a small server for JSON requests and streamed (SSE) replies. No route or model is known
+// here. http_parser.cc is the only file that knows Boost.Beast, http_server.cc the only one that
+// knows Boost.Asio.
 //
 // Life of an exchange: the server reads a whole request within its limits, calls the handler on an
 // I/O thread, and keeps the exchange until it was answered or the client left. The handler must not
@@ -42,7 +43,10 @@ struct HttpResponse {
 
 // Represents one request in flight and the right to answer it, once: Reply, or BeginStream, any
 // number of Write, and EndStream. Thread-safe; calls after the client left do nothing. Dropping the
-// last reference unanswered sends a 500.
+// last reference unanswered sends a 500, or in the middle of a stream resets the connection. The
+// server itself writes Content-Length, Transfer-Encoding, Connection and Date, and leaves the body
+// out of answers to HEAD. A FIN while an answer is being made counts as the client having left: it
+// cannot be told from a half-closed connection.
 class HttpExchange {
  public:
   virtual ~HttpExchange() = default;
@@ -51,14 +55,16 @@ class HttpExchange {
   virtual void BeginStream(unsigned status, std::string content_type, HeaderList headers) = 0;
   // Queues |bytes|; writes that queue up while one is under way leave together, in order. False
   // when the client has left or its unsent bytes would pass HttpOptions::max_buffered_bytes: then
-  // nothing was queued and the stream is to be given up (Abort) or held.
+  // nothing was queued and the stream is to be given up (Abort) or held. When nothing is unsent
+  // a write of any size passes.
   virtual bool Write(std::string bytes) = 0;
   virtual void EndStream() = 0;
   // Closes the connection now.
   virtual void Abort() = 0;
   virtual size_t buffered_bytes() const = 0;
   // |left| runs once, on an I/O thread, when the client goes away before the answer is complete; at
-  // once if it already has. Not run after a complete answer. Replaces an earlier callback.
+  // once, on the caller's thread, if it already has. Not run after a complete answer. Replaces an
+  // earlier callback. To own the exchange in it is a cycle.
   virtual void OnClientLeft(std::function<void()> left) = 0;
 };
 
@@ -96,7 +102,7 @@ class HttpServer {
   virtual HttpStats stats() const = 0;
   // Accepts no new connection and no further request on open ones; exchanges in flight go on.
   virtual void StopAccepting() = 0;
-  // Closes everything now and joins the threads.
+  // Closes everything now and joins the threads. Not from a handler.
   virtual void Stop() = 0;
 };
 
