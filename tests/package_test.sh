@@ -31,7 +31,7 @@ fi
   fail "the installed headers are incomplete"
 echo "package_test: $(wc -l <"$work/all.cc") headers compile"
 
-cmake -S examples/embed -B "$work/embed" -DCMAKE_PREFIX_PATH="$prefix" \
+cmake -G Ninja -S examples/embed -B "$work/embed" -DCMAKE_PREFIX_PATH="$prefix" \
   -DCMAKE_CXX_COMPILER="$cxx" -DCMAKE_FIND_USE_PACKAGE_REGISTRY=OFF >"$work/configure.log" 2>&1 ||
   { cat "$work/configure.log"; fail "find_package does not find weir"; }
 cmake --build "$work/embed" >"$work/build.log" 2>&1 ||
