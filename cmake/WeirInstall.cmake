@@ -38,7 +38,7 @@ function(weir_install_headers folder)
   install(FILES ${headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/weir/${folder} COMPONENT dev)
 endfunction()
 
-weir_install_headers(engine block_manager compute core cpu_compute cpu_layout engine memory options
+weir_install_headers(engine block_manager compute core cpu_compute cpu_layout engine kv_demand memory options
                      sampler scheduler sequence weight_loader)
 weir_install_headers(engine/model byte_source checkpoint checkpoint_names dtype model_config
                      tensor_file text_files)
@@ -49,7 +49,8 @@ weir_install_headers(pager backing_store block_copier eviction_plan file_ring ga
 weir_install_headers(policy cost_model params policy registry)
 weir_install_headers(vmm address_space check driver fence granule granule_pool host_counters
                      host_driver host_memory mapping_table mutex remap_plan sim_driver sim_faults
-                     status thread_annotations trace trace_audit trace_format types)
+                     status thread_annotations trace trace_audit trace_file trace_format trace_segment
+                     types)
 get_target_property(weir_vmm_definitions weir_vmm INTERFACE_COMPILE_DEFINITIONS)
 set(WEIR_PC_CFLAGS "")
 if("WEIR_HAVE_CUDA=1" IN_LIST weir_vmm_definitions)

@@ -6,7 +6,28 @@
 
 #include <xxhash.h>
 
+#include "engine/kv_trace.h"
+
 namespace weir {
+namespace {
+
+struct HitRun {
+  BlockId first = 0;
+  uint32_t count = 0;
+  bool cached = false;
+
+  void Emit(uint64_t sequence) {
+    if (count == 0) return;
+    TraceEmit(TraceType::kKvHit, 0, sequence, count, Tier::kHbm, first, cached ? count : 0);
+    count = 0;
+  }
+};
+
+void TraceUnmapped(BlockId block, uint32_t capacity) {
+  TraceEmit(TraceType::kKvCapacity, 0, block, 1, 0, capacity);
+}
+
+}  // namespace
 
 PrefixHash PrefixRoot(uint64_t salt) {
   const XXH128_hash_t h = XXH3_128bits_withSeed("weir-prefix-root", 16, salt);
@@ -39,6 +60,8 @@ void BlockManager::AddExtent(uint32_t extent) {
   for (uint32_t i = 0; i < options_.blocks_per_extent; ++i) {
     SetState(extent * options_.blocks_per_extent + i, State::kFree);
   }
+  TraceEmit(TraceType::kKvCapacity, 0, extent * options_.blocks_per_extent,
+            options_.blocks_per_extent, 1, counts_.capacity);
 }
 
 void BlockManager::SetState(BlockId id, State to) {
@@ -83,6 +106,7 @@ void BlockManager::DropEntry(BlockId id) {
   index_.erase(b.hash);
   b.indexed = false;
   ++prefix_stats_.evicted_blocks;
+  if (b.state == State::kCached) TraceEmit(TraceType::kKvEvict, 0, id, 1, kTraceNoTier);
 }
 
 Result<BlockId> BlockManager::Allocate() {
@@ -107,20 +131,24 @@ void BlockManager::Acquire(BlockId id) {
   ++b.ref_count;
 }
 
-void BlockManager::Release(BlockId id) {
+BlockManager::Released BlockManager::Release(BlockId id) {
   Block& b = blocks_[id];
   WEIR_CHECK(b.state == State::kUsed && b.ref_count > 0, "release of a block nobody holds");
-  if (--b.ref_count == 0) SetState(id, b.indexed ? State::kCached : State::kFree);
+  if (--b.ref_count > 0) return Released::kStillUsed;
+  SetState(id, b.indexed ? State::kCached : State::kFree);
+  return b.indexed ? Released::kCached : Released::kFree;
 }
 
 std::vector<BlockId> BlockManager::MatchAndAcquire(const PrefixHash& root,
                                                    std::span<const int32_t> tokens,
                                                    uint32_t max_blocks,
-                                                   std::vector<PrefixHash>* hashes) {
+                                                   std::vector<PrefixHash>* hashes,
+                                                   uint64_t sequence) {
   std::vector<BlockId> matched;
   hashes->clear();
   if (!options_.prefix_caching) return matched;
   PrefixHash parent = root;
+  HitRun hits;
   for (uint32_t i = 0; i < max_blocks && (size_t{i} + 1) * kBlockTokens <= tokens.size(); ++i) {
     const auto block_tokens = tokens.subspan(size_t{i} * kBlockTokens).first<kBlockTokens>();
     const PrefixHash hash = ChainPrefix(parent, block_tokens);
@@ -131,11 +159,18 @@ std::vector<BlockId> BlockManager::MatchAndAcquire(const PrefixHash& root,
     if (b.parent != parent ||
         !std::equal(block_tokens.begin(), block_tokens.end(), b.tokens.begin()))
       break;
+    // One record a run of neighbours, all cached or all shared.
+    const bool cached = b.state == State::kCached;
+    if (hits.count != 0 && (hits.first + hits.count != it->second || hits.cached != cached)) {
+      hits.Emit(sequence);
+    }
+    if (hits.count++ == 0) hits = {it->second, 1, cached};
     Acquire(it->second);
     matched.push_back(it->second);
     hashes->push_back(hash);
     parent = hash;
   }
+  hits.Emit(sequence);
   return matched;
 }
 
@@ -214,6 +249,7 @@ Status BlockManager::VacateExtents(uint32_t n, std::vector<uint32_t>* extents,
       }
       DropEntry(id);
       SetState(id, State::kUnmapped);
+      TraceUnmapped(id, counts_.capacity);
     }
     extent_mapped_[e] = false;
   }
@@ -221,7 +257,9 @@ Status BlockManager::VacateExtents(uint32_t n, std::vector<uint32_t>* extents,
     const Result<BlockId> to = Allocate();
     WEIR_CHECK(to.ok(), "VacatableExtents promised room for every used block");
     MoveContent(from, *to);
+    TraceEmit(TraceType::kKvMove, 0, from, *to);
     SetState(from, State::kUnmapped);
+    TraceUnmapped(from, counts_.capacity);
     moves->push_back({from, *to});
   }
   return OkStatus();
@@ -231,6 +269,25 @@ void BlockManager::ClearPrefixCache() {
   for (BlockId id = 0; id < blocks_.size(); ++id) {
     DropEntry(id);
     if (blocks_[id].state == State::kCached) SetState(id, State::kFree);
+  }
+}
+
+void BlockManager::TraceState() const {
+  uint32_t capacity = 0;
+  for (uint32_t e = 0; e < options_.max_extents; ++e) {
+    if (!extent_mapped_[e]) continue;
+    capacity += options_.blocks_per_extent;
+    TraceEmit(TraceType::kKvCapacity, 0, e * options_.blocks_per_extent, options_.blocks_per_extent,
+              1, capacity);
+  }
+  BlockRuns used(TraceType::kKvAlloc, kTraceNoSequence);
+  for (BlockId id = 0; id < blocks_.size(); ++id) {
+    if (blocks_[id].state == State::kCached) used.Add(id);
+  }
+  used.Flush();
+  BlockRuns cached(TraceType::kKvFree, kTraceNoSequence);
+  for (BlockId id = 0; id < blocks_.size(); ++id) {
+    if (blocks_[id].state == State::kCached) cached.Add(id, true);
   }
 }
 

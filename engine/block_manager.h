@@ -23,6 +23,7 @@
 #include <boost/intrusive/list.hpp>
 
 #include "vmm/status.h"
+#include "vmm/trace_format.h"
 
 namespace weir {
 
@@ -84,12 +85,15 @@ class BlockManager {
   void Acquire(BlockId block);
   // One holder less. The last one leaves it cached (if indexed) or free. A sequence releases its
   // blocks last to first, so that the tail of a prefix is older than its head.
-  void Release(BlockId block);
+  enum class Released : uint8_t { kStillUsed, kCached, kFree };
+  Released Release(BlockId block);
 
   // The longest indexed prefix of |tokens| in whole blocks, at most |max_blocks| of them; their
-  // blocks are acquired. Fills |hashes| with the chain of the matched blocks.
+  // blocks are acquired. Fills |hashes| with the chain of the matched blocks. |sequence|: whose
+  // hits they are in the trace.
   std::vector<BlockId> MatchAndAcquire(const PrefixHash& root, std::span<const int32_t> tokens,
-                                       uint32_t max_blocks, std::vector<PrefixHash>* hashes);
+                                       uint32_t max_blocks, std::vector<PrefixHash>* hashes,
+                                       uint64_t sequence = kTraceNoSequence);
   // Counts one admitted prompt in the statistics (a prompt may be matched several times before).
   void CountQuery(uint64_t tokens, uint64_t hit_tokens) {
     prefix_stats_.queried_tokens += tokens;
@@ -115,6 +119,8 @@ class BlockManager {
 
   // K1, K2 chains, lists and reference counts against the blocks (O(capacity)).
   Status CheckIntegrity() const;
+  // Tells the trace the capacity and the cached blocks; used ones are their sequences' to tell.
+  void TraceState() const;
 
  private:
   enum class State : uint8_t { kUnmapped, kFree, kUsed, kCached };

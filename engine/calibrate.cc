@@ -3,6 +3,8 @@
 #include <utility>
 
 #include "engine/core.h"
+#include "engine/kv_trace.h"
+#include "engine/step_trace.h"
 
 namespace weir {
 namespace {
@@ -41,6 +43,7 @@ Status EngineCore::Calibrate() {
     if (blocks.counts().free < need) WEIR_TRY(memory_.GrowKv(need - blocks.counts().free));
     if (blocks.available() < need) return OkStatus();  // a small budget measures small shapes only
     std::vector<BlockId> held;
+    BlockRuns allocated(TraceType::kKvAlloc, kTraceNoSequence);
     StepBatch batch;
     for (uint32_t i = 0; i < shape.sequences; ++i) {
       StepSequence s;
@@ -50,6 +53,7 @@ Status EngineCore::Calibrate() {
       s.wants_logits = true;
       for (uint32_t b = 0; b < per_sequence; ++b) {
         held.push_back(blocks.Allocate().value());
+        allocated.Add(held.back());
         s.blocks.push_back(static_cast<int32_t>(held.back()));
       }
       for (uint32_t r = shape.context - shape.rows; r < shape.context; ++r) {
@@ -58,6 +62,7 @@ Status EngineCore::Calibrate() {
       }
       batch.sequences.push_back(std::move(s));
     }
+    allocated.Flush();
     StepSample best;
     Status status;
     for (int i = 0; i < kRepeats && status.ok(); ++i) {
@@ -65,10 +70,17 @@ Status EngineCore::Calibrate() {
       const uint64_t bytes = weights.stats().bytes_copied;
       const uint64_t stall = weights.stats().stall_ns;
       const TimeNs start = driver_.Now();
+      const StepTrace trace(StepKind::kCalibration, batch, driver_, weights);
       status = weights.BeginStep();
       if (status.ok()) status = compute_.Run(batch, weights);
       if (status.ok()) status = weights.EndStep();
-      const auto step_ns = static_cast<double>(driver_.Now() - start);
+      const TimeNs took = driver_.Now() - start;
+      if (status.ok()) {
+        trace.Ended(took);
+      } else {
+        status = trace.Failed(std::move(status));
+      }
+      const auto step_ns = static_cast<double>(took);
       if (i == 0 || step_ns < best.step_ns) {
         best.tokens = batch.rows();
         best.context_sum = static_cast<double>(shape.sequences) * shape.rows *
@@ -78,7 +90,11 @@ Status EngineCore::Calibrate() {
         best.step_ns = step_ns;
       }
     }
-    for (auto it = held.rbegin(); it != held.rend(); ++it) blocks.Release(*it);
+    BlockRuns freed(TraceType::kKvFree, kTraceNoSequence);
+    for (auto it = held.rbegin(); it != held.rend(); ++it) {
+      blocks.Release(*it);  // never indexed, never shared
+      freed.Add(*it);
+    }
     if (status.ok()) samples.push_back(best);
     return status;
   };

@@ -4,6 +4,9 @@
 #include <string>
 #include <utility>
 
+#include "engine/step_trace.h"
+#include "vmm/trace.h"
+
 namespace weir {
 namespace {
 
@@ -11,6 +14,17 @@ constexpr double kSmoothing = 0.1;
 
 double Smooth(double old, double now) {
   return old == 0 ? now : old + kSmoothing * (now - old);
+}
+
+RequestEvent EndEvent(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kCancelled: return RequestEvent::kCancelled;
+    case FinishReason::kError: return RequestEvent::kFailed;
+    case FinishReason::kNone:
+    case FinishReason::kStop:
+    case FinishReason::kLength: break;
+  }
+  return RequestEvent::kFinished;
 }
 
 }  // namespace
@@ -75,6 +89,7 @@ Result<RequestId> EngineCore::Add(CoreRequest request) {
   sequence->added_ns = driver_.Now();
   sequence->history.AddPrompt(sequence->tokens);
   const RequestId id = sequence->id;
+  sequence->TraceEvent(RequestEvent::kAdded);
   scheduler_.Add(sequence.get());
   sequences_.emplace(id, std::move(sequence));
   return id;
@@ -90,6 +105,7 @@ Status EngineCore::Finish(RequestId id, FinishReason reason) {
 // Takes the sequence out of everything and reports its end.
 void EngineCore::Retire(Sequence& sequence, FinishReason reason, Status error) {
   scheduler_.Finish(&sequence);
+  sequence.TraceEvent(EndEvent(reason));
   CoreOutput output;
   output.id = sequence.id;
   output.finished = true;
@@ -110,6 +126,7 @@ void EngineCore::Retire(Sequence& sequence, FinishReason reason, Status error) {
 }
 
 Result<bool> EngineCore::Step() {
+  FollowRecorder();
   if (scheduler_.idle()) {
     // Nothing to run, but weights may still be away: let the policy bring them home.
     ++idle_steps_;
@@ -121,11 +138,13 @@ Result<bool> EngineCore::Step() {
   stats_.peak_running = std::max(stats_.peak_running, scheduler_.running());
   if (scheduled.empty()) {
     HandleStarvation();
+    TraceMemory();
     return true;
   }
   starved_in_a_row_ = 0;
   const Status status = RunStep(scheduled);
   if (!status.ok()) OnStepError(scheduled, status);
+  TraceMemory();
   return true;
 }
 
@@ -192,6 +211,7 @@ void EngineCore::ApplyPolicy() {
   const uint32_t wanted =
       std::min(decision.granules_per_layer, snapshot.weights.max_granules_per_layer);
   if (wanted != decision.granules_per_layer) ++stats_.border_refusals;
+  TraceDecision(snapshot, decision, wanted != decision.granules_per_layer);
   if (wanted == snapshot.weights.granules_per_layer) return;
   Status moved = MoveBorder(wanted, std::max(2U, decision.ring_slots));
   if (moved.ok()) {
@@ -246,13 +266,15 @@ Status EngineCore::RunStep(const std::vector<ScheduledSequence>& scheduled) {
   for (const ScheduledSequence& s : scheduled) {
     if (s.sequence->first_scheduled_ns == 0) s.sequence->first_scheduled_ns = start;
   }
-  WEIR_TRY(weights.BeginStep());
+  StepTrace trace(StepKind::kServing, batch, driver_, weights);
+  Status run = weights.BeginStep();
+  if (!run.ok()) return trace.Failed(std::move(run));
   const TimeNs compute_start = driver_.Now();
-  Status run = compute_.Run(batch, weights);
+  run = compute_.Run(batch, weights);
   stats_.compute_ns += driver_.Now() - compute_start;
   Status end = weights.EndStep();
-  if (!run.ok()) return run;
-  WEIR_TRY(std::move(end));
+  if (run.ok()) run = std::move(end);
+  if (!run.ok()) return trace.Failed(std::move(run));
 
   scheduler_.OnComputed(scheduled);
   SampleAll(scheduled);
@@ -261,6 +283,7 @@ Status EngineCore::RunStep(const std::vector<ScheduledSequence>& scheduled) {
   const TimeNs step_ns = driver_.Now() - start;
   Observe(batch, step_ns, weights.stats().stall_ns - stall_before,
           weights.stats().bytes_copied - bytes_before);
+  trace.Ended(step_ns);
   if (keep_records_) {
     const BlockCounts& blocks = memory_.blocks().counts();
     records_.push_back({.step = stats_.steps,
@@ -325,7 +348,10 @@ void EngineCore::Accept(Sequence& sequence, SampledToken token, CoreOutput* outp
   sequence.tokens.push_back(id);
   sequence.history.AddOutput(id);
   sequence.last_token_ns = driver_.Now();
-  if (sequence.first_token_ns == 0) sequence.first_token_ns = sequence.last_token_ns;
+  if (sequence.first_token_ns == 0) {
+    sequence.first_token_ns = sequence.last_token_ns;
+    sequence.TraceEvent(RequestEvent::kFirstToken);
+  }
   ++stats_.output_tokens;
   output->tokens.push_back(std::move(token));
   const FinishReason reason = CheckFinish(sequence, id);
@@ -353,6 +379,54 @@ void EngineCore::OnStepError(const std::vector<ScheduledSequence>& scheduled, co
   for (const ScheduledSequence& s : scheduled) {
     Retire(*s.sequence, FinishReason::kError, error.WithContext("the step failed repeatedly"));
   }
+}
+
+// --- Trace ---------------------------------------------------------------------------------------
+
+void EngineCore::FollowRecorder() {
+  Tracer* const tracer = GetTracer();
+  if (tracer == nullptr || !tracer->FollowRecorder()) return;
+  TraceEmit(TraceType::kSnapshotBegin, 0);
+  memory_.TraceState();
+  scheduler_.TraceState();
+  TraceEmit(TraceType::kSnapshotEnd, 0);
+  TraceMemory();
+}
+
+void EngineCore::TraceDecision(const PolicySnapshot& snapshot, const PolicyDecision& decision,
+                               bool clipped) {
+  constexpr uint64_t kSample = 64;
+  const uint64_t number = decisions_++;
+  Tracer* const tracer = GetTracer();
+  if (tracer == nullptr ||
+      !(TraceEnabled(TraceType::kPolicyDecision) || TraceEnabled(TraceType::kPolicyInput))) {
+    return;
+  }
+  const uint32_t before = snapshot.weights.granules_per_layer;
+  if (decision.granules_per_layer == before && !clipped && number % kSample != 0) return;
+  const uint32_t mapped = snapshot.kv.mapped_extents * snapshot.kv.blocks_per_extent;
+  TraceEmit(TraceType::kPolicyInput, 0, number, snapshot.demand.waiting,
+            snapshot.demand.expected_blocks, mapped, snapshot.step_ns, snapshot.stall_ns_per_step);
+  TraceEmit(TraceType::kPolicyDecision, 0, number, decision.granules_per_layer, before,
+            clipped ? 1 : 0, decision.ring_slots, tracer->ReasonIndex(decision.reason));
+}
+
+// What there is after a step: the queue, KV, and what is short.
+void EngineCore::TraceMemory() {
+  const BlockCounts& blocks = memory_.blocks().counts();
+  TraceEmit(TraceType::kQueue, 0, scheduler_.running(), scheduler_.waiting(), blocks.used,
+            blocks.cached, blocks.free, blocks.capacity);
+  if (!TraceEnabled(TraceType::kPressure)) return;
+  const uint32_t free = memory_.pool().counts().free - memory_.pool().counts().committed;
+  PressureLevel level = PressureLevel::kNone;
+  if (blocks.free == 0) {
+    level = free >= memory_.kv().geometry().granules_per_extent ? PressureLevel::kFreeGranules
+            : blocks.cached > 0                                 ? PressureLevel::kCached
+                                                                : PressureLevel::kFull;
+  }
+  if (level == traced_pressure_) return;
+  traced_pressure_ = level;
+  TraceEmit(TraceType::kPressure, static_cast<uint8_t>(level), level, free);
 }
 
 std::vector<CoreOutput> EngineCore::TakeOutputs() {

@@ -128,9 +128,14 @@ class EngineCore {
   Memory& memory() { return memory_; }
   // Memory's invariants, and with no request known: every block free or cached (leak check).
   Status CheckIntegrity();
+  // Begins or changes a recording that somebody outside asked for. Step does this first; to be
+  // called as well now and then while nothing is to do.
+  void FollowRecorder();
 
  private:
   void ApplyPolicy();
+  void TraceDecision(const PolicySnapshot& snapshot, const PolicyDecision& decision, bool clipped);
+  void TraceMemory();
   Status MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots);
   StepBatch BuildBatch(const std::vector<ScheduledSequence>& scheduled) const;
   Status RunStep(const std::vector<ScheduledSequence>& scheduled);
@@ -165,6 +170,8 @@ class EngineCore {
   double smoothed_step_ns_ = 0;
   double smoothed_stall_ns_ = 0;
   uint64_t recorded_pointers_ = 0;  // S1: the digest taken at start
+  uint64_t decisions_ = 0;
+  PressureLevel traced_pressure_ = PressureLevel::kNone;
 };
 
 }  // namespace weir

@@ -217,7 +217,14 @@ Status Memory::MeasureLink() {
   WEIR_TRY(std::move(status));
   WEIR_TRY(std::move(destroyed));
   link_bytes_per_ns_ = static_cast<double>(bytes) / static_cast<double>(std::max<TimeNs>(best, 1));
+  weights_->SetLinkRate(link_bytes_per_ns_);
   return OkStatus();
+}
+
+void Memory::TraceState() const {
+  space_->TraceState();
+  weights_->TraceState();
+  blocks_->TraceState();
 }
 
 Status Memory::CheckIntegrity() {

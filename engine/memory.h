@@ -88,6 +88,8 @@ class Memory {
 
   uint64_t blocks_moved() const { return copier_->blocks_moved(); }
   Status CheckIntegrity();
+  // Tells the trace granules, mappings, placement and KV blocks as they are.
+  void TraceState() const;
 
  private:
   Memory(Driver& driver, const MemoryOptions& options) : driver_(driver), options_(options) {}

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <unordered_map>
+#include <unordered_set>
 
+#include "engine/kv_trace.h"
 #include "vmm/types.h"
 
 namespace weir {
@@ -45,7 +47,12 @@ void Scheduler::Finish(Sequence* sequence) {
 
 void Scheduler::ReleaseBlocks(Sequence& sequence) {
   // Last to first: the tail of a prefix is evicted before its head.
-  for (auto it = sequence.blocks.rbegin(); it != sequence.blocks.rend(); ++it) blocks_.Release(*it);
+  BlockRuns freed(TraceType::kKvFree, sequence.id);
+  for (auto it = sequence.blocks.rbegin(); it != sequence.blocks.rend(); ++it) {
+    const BlockManager::Released state = blocks_.Release(*it);
+    if (state == BlockManager::Released::kStillUsed) continue;
+    freed.Add(*it, state == BlockManager::Released::kCached);
+  }
   sequence.blocks.clear();
   sequence.hashes.clear();
   sequence.computed = 0;
@@ -58,6 +65,7 @@ void Scheduler::Preempt(Sequence* sequence) {
   running_.erase(running_.iterator_to(*sequence));
   ReleaseBlocks(*sequence);
   sequence->state = SequenceState::kWaiting;
+  sequence->TraceEvent(RequestEvent::kPreempted);
   demand_.Requeue(*sequence);
   Enqueue(sequence);
 }
@@ -69,8 +77,10 @@ bool Scheduler::ReserveBlocks(Sequence& sequence, uint32_t length) {
   const uint32_t missing = need - have;
   if (blocks_.counts().free < missing) grow_(missing - blocks_.counts().free);
   if (blocks_.available() < missing) return false;
+  BlockRuns allocated(TraceType::kKvAlloc, sequence.id);
   for (uint32_t i = 0; i < missing; ++i) {
     sequence.blocks.push_back(blocks_.Allocate().value());
+    allocated.Add(sequence.blocks.back());
   }
   return true;
 }
@@ -118,8 +128,8 @@ void Scheduler::AdmitWaiting(uint32_t* budget, std::vector<ScheduledSequence>* b
     Sequence& sequence = waiting_.front();
     // At least one token is computed, for its logits.
     const uint32_t max_hit = (sequence.length() - 1) / kBlockTokens;
-    sequence.blocks =
-        blocks_.MatchAndAcquire(sequence.root, sequence.tokens, max_hit, &sequence.hashes);
+    sequence.blocks = blocks_.MatchAndAcquire(sequence.root, sequence.tokens, max_hit,
+                                              &sequence.hashes, sequence.id);
     sequence.computed = static_cast<uint32_t>(sequence.blocks.size()) * kBlockTokens;
     const uint32_t hit = sequence.computed;
     const uint32_t chunk = ChunkOf(sequence, *budget);
@@ -139,6 +149,7 @@ void Scheduler::AdmitWaiting(uint32_t* budget, std::vector<ScheduledSequence>* b
     waiting_.pop_front();
     sequence.state = SequenceState::kRunning;
     demand_.Admit(sequence);
+    sequence.TraceEvent(RequestEvent::kScheduled);
     running_.push_back(sequence);
     batch->push_back({&sequence, chunk});
     *budget -= chunk;
@@ -174,6 +185,23 @@ void Scheduler::PatchBlocks(const std::vector<BlockMoveRequest>& moves) {
       if (it != moved.end()) block = it->second;
     }
   }
+}
+
+void Scheduler::TraceState() const {
+  std::unordered_set<BlockId> told;
+  for (const Sequence& s : running_) {
+    s.TraceEvent(RequestEvent::kAdded);
+    s.TraceEvent(RequestEvent::kScheduled);
+    BlockRuns used(TraceType::kKvAlloc, s.id);
+    for (const BlockId block : s.blocks) {
+      if (told.insert(block).second) {
+        used.Add(block);
+      } else {
+        TraceEmit(TraceType::kKvHit, 0, s.id, 1, Tier::kHbm, block, 0);
+      }
+    }
+  }
+  for (const Sequence& s : waiting_) s.TraceEvent(RequestEvent::kAdded);
 }
 
 double Scheduler::mean_running_tokens() const {

@@ -60,6 +60,9 @@ class Scheduler {
   // a step fails this is not called: the blocks stay reserved and are written by the next one.
   void OnComputed(const std::vector<ScheduledSequence>& batch);
 
+  // Tells the trace the known requests and the blocks they hold.
+  void TraceState() const;
+
   // Preempts every running sequence: what is in KV is not to be trusted.
   void PreemptAll();
   // Old block ids have moved: patches every block table.

@@ -10,6 +10,7 @@
 
 #include "engine/block_manager.h"
 #include "engine/sampler.h"
+#include "vmm/trace.h"
 #include "vmm/types.h"
 
 namespace weir {
@@ -67,6 +68,11 @@ struct Sequence {
   TimeNs last_token_ns = 0;
 
   boost::intrusive::list_member_hook<> queue_hook;  // the scheduler's waiting or running list
+
+  void TraceEvent(RequestEvent event) const {
+    TraceEmit(TraceType::kRequest, static_cast<uint8_t>(event), id, prompt_tokens, cached_tokens,
+              output_tokens(), preemptions);
+  }
 
   uint32_t length() const { return static_cast<uint32_t>(tokens.size()); }
   uint32_t output_tokens() const { return length() - prompt_tokens; }

@@ -135,6 +135,16 @@ Status WeightPager::Impl::CheckServing() const {
   return BadState("the weights are incomplete: a transition failed and so did going back");
 }
 
+void WeightPager::SetLinkRate(double bytes_per_ns) {
+  impl_->progress.bytes_per_ns = bytes_per_ns;
+  impl_->progress.measured = bytes_per_ns > 0;
+}
+
+void WeightPager::TraceState() const {
+  // Copies queued so far were not traced, so none of this placement's are ahead.
+  impl_->TracePlacement(plan_, 0);
+}
+
 // --- Steps ---------------------------------------------------------------------------------------
 
 Status WeightPager::BeginStep() {
@@ -189,6 +199,7 @@ Status WeightPager::EndStep() {
     // driver reports through events only, while its counters go on (CUDA's host functions).
     failed = m.driver.Wait(m.pass_copied);
     if (failed.ok()) {
+      m.first_round = false;
       m.pass_base += n;
       return OkStatus();
     }
@@ -218,26 +229,45 @@ uint64_t WeightPager::Impl::RequiredConsumed(const EvictionPlan& plan, uint64_t 
 Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t number) {
   const StripeChunk& chunk = plan.chunks()[(number - pass_base) % plan.chunks().size()];
   WEIR_TRY(driver.WaitCounter(copy_stream, consumed, RequiredConsumed(plan, pass_base, number)));
-  const bool traced = TraceEnabled(TraceType::kFill);
+  // Faults take their cause from what these functions note.
+  const bool traced = TraceEnabled(TraceType::kCopy) || TraceEnabled(TraceType::kFaultMajor);
   auto begin = traced ? std::make_shared<TimeNs>(0) : nullptr;
   if (traced) {
-    WEIR_TRY(driver.HostFunction(copy_stream, [this, begin] {
+    WEIR_TRY(driver.HostFunction(copy_stream, [this, begin, number] {
       *begin = driver.Now();
+      progress.begun.store(number + 1, std::memory_order_relaxed);
+      return OkStatus();
+    }));
+  } else {
+    progress.untraced_end = number + 1;
+  }
+  WEIR_TRY(backing->Fetch(copy_stream, chunk.first.value * granule_bytes,
+                          chunk.count * granule_bytes, SlotAddress(chunk.first.value)));
+  if (traced) {
+    const uint64_t index = (number - pass_base) % plan.chunks().size();
+    WEIR_TRY(driver.HostFunction(copy_stream, [this, begin, chunk, index] {
+      OnCopied(chunk, index, *begin);
       return OkStatus();
     }));
   }
-  const uint64_t bytes = chunk.count * granule_bytes;
-  WEIR_TRY(backing->Fetch(copy_stream, chunk.first.value * granule_bytes, bytes,
-                          SlotAddress(chunk.first.value)));
-  if (traced) {
-    WEIR_TRY(driver.HostFunction(
-        copy_stream, [this, begin, first = chunk.first.value, count = chunk.count, bytes] {
-          TraceEmit(TraceType::kFill, static_cast<uint8_t>(backing->tier()), weights.value, first,
-                    count, bytes, *begin, driver.Now());
-          return OkStatus();
-        }));
-  }
   return driver.WriteCounter(copy_stream, produced, number + 1);
+}
+
+// On the copy stream, behind the copy and before `produced` says so.
+void WeightPager::Impl::OnCopied(const StripeChunk& chunk, uint64_t index, TimeNs begin_ns) {
+  constexpr double kLateFactor = 4;
+  constexpr double kLateSlackNs = 100'000;
+  const TimeNs end = driver.Now();
+  const uint64_t bytes = chunk.count * granule_bytes;
+  const auto took = static_cast<double>(end - begin_ns);
+  const auto size = static_cast<double>(bytes);
+  double& rate = progress.bytes_per_ns;
+  if (rate > 0 && took > kLateFactor * size / rate + kLateSlackNs) {
+    progress.late_end_ns.store(end, std::memory_order_relaxed);
+  }
+  if (!progress.measured && took > 0) rate = std::max(rate, size / took);
+  TraceEmit(TraceType::kCopy, static_cast<uint8_t>(backing->tier()), index, weights.value,
+            chunk.first.value, bytes, begin_ns, end);
 }
 
 Status WeightPager::Impl::QueueUpTo(const EvictionPlan& plan, uint64_t end,
@@ -321,8 +351,18 @@ Status WeightPager::Impl::BringToRest() {
   return OkStatus();
 }
 
+void WeightPager::Impl::TracePlacement(const EvictionPlan& plan, uint64_t ahead_bytes) const {
+  const EvictionTarget& target = plan.target();
+  TraceEmit(TraceType::kPlacement, static_cast<uint8_t>(target.placement),
+            target.granules_per_layer, target.ring_slots, plan.evicted_granules(),
+            plan.evicted_granules() * granule_bytes, plan.chunks().size(), ahead_bytes);
+}
+
 void WeightPager::Impl::Restart(const EvictionPlan& plan, WeightPagerStats* stats) {
   restart_pending = false;
+  uint64_t ahead = 0;
+  for (uint32_t i = 0; i < plan.prefix_chunks(); ++i) ahead += plan.chunks()[i].count;
+  TracePlacement(plan, ahead * granule_bytes);
   if (!armed(plan)) return;
   const uint64_t n = plan.chunks().size();
   step.passed.assign(n, 0);

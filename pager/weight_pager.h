@@ -84,6 +84,11 @@ class WeightPager final : public StepGates {
   void Depart(uint32_t gate) override;
 
   const WeightPagerStats& stats() const { return stats_; }
+  // What the link to the backing store was measured to do, between steps: tells late copies in the
+  // trace from a slow link. Until then the fastest copy seen stands for it.
+  void SetLinkRate(double bytes_per_ns);
+  // Tells the trace which placement is in force.
+  void TraceState() const;
   // Backing checksums against resident slots, gate table against the plan, ring aliases (O(bytes)).
   Status CheckIntegrity();
 

@@ -25,28 +25,49 @@ Status WeightPager::Arrive(uint32_t gate) {
   WeightPagerStats& stats = m.step.stats;
   ++stats.gate_arrivals;
   TraceEmit(TraceType::kGateArrive, 0, gate, stats_.steps, chunk);
+  const uint64_t number = m.pass_base + chunk;
+  GateView before{.produced = m.driver.LoadCounter(m.produced), .repairs = stats.repairs};
   uint64_t waited = 0;
-  if (m.driver.LoadCounter(m.produced) < m.pass_base + chunk + 1) {
+  bool fault = before.produced < number + 1;
+  Status status;
+  if (fault) {
+    before.begun = m.progress.begun.load(std::memory_order_relaxed);
+    before.now_ns = m.driver.Now();
+    status = m.WaitForChunk(plan_, chunk);
+    waited = m.driver.Now() - before.now_ns;
+  }
+  if (status.ok() && m.options.verify_stripes) {
+    const uint64_t repairs = stats.repairs;
     const TimeNs begin = m.driver.Now();
-    Status arrived = m.WaitForChunk(plan_, chunk);
-    waited = m.driver.Now() - begin;
+    status = m.VerifyChunk(plan_, chunk);
+    if (stats.repairs != repairs) {  // its bytes had to move again
+      fault = true;
+      waited += m.driver.Now() - begin;
+    }
+  }
+  if (fault) {
     ++stats.faults;
     stats.stall_ns += waited;
     stats.max_stall_ns = std::max(stats.max_stall_ns, waited);
-    TraceEmit(TraceType::kFaultMajor, 0, gate, stats_.steps, chunk, waited);
-    if (!arrived.ok()) {
-      return arrived.WithContext(m.DescribeChunk(plan_, layout_.segments_per_layer(), chunk));
-    }
+    TraceEmit(TraceType::kFaultMajor, static_cast<uint8_t>(m.CauseOfFault(before, number)), gate,
+              stats_.steps, chunk, waited);
   }
-  if (m.options.verify_stripes) {
-    Status verified = m.VerifyChunk(plan_, chunk);
-    if (!verified.ok()) {
-      return verified.WithContext(m.DescribeChunk(plan_, layout_.segments_per_layer(), chunk));
-    }
+  if (!status.ok()) {
+    return status.WithContext(m.DescribeChunk(plan_, layout_.segments_per_layer(), chunk));
   }
   m.step.passed[chunk] = 1;
   TraceEmit(TraceType::kGatePass, 0, gate, stats_.steps, chunk, waited);
   return OkStatus();
+}
+
+FaultCause WeightPager::Impl::CauseOfFault(const GateView& before, uint64_t number) const {
+  if (step.stats.repairs != before.repairs) return FaultCause::kRepair;
+  if (number < progress.untraced_end) return FaultCause::kUnknown;
+  // The stream is in order: what was late and ended after the arrival was this copy or one before.
+  const TimeNs late = progress.late_end_ns.load(std::memory_order_relaxed);
+  if (late != 0 && late >= before.now_ns) return FaultCause::kLateCopy;
+  if (first_round) return FaultCause::kNewPlan;
+  return before.begun > before.produced ? FaultCause::kStillCopying : FaultCause::kNotStarted;
 }
 
 void WeightPager::Depart(uint32_t gate) {

@@ -8,12 +8,34 @@
 //   queued:    pass_base <= produced <= queued <= pass_base + N + prefix
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <utility>
 
 #include "pager/weight_pager.h"
+#include "vmm/trace_format.h"
 
 namespace weir {
+
+// What the copies of a traced step leave behind for naming the cause of a fault. Chunk numbers as
+// below. Written by the copy stream's host functions, which run in order, unless said.
+struct CopyProgress {
+  std::atomic<uint64_t> begun{0};  // chunks whose copy has begun
+  std::atomic<TimeNs> late_end_ns{0};
+  double bytes_per_ns = 0;  // the link's rate; set between steps, or the fastest seen
+  bool measured = false;    // set between steps
+  // Engine thread's: chunks below this were queued while nobody traced.
+  uint64_t untraced_end = 0;
+};
+
+// What a gate found; |begun| is read after |produced|, so that a copy which ends in between looks
+// under way, not as if it had not begun.
+struct GateView {
+  TimeNs now_ns = 0;
+  uint64_t produced = 0;
+  uint64_t begun = 0;
+  uint64_t repairs = 0;
+};
 
 enum class WaitOutcome : uint8_t { kArrived, kStreamFailed, kTimedOut };
 
@@ -61,6 +83,8 @@ struct WeightPager::Impl {
   uint64_t pass_base = 0;
   uint64_t queued = 0;           // the next chunk to be put on the stream
   bool restart_pending = false;  // a pass was given up and the stream has not come to rest yet
+  bool first_round = true;       // no step has ended since the plan changed
+  CopyProgress progress;
 
   // The step under way; written by the compute thread, read after it has ended.
   struct Step {
@@ -87,6 +111,7 @@ struct WeightPager::Impl {
   Status CheckServing() const;
   Status QueueUpTo(const EvictionPlan& plan, uint64_t end, WeightPagerStats* stats);
   Status QueueChunk(const EvictionPlan& plan, uint64_t number);
+  void OnCopied(const StripeChunk& chunk, uint64_t index, TimeNs begin_ns);
   // What `consumed` must have reached before chunk |number| may be copied.
   static uint64_t RequiredConsumed(const EvictionPlan& plan, uint64_t pass_base, uint64_t number);
   WaitOutcome AwaitProduced(uint64_t at_least, Status* stream_error);
@@ -97,10 +122,12 @@ struct WeightPager::Impl {
   Status BringToRest();
   // Begins a fresh pass of |plan| with its prefix; the stream must be at rest.
   void Restart(const EvictionPlan& plan, WeightPagerStats* stats);
+  void TracePlacement(const EvictionPlan& plan, uint64_t ahead_bytes) const;
 
   // --- weight_pager_gates.cc
   std::string DescribeChunk(const EvictionPlan& plan, uint32_t segments, uint32_t chunk) const;
   Status WaitForChunk(const EvictionPlan& plan, uint32_t chunk);
+  FaultCause CauseOfFault(const GateView& before, uint64_t number) const;
   Status RepairFrom(const EvictionPlan& plan, uint64_t number);
   Status VerifyChunk(const EvictionPlan& plan, uint32_t chunk);
   Result<bool> SumsMatch(uint32_t first, uint32_t count);

@@ -199,6 +199,7 @@ Status WeightPager::Apply(const EvictionTarget& target) {
   m.ring_of_slot = std::move(next_ring);
   std::copy(plan_.chunk_of_gate().begin(), plan_.chunk_of_gate().end(), m.gate_table.begin());
   ++stats_.transitions;
+  m.first_round = true;
   if (!m.armed(plan_)) m.restart_pending = false;
   m.Restart(plan_, &stats_);
   return OkStatus();

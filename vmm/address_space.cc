@@ -446,6 +446,30 @@ Status AddressSpace::CheckIntegrity() const {
   return pool_.CheckIntegrity();
 }
 
+void AddressSpace::TraceState() const {
+  pool_.TraceState();
+  const auto tier = static_cast<uint8_t>(pool_.tier());
+  const auto cause = static_cast<uint8_t>(RemapCause::kLoad);
+  std::vector<GranuleId> seen;
+  std::vector<bool> mapped(pool_.counts().total, false);
+  TraceEmit(TraceType::kPlanBegin, cause, 0);
+  for (const Region& region : regions_) {
+    for (uint32_t i = 0; i < region.slots.size(); ++i) {
+      const GranuleId g = region.slots[i];
+      if (!g.valid()) continue;
+      TraceEmit(TraceType::kMap, tier, region.id.value, i, g.value, mapped[g.value] ? 1 : 0,
+                pool_.granule(g).owner);
+      if (!mapped[g.value]) seen.push_back(g);
+      mapped[g.value] = true;
+    }
+  }
+  for (const GranuleId g : seen) {
+    TraceEmit(TraceType::kGranuleState, tier, g.value, GranuleState::kPinned, GranuleState::kMapped,
+              pool_.granule(g).owner);
+  }
+  TraceEmit(TraceType::kPlanCommit, cause, 0, seen.size());
+}
+
 std::string AddressSpace::Dump() const {
   std::string out;
   for (const Region& region : regions_) {

@@ -67,6 +67,9 @@ class AddressSpace {
   // Slot tables against granule states and map counts (O(slots)).
   Status CheckIntegrity() const;
   std::string Dump() const;
+  // Tells the trace the pool's granules and what is mapped where, as a plan 0 of cause load.
+  void TraceState() const;
+  size_t region_count() const { return regions_.size(); }
 
  private:
   AddressSpace(Driver& driver, GranulePool& pool, const Options& options)

@@ -185,6 +185,7 @@ GranuleId GranulePool::AllocateCommitted(Commitment& commitment, Owner owner) {
   WEIR_CHECK(commitment.pool_ == this && commitment.count_ > 0, "nothing is committed");
   --commitment.count_;
   --counts_.committed;
+  TraceEmit(TraceType::kCommitment, 1, -int64_t{1}, counts_.committed);
   return Take(owner);
 }
 
@@ -212,6 +213,7 @@ void GranulePool::ChangeOwner(GranuleId id, Owner owner) {
              "only a granule in use changes owner");
   WEIR_CHECK(owner != Owner::kNone, "a granule in use has an owner");
   WEIR_CHECK(!granule_loan_[id.value].valid(), "a lent granule is not the borrower's to hand on");
+  TraceEmit(TraceType::kOwner, TierByte(options_.tier), id.value, g.owner, owner);
   SetOwner(g, owner);
 }
 
@@ -313,6 +315,20 @@ Result<LoanState> GranulePool::loan_state(LoanId loan) const {
 
 // --- Inspection
 // ------------------------------------------------------------------------------------
+
+void GranulePool::TraceState() const {
+  const uint8_t tier = TierByte(options_.tier);
+  const auto state = [tier](const Granule& g, GranuleState from, GranuleState to) {
+    TraceEmit(TraceType::kGranuleState, tier, g.id.value, from, to, g.owner);
+  };
+  for (const Granule& g : granules_) {
+    TraceEmit(TraceType::kCreate, tier, g.id.value, options_.granule_bytes);
+    if (g.state == GranuleState::kFree) continue;
+    // Mapping follows from the slots that the address space tells.
+    state(g, GranuleState::kFree, GranuleState::kPinned);
+    if (g.state == GranuleState::kRetiring) state(g, GranuleState::kPinned, g.state);
+  }
+}
 
 Status GranulePool::CheckIntegrity() const {
   PoolCounts n;

@@ -101,6 +101,8 @@ class GranulePool {
   // Re-derives every count from the granules (O(n)).
   Status CheckIntegrity() const;
   std::string Dump() const;
+  // Tells the trace what there is, as creation and allocation (trace_format.h, kSnapshotBegin).
+  void TraceState() const;
 
  private:
   friend class Commitment;

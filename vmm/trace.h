@@ -1,20 +1,25 @@
-// Tracer: typed events from any thread, drained by one other thread.
+// Tracer: typed events from any thread, drained by one other thread or process.
 //
-// Represents one ring of records per emitting thread (single producer, single consumer). A full
-// ring drops the new record and counts it; the next record that fits is preceded by a kDrop record,
-// so that losses are exact and in place. Emit takes no lock and allocates nothing, except that a
-// thread's first event registers its ring (RegisterThread does it ahead of time).
+// Represents one ring of records per emitting thread (single producer, single consumer), in memory
+// that a recorder outside may map (trace_segment.h). A full ring drops the new record and counts
+// it; the next record that fits is preceded by a kDrop record, so that losses are exact and in
+// place. Emit takes no lock and allocates nothing, except that a thread's first event takes a ring
+// (RegisterThread does it ahead of time), which goes back when the thread ends.
 // An event that nobody subscribed to costs one relaxed load and a branch.
 #pragma once
 
 #include <array>
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "vmm/mutex.h"
 #include "vmm/trace_format.h"
+#include "vmm/trace_segment.h"
 #include "vmm/types.h"
 
 namespace weir {
@@ -25,8 +30,9 @@ class Tracer {
   using Clock = std::function<TimeNs()>;
   struct Options {
     uint32_t ring_records = 1U << 14;  // per thread, a power of two, at least 4
-    uint64_t mask = ~uint64_t{0};      // bit per TraceType
+    uint64_t mask = ~uint64_t{0};      // bit per TraceType; 0: a recorder outside will say
     Clock clock;
+    std::shared_ptr<TraceSegment> segment;  // null: a private one of |ring_records|
   };
   static constexpr uint64_t MaskOf(TraceType type) {
     return uint64_t{1} << static_cast<unsigned>(type);
@@ -38,30 +44,66 @@ class Tracer {
   Tracer& operator=(const Tracer&) = delete;
 
   // Gives the calling thread its ring now rather than at its first event.
-  void RegisterThread() WEIR_EXCLUDES(mutex_);
-  void Emit(TraceType type, uint8_t cause, const std::array<uint64_t, 6>& args)
-      WEIR_EXCLUDES(mutex_);
+  void RegisterThread();
+  void Emit(TraceType type, uint8_t cause, const std::array<uint64_t, 6>& args);
   void set_mask(uint64_t mask);
   uint64_t mask() const { return mask_.load(std::memory_order_relaxed); }
+  TimeNs Now() const;  // the records' clock
 
   // Hands every record emitted so far to |sink|, ring by ring; returns how many. One drainer at a
   // time (checked); |sink| may emit, but must not drain.
-  uint64_t Drain(const std::function<void(const TraceRecord&)>& sink) WEIR_EXCLUDES(mutex_);
-  // Records lost so far, over all threads.
-  uint64_t dropped() const WEIR_EXCLUDES(mutex_);
+  uint64_t Drain(const std::function<void(const TraceRecord&)>& sink);
+  // Whether a ring is at least half full, so that draining should not wait.
+  bool HalfFull() const;
+  // Records lost so far, over all threads; of this session, if a recorder began one.
+  uint64_t dropped() const;
+
+  // --- Recorders outside (the lease and its protocol: trace_format.h) ----------------------------
+  // To be called between steps by the thread that owns the memory system: takes over the
+  // subscription. True when a recording has begun: the caller tells the state of things.
+  bool FollowRecorder() WEIR_EXCLUDES(mutex_);
+  // To be called every 100 ms or so, from any thread: ends the subscription of a recorder that is
+  // done, and takes the lease back from one whose heartbeat |now_ns| (CLOCK_MONOTONIC) finds too
+  // old.
+  void ExpireRecorder(TimeNs now_ns) WEIR_EXCLUDES(mutex_);
+  // For a recorder inside: takes the lease if it is free, and keeps it alive. False: it is taken.
+  bool TakeLease(TimeNs now_ns) WEIR_EXCLUDES(mutex_);
+  void KeepLease(TimeNs now_ns);
+  void ReleaseLease();
+
+  // --- Metadata
+  // ------------------------------------------------------------------------------------ |json|: an
+  // object, without "reasons", which the tracer adds. kNoMemory: recorders outside cannot see it,
+  // it is too long.
+  Status SetMetadata(std::string json) WEIR_EXCLUDES(mutex_);
+  std::string metadata() const WEIR_EXCLUDES(mutex_);
+  uint64_t metadata_version() const { return metadata_version_.load(std::memory_order_acquire); }
+  // The number of |reason| in the table, which grows up to a limit; digits do not tell reasons
+  // apart.
+  uint32_t ReasonIndex(std::string_view reason) WEIR_EXCLUDES(mutex_);
 
  private:
-  struct Ring;
-  Ring* ThreadRing() WEIR_EXCLUDES(mutex_);
-  std::vector<Ring*> Rings() const WEIR_EXCLUDES(mutex_);
+  TraceRing* ThreadRing();
+  std::string WholeMetadata() const WEIR_REQUIRES(mutex_);
+  Status Publish() WEIR_REQUIRES(mutex_);
 
   Options options_;
   const uint64_t generation_;  // tells this tracer from an earlier one at the same address
+  const std::shared_ptr<TraceSegment> segment_;
+  TraceSegmentHeader& header_;
   std::atomic<uint64_t> mask_;
   std::atomic<bool> draining_{false};
+  uint32_t session_ = 0;  // last seen by FollowRecorder
+  std::atomic<uint64_t> own_lease_{0};
+  std::atomic<uint64_t> metadata_version_{0};
   mutable Mutex mutex_{LockRank::kTrace};
-  std::vector<std::unique_ptr<Ring>> rings_ WEIR_GUARDED_BY(mutex_);
+  std::string metadata_ WEIR_GUARDED_BY(mutex_) = "{}";
+  std::vector<std::string> reasons_ WEIR_GUARDED_BY(mutex_);
+  std::map<std::string, uint32_t, std::less<>> reason_index_ WEIR_GUARDED_BY(mutex_);
 };
+
+// The system's monotonic clock, which heartbeats and records without a clock of their own use.
+TimeNs TraceMonotonicNs();
 
 // Installs the process-wide tracer (nullptr: none). Call while no other thread emits.
 void SetTracer(Tracer* tracer);

@@ -143,7 +143,8 @@ void TraceAudit::Add(const TraceRecord& r) {
     case TraceType::kStepBegin:
       if (!steps_.emplace(r.thread, r.args[0]).second) Problem(r, "a step inside a step");
       break;
-    case TraceType::kStepEnd: {
+    case TraceType::kStepEnd:
+    case TraceType::kStepFailed: {
       const auto it = steps_.find(r.thread);
       if (it == steps_.end() || it->second != r.args[0]) {
         Problem(r, "the end of a step that did not begin");

@@ -143,7 +143,7 @@ enum class FaultCause : uint8_t {
 
 enum class StepKind : uint8_t { kServing, kCalibration };
 
-// What is short of what, at the end of scheduling.
+// What is short, after a step.
 enum class PressureLevel : uint8_t {
   kNone,          // there are free KV blocks
   kFreeGranules,  // no free KV block, but granules to make some of

@@ -213,17 +213,21 @@ TEST_P(WeightPagerTest, TheTraceTellsWhatLeftWhatCameAndEveryGate) {
     ASSERT_TRUE(w.pager->Apply({}).ok());
     std::map<TraceType, uint64_t> count;
     std::map<TraceType, uint64_t> slots;
+    uint64_t copied = 0;
     tracer.Drain([&](const TraceRecord& r) {
       const auto type = static_cast<TraceType>(r.type);
       ++count[type];
       slots[type] += r.args[2];
-      if (type == TraceType::kFill) {
+      if (type == TraceType::kCopy || type == TraceType::kFill) {
         EXPECT_LE(r.args[4], r.args[5]);
       }
+      if (type == TraceType::kCopy) copied += r.args[3];
     });
     EXPECT_EQ(slots[TraceType::kEvict], 40U);
-    // Two passes, the prefix of the third, and coming home.
-    EXPECT_EQ(slots[TraceType::kFill], 2 * 40U + 10U + 40U);
+    // Two passes and the prefix of the third.
+    EXPECT_EQ(copied, (2 * 40U + 10U) * kGranule);
+    EXPECT_EQ(copied, w.pager->stats().bytes_copied);
+    EXPECT_EQ(slots[TraceType::kFill], 40U);
     EXPECT_EQ(count[TraceType::kGateArrive], 32U);
     EXPECT_EQ(count[TraceType::kGatePass], 32U);
     EXPECT_EQ(count[TraceType::kFaultMajor], w.pager->stats().faults);

@@ -89,6 +89,8 @@ TEST(TraceTest, ConcurrentProducersLoseNothingUncounted) {
     producers.emplace_back([&, t] {
       for (uint64_t i = 0; i < kEach; ++i) TraceEmit(TraceType::kKvAlloc, 0, t, i);
       running.fetch_sub(1);
+      // A thread that ends gives its ring to the next: here each keeps its own.
+      while (running.load() != 0) std::this_thread::yield();
     });
   }
   std::map<uint64_t, uint64_t> next;     // producer -> number expected
@@ -115,6 +117,40 @@ TEST(TraceTest, ConcurrentProducersLoseNothingUncounted) {
   tracer.Drain(sink);
   EXPECT_EQ(kept + tracer.dropped(), kThreads * kEach);
   EXPECT_LE(reported, tracer.dropped());
+}
+
+TEST(TraceTest, AThreadThatEndsGivesItsRingBack) {
+  Tracer tracer({.ring_records = 16});
+  SetTracer(&tracer);
+  uint64_t kept = 0;
+  for (uint64_t i = 0; i < 4 * TraceSegment::kRings; ++i) {
+    std::thread([i] { TraceEmit(TraceType::kMap, 0, i); }).join();
+    tracer.Drain([&](const TraceRecord& r) {
+      EXPECT_EQ(r.args[0], kept);
+      EXPECT_EQ(r.thread, 0u);
+      ++kept;
+    });
+  }
+  EXPECT_EQ(kept, 4 * TraceSegment::kRings);
+  EXPECT_EQ(tracer.dropped(), 0u);
+}
+
+TEST(TraceTest, ThreadsBeyondTheLastRingAreCountedAsLosses) {
+  constexpr uint64_t kThreads = TraceSegment::kRings + 5;
+  Tracer tracer({.ring_records = 16});
+  SetTracer(&tracer);
+  std::atomic<uint64_t> emitted{0};
+  std::vector<std::thread> threads;
+  for (uint64_t t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&] {
+      TraceEmit(TraceType::kMap, 0);
+      emitted.fetch_add(1);
+      while (emitted.load() < kThreads) std::this_thread::yield();
+    });
+  }
+  for (std::thread& t : threads) t.join();
+  EXPECT_EQ(DrainAll(tracer).size(), TraceSegment::kRings);
+  EXPECT_EQ(tracer.dropped(), 5u);
 }
 
 TEST(TraceTest, ALaterTracerDoesNotGetAnEarlierOnesRing) {
