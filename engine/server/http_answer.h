@@ -9,7 +9,6 @@
 
 #include "engine/server/http.h"
 #include "vmm/mutex.h"
-#include "vmm/thread_annotations.h"
 
 namespace weir::server {
 
