@@ -59,17 +59,24 @@ std::string Read(std::string_view bytes, size_t step) {
   return log;
 }
 
+// How far a malformed or oversized request is read before that is seen depends on the cuts; the
+// requests before it do not.
+bool SameRequests(std::string_view a, std::string_view b) {
+  if (!a.ends_with("refused") && !b.ends_with("refused")) return a == b;
+  for (std::string_view* log : {&a, &b}) {
+    if (log->ends_with("refused")) log->remove_suffix(7);
+    if (log->ends_with("incomplete")) log->remove_suffix(10);
+  }
+  return a.starts_with(b) || b.starts_with(a);
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size > 4096) return 0;
   const std::string_view bytes(reinterpret_cast<const char*>(data), size);
   const std::string one = Read(bytes, 1);
-  WEIR_CHECK(one == Read(bytes, 7), "the same requests, however the bytes are cut");
-  // All at once: an error may be seen before a limit is, so only what was accepted is compared.
-  const std::string all = Read(bytes, bytes.size() + 1);
-  if (!one.ends_with("refused") && !all.ends_with("refused")) {
-    WEIR_CHECK(one == all, "the same requests, in one piece");
-  }
+  WEIR_CHECK(SameRequests(one, Read(bytes, 7)), "the same requests, however the bytes are cut");
+  WEIR_CHECK(SameRequests(one, Read(bytes, size + 1)), "the same requests, in one piece");
   return 0;
 }
