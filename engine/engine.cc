@@ -7,6 +7,8 @@
 #include "engine/cpu_layout.h"
 #include "engine/model/checkpoint.h"
 #include "engine/open_model.h"
+#include "engine/trace_metadata.h"
+#include "engine/trace_session.h"
 #include "policy/registry.h"
 #include "vmm/host_driver.h"
 
@@ -51,6 +53,7 @@ Status Engine::Build(const ProgressFn& progress) {
                            " exceeds the model's " + std::to_string(model_.max_position) +
                            " positions");
   }
+  trace_ = WEIR_TRY(TraceSession::Start(options_.trace));
   if (options_.threads == 0) options_.threads = std::max(1U, std::thread::hardware_concurrency());
   pool_ = std::make_unique<cpu::ThreadPool>(static_cast<int>(options_.threads));
   HostDriver::Options host;
@@ -96,6 +99,9 @@ Status Engine::Build(const ProgressFn& progress) {
   info_.driver = driver_->properties().name;
   info_.policy = options_.policy;
   info_.max_model_len = options_.max_model_len;
+  if (trace_ != nullptr) {
+    WEIR_TRY(trace_->tracer().SetMetadata(TraceMetadata(options_, info_, *memory_, *policy_)));
+  }
   return OkStatus();
 }
 

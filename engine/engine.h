@@ -29,6 +29,7 @@
 namespace weir {
 
 class CpuCompute;
+class TraceSession;
 
 struct GenerationRequest {
   std::string prompt;                  // text, unless |prompt_tokens| is given
@@ -117,6 +118,7 @@ class Engine {
   EngineOptions options_;
   EngineInfo info_;
   ModelConfig model_;
+  std::unique_ptr<TraceSession> trace_;  // outlives everything that emits
   std::unique_ptr<Driver> driver_;
   std::unique_ptr<cpu::ThreadPool> pool_;
   std::unique_ptr<Memory> memory_;

@@ -11,6 +11,14 @@ enum class DeviceKind : uint8_t { kAuto, kCpu, kCuda };
 enum class KvCacheDtype : uint8_t { kBf16, kF32 };
 enum class BackingChoice : uint8_t { kHost, kNvme, kNone };
 
+// Recording of events (vmm/trace_format.h).
+struct TraceOptions {
+  bool attach = true;                // let a recorder of the same user attach (weir-trace record)
+  std::string file;                  // record everything into it from the start; empty: no
+  uint32_t ring_records = 1U << 14;  // of 64 bytes, for each thread that emits; a power of two
+  std::string command;               // what the program is doing, for the metadata
+};
+
 struct EngineOptions {
   // Model: a Hugging Face directory, a .gguf file, or with dummy_weights a config.json.
   std::string model;
@@ -36,6 +44,8 @@ struct EngineOptions {
   uint32_t max_num_batched_tokens = 512;  // tokens computed in one step
 
   std::string policy = "tide";  // name or name{key=value; ...}; see docs/policies.md
+
+  TraceOptions trace;
 
   // Debugging.
   bool verify_stripes = false;  // checksum every stripe that arrives

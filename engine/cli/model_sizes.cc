@@ -44,6 +44,7 @@ std::string LeastBudget(const EngineOptions& options) {
   // A budget of one byte is refused before anything is loaded, with the reason.
   EngineOptions tiny = options;
   tiny.hbm_budget = 1;
+  tiny.trace = {.attach = false};
   const auto engine = Engine::Open(tiny);
   if (engine.ok()) return "any budget";
   const std::string& message = engine.status().message();

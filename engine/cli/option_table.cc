@@ -289,6 +289,19 @@ std::vector<OptionInfo> MakeTable() {
       {{"text", LogFormat::kText}, {"json", LogFormat::kJson}}, "json: one object a line"));
   t.back().flag = "--log-format";
 
+  t.push_back(Text(
+      "trace", "file", [](S& s) -> std::string& { return s.engine.trace.file; }, "a path",
+      "record every memory event into this file (for weir-trace); 'run': of the first pass"));
+  t.back().flag = "--trace";
+  t.push_back(Count<uint32_t>(
+      "trace", "ring_records", [](S& s) -> uint32_t& { return s.engine.trace.ring_records; }, 4,
+      1U << 22, "events of 64 bytes that each thread can hold, a power of two"));
+  t.back().flag = "--trace-ring-records";
+  t.push_back(Switch(
+      "trace", "attach", [](S& s) -> bool& { return s.engine.trace.attach; },
+      "let 'weir-trace record' of the same user attach"));
+  t.back().flag = "--trace-attach";
+
   t.push_back(Switch(
       "debug", "verify_stripes", [](S& s) -> bool& { return s.engine.verify_stripes; },
       "checksum every piece of weights that arrives"));

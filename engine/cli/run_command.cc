@@ -78,11 +78,13 @@ class MainJob {
     if (!options_.only && first != "resident" && !Interrupted()) {
       EngineOptions resident = settings_.engine;
       resident.policy = "resident";
+      resident.trace.file.clear();
       WEIR_TRY(Pass("resident", resident, /*excerpts=*/false));
     }
     if (options_.verify && !Interrupted()) {
       EngineOptions all = settings_.engine;
       all.policy = "resident";
+      all.trace.file.clear();
       all.hbm_budget = 0;
       WEIR_TRY(Pass("no budget", all, /*excerpts=*/false));
     }
