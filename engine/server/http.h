@@ -102,7 +102,8 @@ class HttpServer {
   virtual HttpStats stats() const = 0;
   // Accepts no new connection and no further request on open ones; exchanges in flight go on.
   virtual void StopAccepting() = 0;
-  // Closes everything now and joins the threads. Not from a handler.
+  // Closes everything now and joins the threads. Not from a handler, and not while another thread
+  // is in StopAccepting.
   virtual void Stop() = 0;
 };
 

@@ -29,6 +29,7 @@
 #include "engine/server/http_answer.h"
 #include "engine/server/http_format.h"
 #include "engine/server/http_parser.h"
+#include "vmm/check.h"
 
 namespace weir::server {
 namespace {
@@ -494,6 +495,10 @@ class Server final : public HttpServer {
 
   void Stop() override {
     if (stopped_.exchange(true)) return;
+    for (const auto& worker : workers_) {
+      WEIR_CHECK(worker->thread.get_id() != std::this_thread::get_id(),
+                 "an HTTP handler must not stop its server");
+    }
     OnEveryWorker([this](Worker& worker) {
       if (&worker == workers_[0].get()) CloseAcceptor();
       worker.draining = true;
@@ -537,7 +542,11 @@ class Server final : public HttpServer {
     Worker& worker = *workers_[next_worker_++ % workers_.size()];
     acceptor_->async_accept(worker.context, [this, &worker](error_code error, tcp::socket socket) {
       if (!error) {
-        Admit(worker, std::move(socket));
+        try {
+          Admit(worker, std::move(socket));
+        } catch (const std::exception&) {
+          shared_.rejected += 1;  // out of memory: this connection is closed, the next one may do
+        }
         return Accept();
       }
       if (!acceptor_->is_open()) return;
