@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the libFuzzer targets and runs each for the given seconds, starting from the kept corpus
-# (tests/fuzz/corpus/<target>). New inputs go to a scratch folder. Usage: tests/fuzz/run.sh SECONDS [TARGET]
+# (tests/fuzz/corpus/<target>: made by hand, and inputs of fixed bugs; <target>.tar.gz: grown by half
+# an hour of fuzzing and merged). New inputs go to a scratch folder. Usage: tests/fuzz/run.sh SECONDS [TARGET]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 seconds=${1:-60}
@@ -12,6 +13,7 @@ fuzz_one() {
   local target=$1 corpus
   corpus=tests/fuzz/corpus/$(basename "$target")
   mkdir -p "$scratch/$(basename "$target")"
+  if [ -f "$corpus.tar.gz" ]; then tar -xzf "$corpus.tar.gz" -C "$scratch/$(basename "$target")"; fi
   [ -d "$corpus" ] || corpus=
   if ! "$target" -max_total_time="$seconds" -rss_limit_mb=512 -timeout=5 -print_final_stats=1 \
       -artifact_prefix="$scratch/" "$scratch/$(basename "$target")" $corpus \
