@@ -1,0 +1,113 @@
+// Dense products through cuBLASLt: Y[m, n] = X[m, k] · W[n, k]ᵀ (+ bias) (+ Y), all row-major, W as
+// Hugging Face stores it. Products of bf16 are summed in float; Y is rounded once.
+//
+// Tolerance: |y - reference| <= 2^-8 |y| (bf16 output) + 2^-22 * sqrt(k) * sum |x·w| (float sums in
+// another order than a double reference).
+//
+// Algorithms are chosen once, before capture, by timing what cuBLASLt proposes, and kept: a run
+// only enqueues kernels. A product of m rows runs with the algorithm of the smallest prepared m' >=
+// m of the same kind (its bucket).
+//
+// Determinism: an algorithm gives the same bits for the same inputs on the same library version and
+// GPU model. Split-K is allowed only with partial sums kept in float in the workspace and added by
+// one kernel; schemes that add into the output in place are not. Which algorithm wins the timing
+// may differ between starts: Export() and Import() carry the choice over. A row's bits may differ
+// between buckets (kNoSplitK narrows, but does not end, that).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <tuple>
+
+#include "kernels/cuda/launch.h"
+
+namespace weir::cuda {
+
+enum class GemmOutput : uint8_t {
+  kOverwrite,
+  kAccumulate,  // y = y + ... (a residual stream); bf16 output only
+};
+enum class GemmOutputType : uint8_t { kBf16, kF32 };  // kF32: logits
+
+struct GemmKind {
+  int64_t n = 0;
+  int64_t k = 0;  // a multiple of 8
+  bool bias = false;
+  GemmOutput output = GemmOutput::kOverwrite;
+  GemmOutputType type = GemmOutputType::kBf16;
+  friend auto operator<=>(const GemmKind&, const GemmKind&) = default;
+};
+
+struct GemmParams {
+  GemmKind kind;
+  const Bf16* x = nullptr;        // [m, k]; pointers are 16-byte aligned, rows contiguous
+  const Bf16* weights = nullptr;  // [n, k]
+  const Bf16* bias = nullptr;     // [n], iff kind.bias
+  void* y = nullptr;              // [m, n] of kind.type
+  int64_t m = 0;
+};
+
+struct GemmPlannerOptions {
+  // Device memory that every product of this planner uses; 32 MiB is NVIDIA's advice for Hopper.
+  // It stays alive as long as any graph with one of these products. One stream at a time.
+  void* workspace = nullptr;
+  size_t workspace_bytes = 0;
+  bool allow_split_k = true;
+  int candidates = 8;  // algorithms that are timed; 1: cuBLASLt's own first choice, untimed
+  int rounds = 5;      // each algorithm's time is the least of so many passes over the weights
+};
+
+// Represents the chosen algorithms and cuBLASLt's handle for one stream. Thread: one caller.
+class GemmPlanner {
+ public:
+  // An error says why cuBLASLt cannot be used.
+  static LaunchStatus Create(const GemmPlannerOptions& options,
+                             std::unique_ptr<GemmPlanner>* planner);
+  ~GemmPlanner();
+  GemmPlanner(const GemmPlanner&) = delete;
+  GemmPlanner& operator=(const GemmPlanner&) = delete;
+
+  // Chooses the algorithm of |params.kind| for |params.m| rows and runs it once, so that no module
+  // is loaded during a capture. Not inside a capture; waits for the stream. y is overwritten.
+  // |weights|: matrices of this kind to rotate through while timing, so that they come from HBM as
+  // they will in a step (the layers' own weights, say): together well over the L2 cache. Empty:
+  // params.weights only. A bucket that was imported is only run, not timed.
+  LaunchStatus Prepare(const GemmParams& params, std::span<const Bf16* const> weights,
+                       cudaStream_t stream);
+
+  // Enqueues y. Invalid when no bucket holds m rows of this kind.
+  LaunchStatus Run(const GemmParams& params, cudaStream_t stream);
+
+  // Seconds of the bucket's algorithm as timed in Prepare; 0 if it was not timed.
+  double SecondsOf(const GemmKind& kind, int64_t m) const;
+
+  // The chosen algorithms as text, one line each, and back. Import refuses text of another version
+  // of cuBLASLt or another GPU model, and changes nothing then.
+  std::string Export() const;
+  LaunchStatus Import(const std::string& text);
+
+ private:
+  struct Lt;
+  struct Bucket;
+  using Key = std::tuple<GemmKind, int64_t>;
+
+  explicit GemmPlanner(const GemmPlannerOptions& options);
+  LaunchStatus Check(const GemmParams& params) const;
+  LaunchStatus MakeBucket(const GemmParams& params, Bucket* bucket) const;
+  LaunchStatus Choose(const GemmParams& params, std::span<const Bf16* const> weights,
+                      cudaStream_t stream, Bucket* bucket);
+  LaunchStatus Time(const GemmParams& params, std::span<const Bf16* const> weights,
+                    cudaStream_t stream, Bucket* bucket, float* ms);
+  LaunchStatus Enqueue(Bucket& bucket, const GemmParams& params, cudaStream_t stream) const;
+  std::string Header() const;
+
+  GemmPlannerOptions options_;
+  std::unique_ptr<Lt> lt_;
+  std::map<Key, std::unique_ptr<Bucket>> buckets_;
+};
+
+}  // namespace weir::cuda

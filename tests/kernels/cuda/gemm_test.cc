@@ -1,0 +1,108 @@
+#include "kernels/cuda/gemm.h"
+
+#include <cmath>
+#include <random>
+
+#include "tests/kernels/cuda/device_testing.h"
+
+namespace weir::cuda {
+namespace {
+
+using testing::AsBf16;
+using testing::DeviceBuffer;
+
+class CudaGemm : public testing::GpuTest {
+ protected:
+  // |y| against a double reference of the same bf16 inputs; gemm.h has the tolerance.
+  void CheckProduct(const GemmKind& kind, int64_t bucket, int64_t m, uint32_t seed) {
+    std::mt19937 rng(seed);
+    std::normal_distribution<float> normal;
+    const auto random = [&](int64_t n) {
+      std::vector<uint16_t> v(static_cast<size_t>(n));
+      for (uint16_t& x : v) x = cpu::FloatToBf16(normal(rng));
+      return v;
+    };
+    const auto x = random(bucket * kind.k), w = random(kind.n * kind.k), bias = random(kind.n);
+    const auto before = random(bucket * kind.n);
+    const bool f32 = kind.type == GemmOutputType::kF32;
+    const DeviceBuffer<uint16_t> dx(x), dw(w), db(bias);
+    const DeviceBuffer<uint16_t> y16(before);
+    const DeviceBuffer<float> y32(static_cast<size_t>(bucket * kind.n));
+    const DeviceBuffer<uint16_t> workspace(16 << 20);
+    std::unique_ptr<GemmPlanner> planner;
+    GemmPlannerOptions options;
+    options.workspace = workspace.get();
+    options.workspace_bytes = 32 << 20;
+    LaunchStatus status = GemmPlanner::Create(options, &planner);
+    ASSERT_TRUE(status.ok()) << status.message();
+    GemmParams p;
+    p.kind = kind;
+    p.x = AsBf16(dx.get());
+    p.weights = AsBf16(dw.get());
+    p.bias = kind.bias ? AsBf16(db.get()) : nullptr;
+    p.y = f32 ? static_cast<void*>(y32.get()) : y16.get();
+    p.m = bucket;
+    status = planner->Prepare(p, {}, stream_);
+    ASSERT_TRUE(status.ok()) << status.message();
+    (void)cudaMemcpy(y16.get(), before.data(), y16.Bytes(), cudaMemcpyHostToDevice);
+    (void)cudaMemset(y32.get(), 0xff, y32.Bytes());
+    p.m = m;
+    status = planner->Run(p, stream_);
+    ASSERT_TRUE(status.ok()) << status.message();
+    ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+    const auto got16 = y16.Download();
+    const auto got32 = y32.Download();
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < kind.n; ++j) {
+        const auto at = static_cast<size_t>(i * kind.n + j);
+        double want = 0, magnitude = 0;
+        for (int64_t c = 0; c < kind.k; ++c) {
+          const double term = double{cpu::Bf16ToFloat(x[static_cast<size_t>(i * kind.k + c)])} *
+                              double{cpu::Bf16ToFloat(w[static_cast<size_t>(j * kind.k + c)])};
+          want += term;
+          magnitude += std::abs(term);
+        }
+        if (kind.bias) want += double{cpu::Bf16ToFloat(bias[static_cast<size_t>(j)])};
+        if (kind.output == GemmOutput::kAccumulate) want += double{cpu::Bf16ToFloat(before[at])};
+        const double got = f32 ? double{got32[at]} : double{cpu::Bf16ToFloat(got16[at])};
+        const double tolerance = (f32 ? 0 : std::abs(want) * 0x1p-8) +
+                                 std::sqrt(static_cast<double>(kind.k)) * 0x1p-22 * magnitude;
+        ASSERT_LE(std::abs(got - want), tolerance) << "row " << i << ", column " << j;
+      }
+    }
+    if (m < bucket && !f32) {  // rows past m stay as they were
+      const auto first = static_cast<size_t>(m * kind.n);
+      EXPECT_EQ(std::memcmp(got16.data() + first, before.data() + first,
+                            (before.size() - first) * sizeof(uint16_t)),
+                0);
+    }
+  }
+};
+
+TEST_F(CudaGemm, AgreesWithADoubleReferenceInEveryKind) {
+  uint32_t seed = 1;
+  for (const int64_t m : {1, 7, 64, 200}) {
+    CheckProduct({256, 512}, m, m, seed++);
+    CheckProduct({.n = 320, .k = 264, .bias = true}, m, m, seed++);
+    CheckProduct({.n = 256, .k = 512, .output = GemmOutput::kAccumulate}, m, m, seed++);
+    CheckProduct({.n = 1000, .k = 256, .type = GemmOutputType::kF32}, m, m, seed++);
+  }
+}
+
+TEST_F(CudaGemm, ABucketTakesFewerRowsAndWritesNoMore) {
+  CheckProduct({256, 512}, 64, 33, 90);
+}
+
+TEST_F(CudaGemm, NamesWhatIsWrong) {
+  std::unique_ptr<GemmPlanner> planner;
+  ASSERT_TRUE(GemmPlanner::Create({}, &planner).ok());
+  GemmParams p;
+  p.kind = {256, 12};
+  p.m = 1;
+  EXPECT_NE(planner->Run(p, stream_).message().find("multiple of 8"), std::string::npos);
+  EXPECT_NE(planner->Import("of another machine\n").message().find("algorithms are of"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace weir::cuda
