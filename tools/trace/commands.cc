@@ -13,6 +13,7 @@ namespace {
 
 // In the order in which the help shows them.
 constexpr AddCommand kCommands[] = {
+    AddRecordCommand,
     AddCheckCommand,
     AddScriptCommand,
 };
