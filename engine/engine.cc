@@ -185,14 +185,19 @@ Result<RequestId> Engine::Submit(GenerationRequest request) {
   if (!request.sampling.stop.empty() && !tokenizer_) {
     return Unsupported("stop strings need a tokenizer, which this model lacks");
   }
-  std::vector<std::string> stops = request.sampling.stop;
+  const SamplingParams& sampling = request.sampling;
+  const StopText stop_text =
+      sampling.include_stop_str_in_output ? StopText::kInclude : StopText::kExclude;
+  Stream stream{.detokenizer = IncrementalDetokenizer(
+                    tokenizer_.get(), {.skip_special_tokens = sampling.skip_special_tokens}),
+                .stops = StopMatcher(sampling.stop, stop_text),
+                .stop_text = stop_text,
+                .unsearched = sampling.min_tokens};
   core.sampling = std::move(request.sampling);
   core.cache_salt = request.cache_salt;
   core.priority = request.priority;
   const RequestId id = WEIR_TRY(core_->Add(std::move(core)));
-  streams_.emplace(id,
-                   Stream{IncrementalDetokenizer(tokenizer_.get(), {.skip_special_tokens = true}),
-                          StopMatcher(std::move(stops), StopText::kExclude)});
+  streams_.emplace(id, std::move(stream));
   return id;
 }
 
@@ -222,11 +227,7 @@ GenerationOutput Engine::Translate(CoreOutput core) {
   const auto it = streams_.find(out.id);
   Stream& stream = it->second;
   if (tokenizer_) {
-    std::string text;
-    for (const SampledToken& token : out.tokens) text += stream.detokenizer.Push(token.token);
-    if (out.finished) text += stream.detokenizer.Flush();
-    out.text = stream.stops.Push(text);
-    if (out.finished) out.text += stream.stops.Flush();
+    out.text = TextOf(stream, out);
     if (stream.stops.matched() && !out.finished) {
       // Its blocks are free before the next step.
       const Status ended = core_->Finish(out.id, FinishReason::kStop);
@@ -237,6 +238,29 @@ GenerationOutput Engine::Translate(CoreOutput core) {
   }
   if (out.finished) streams_.erase(it);
   return out;
+}
+
+// The text that |output|'s tokens complete, as far as it may be shown.
+std::string Engine::TextOf(Stream& stream, const GenerationOutput& output) const {
+  std::string text;
+  for (size_t i = 0; i < output.tokens.size(); ++i) {
+    // Below this layer only a token can stop a request: it is the last one, and like a stop string
+    // it is not shown.
+    const bool stopped = output.finished && output.reason == FinishReason::kStop;
+    if (stopped && i + 1 == output.tokens.size() && stream.stop_text == StopText::kExclude) break;
+    std::string piece = stream.detokenizer.Push(output.tokens[i].token);
+    if (stream.unsearched > 0) {
+      --stream.unsearched;
+      text += piece;
+    } else {
+      text += stream.stops.Push(piece);
+    }
+  }
+  if (output.finished) {
+    text += stream.stops.Push(stream.detokenizer.Flush());
+    text += stream.stops.Flush();
+  }
+  return text;
 }
 
 std::vector<GenerationOutput> Engine::TakeOutputs() {

@@ -43,7 +43,7 @@ struct GenerationRequest {
 // What is new about one request since the last TakeOutputs.
 struct GenerationOutput {
   RequestId id = 0;
-  std::string text;  // complete UTF-8; stop strings are not in it
+  std::string text;  // complete UTF-8; what stopped it is not in it unless asked for
   std::vector<SampledToken> tokens;
   bool finished = false;
   FinishReason reason = FinishReason::kNone;
@@ -107,6 +107,8 @@ class Engine {
   struct Stream {
     IncrementalDetokenizer detokenizer;
     StopMatcher stops;
+    StopText stop_text = StopText::kExclude;
+    uint32_t unsearched = 0;  // tokens still to come whose text may hold a stop string (min_tokens)
   };
 
   explicit Engine(const EngineOptions& options);
@@ -114,6 +116,7 @@ class Engine {
   Status LoadText(const Checkpoint& checkpoint);
   Status BuildMemory(const CpuWeightMap& map, const ComputeLimits& limits, cpu::KvDtype kv_dtype);
   GenerationOutput Translate(CoreOutput output);
+  std::string TextOf(Stream& stream, const GenerationOutput& output) const;
 
   EngineOptions options_;
   EngineInfo info_;

@@ -31,10 +31,12 @@ struct SamplingParams {
   double frequency_penalty = 0.0;      // [-2, 2]; over the output
   std::optional<uint64_t> seed = {};   // absent: the request's key is used
   uint32_t max_tokens = 0;             // 0: as many as the model's context has room for
-  uint32_t min_tokens = 0;             // no end-of-sequence or stop token before; <= max_tokens
+  uint32_t min_tokens = 0;             // nothing but max_tokens ends it before; <= max_tokens
   std::vector<std::string> stop = {};  // at most 16, of 1 to 256 bytes
   std::vector<int32_t> stop_token_ids = {};
   bool ignore_eos = false;
+  bool include_stop_str_in_output = false;  // the text of what ended it: stop string, stop token
+  bool skip_special_tokens = true;          // in the text; they are in the tokens all the same
   int32_t logprobs = -1;  // -1: off; 0: of the sampled token; n <= 20: of the top n too
   std::map<int32_t, float> logit_bias = {};  // at most 1024 ids; [-100, 100]
 

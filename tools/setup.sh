@@ -4,7 +4,7 @@
 set -euo pipefail
 
 build_packages=(g++ cmake ninja-build ccache pkg-config python3 python3-pip
-  libboost-dev libcli11-dev libfmt-dev libnuma-dev libpcre2-dev libspdlog-dev libtomlplusplus-dev
+  libboost-dev libcli11-dev libfmt-dev libnuma-dev libpcre2-dev libspdlog-dev libssl-dev libtomlplusplus-dev
   liburing-dev libxxhash-dev nlohmann-json3-dev)
 test_packages=(git libgtest-dev librapidcheck-dev clang libclang-rt-dev clang-format)
 

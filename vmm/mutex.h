@@ -14,6 +14,7 @@
 namespace weir {
 
 enum class LockRank : uint8_t {
+  kApiRequest,    // a request of the API. Held: its connection may be written
   kEngineQueue,   // requests coming in, tokens going out. Held: nothing is waited for
   kIoRing,        // submissions of a file ring. Held: io_uring_submit allowed
   kDriver,        // a driver's tables. Held: no callbacks, no waits for work

@@ -11,8 +11,4 @@ std::string VersionText() {
          ", commit " + WEIR_COMMIT + ")";
 }
 
-std::string VersionNumber() {
-  return WEIR_VERSION;
-}
-
 }  // namespace weir::cli

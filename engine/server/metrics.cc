@@ -123,7 +123,7 @@ std::string ServerMetrics::Render(const AsyncStats& stats, const HttpStats& http
   RenderPager(out, stats);
   RenderServer(out, stats, http);
   std::string text = out.Take();
-  Exposition process{Labels()};
+  Exposition process({});
   RenderProcess(process);
   return text + process.Take();
 }
