@@ -17,10 +17,12 @@ namespace {
 // The options of the table as flags of one sub-command. Values stay text: the table reads them.
 class TableFlags {
  public:
-  void AddTo(CLI::App& app, bool positional_model) {
+  // Those of |without|'s sections are left out: they mean nothing to |app|.
+  void AddTo(CLI::App& app, bool positional_model, const std::set<std::string>& without) {
     app.add_option("--config", file_, "TOML file; see weir.example.toml")->type_name("FILE");
     app.add_flag("--print-config", print_, "print what is in force, with sources, and stop");
     for (const OptionInfo& o : OptionTable()) {
+      if (without.contains(o.section)) continue;
       std::string names = o.short_flag.empty() ? o.flag : o.short_flag + "," + o.flag;
       if (positional_model && o.name() == "model.path") names += ",MODEL";
       const std::string help = o.help + " [" + o.get(Settings()) + "]";
@@ -57,12 +59,13 @@ class TableFlags {
 struct Program {
   CLI::App app{"weir serves language models in less device memory than weights and KV cache want.",
                "weir"};
-  TableFlags run_flags, generate_flags, chat_flags, info_flags;
+  TableFlags run_flags, generate_flags, chat_flags, info_flags, serve_flags;
   RunOptions run;
   GenerateOptions generate;
   ChatOptions chat;
   std::string check_file;
   CLI::App *run_app = nullptr, *generate_app = nullptr, *chat_app = nullptr, *info_app = nullptr;
+  CLI::App* serve_app = nullptr;
   CLI::App *policies_app = nullptr, *config_app = nullptr, *check_app = nullptr;
   CLI::App *docs_app = nullptr, *example_app = nullptr;
 
@@ -79,6 +82,9 @@ struct Program {
     AddRun();
     AddGenerate();
     AddChat();
+#if defined(WEIR_HAVE_SERVE)
+    AddServe();
+#endif
     AddOthers();
   }
 
@@ -104,7 +110,7 @@ struct Program {
     run_app->add_flag("--quiet", run.quiet, "no progress and no answers, the report alone");
     run_app->add_option("--json", run.json, "write everything measured")->type_name("FILE");
     run_app->add_option("--out", run.out, "write the answers, JSON Lines")->type_name("FILE");
-    run_flags.AddTo(*run_app, false);
+    run_flags.AddTo(*run_app, false, {"server"});
     run_app->footer(
         "Examples:\n"
         "  weir run -m model.gguf\n"
@@ -125,7 +131,7 @@ struct Program {
     generate_app->add_option("--stop", generate.stop, "end before this text; may be repeated")
         ->type_name("TEXT");
     generate_app->add_flag("--raw", generate.raw, "print token ids, one a line");
-    generate_flags.AddTo(*generate_app, false);
+    generate_flags.AddTo(*generate_app, false, {"server"});
     generate_app->footer(
         "Examples:\n"
         "  weir generate -m model.gguf -p 'The sea was' -n 50\n"
@@ -136,7 +142,7 @@ struct Program {
   void AddChat() {
     chat_app = app.add_subcommand("chat", "talk to a model");
     chat_app->add_option("--system", chat.system, "system message")->type_name("TEXT");
-    chat_flags.AddTo(*chat_app, false);
+    chat_flags.AddTo(*chat_app, false, {"server"});
     chat_app->footer(
         "Examples:\n"
         "  weir chat -m model.gguf\n"
@@ -144,9 +150,26 @@ struct Program {
         "/reset starts over, /exit or Ctrl-D ends, Ctrl-C stops an answer.");
   }
 
+  void AddServe() {
+    serve_app = app.add_subcommand("serve", "an OpenAI-compatible HTTP server");
+    serve_flags.AddTo(*serve_app, false, {"sampling"});
+    serve_app->footer(
+        "Examples:\n"
+        "  weir serve -m model.gguf\n"
+        "  weir serve -m model.gguf --hbm-budget 320MiB --max-num-seqs 48\n"
+        "  weir serve -m model.gguf --host 0.0.0.0 --api-key-file keys.txt --log-format json\n"
+        "  curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'\n"
+        "Routes: /v1/completions, /v1/chat/completions, /v1/models, /health, /metrics and others: "
+        "docs/api.md.\n"
+        "SIGTERM or Ctrl-C: new requests are refused, those in flight have --shutdown-timeout "
+        "seconds; a second signal ends them at once.\n"
+        "Exit code: 0 when all in flight ended, 1 when some were aborted or the engine failed.");
+  }
+
   void AddOthers() {
     info_app = app.add_subcommand("info", "what a model weighs, and the least budget that runs");
-    info_flags.AddTo(*info_app, true);
+    info_flags.AddTo(*info_app, true, {"server"});
     info_app->footer(
         "Examples:\n  weir info model.gguf\n  weir info model-directory "
         "--max-num-seqs 8");
@@ -166,6 +189,9 @@ struct Program {
   }
 
   int Dispatch();
+  bool ServeParsed() const {
+    return serve_app != nullptr && serve_app->parsed();
+  }
   int CheckFile() const {
     Config config;
     const Status status = config.ApplyFile(check_file);
@@ -182,6 +208,11 @@ Status RunDefaults(Config* config) {
   return config->SetDefault("sampling.max_tokens", "64", "default of run");
 }
 
+// A server says what it does.
+Status ServeDefaults(Config* config) {
+  return config->SetDefault("log.level", "info", "default of serve");
+}
+
 int Program::Dispatch() {
   if (policies_app->parsed()) return PoliciesCommand();
   if (check_app->parsed()) return CheckFile();
@@ -192,9 +223,12 @@ int Program::Dispatch() {
   const TableFlags& flags = run_app->parsed()        ? run_flags
                             : generate_app->parsed() ? generate_flags
                             : chat_app->parsed()     ? chat_flags
+                            : ServeParsed()          ? serve_flags
                                                      : info_flags;
   Config config;
-  Status status = run_app->parsed() ? RunDefaults(&config) : OkStatus();
+  Status status = run_app->parsed() ? RunDefaults(&config)
+                  : ServeParsed()   ? ServeDefaults(&config)
+                                    : OkStatus();
   if (status.ok()) status = flags.Apply(&config);
   if (!status.ok()) return Fail(status, kExitUsage);
   if (flags.print()) {
@@ -205,6 +239,9 @@ int Program::Dispatch() {
   if (run_app->parsed()) return RunCommand(config, run);
   if (generate_app->parsed()) return GenerateCommand(config, generate);
   if (chat_app->parsed()) return ChatCommand(config, chat);
+#if defined(WEIR_HAVE_SERVE)
+  if (serve_app->parsed()) return ServeCommand(config);
+#endif
   return InfoCommand(config);
 }
 

@@ -43,9 +43,11 @@ int ChatCommand(const Config& config, const ChatOptions& options);
 int RunCommand(const Config& config, const RunOptions& options);
 int InfoCommand(const Config& config);
 int PoliciesCommand();
+int ServeCommand(const Config& config);
 
 // "weir 0.1.0 (Release, commit ...)".
 std::string VersionText();
+std::string VersionNumber();  // "0.1.0"
 
 // "weir: error: ..." on stderr; returns |code|.
 int Fail(const Status& status, int code);

@@ -162,6 +162,7 @@ Status Config::ApplyToml(std::string_view text, const std::string& path) {
 
 Status Config::ApplyEnvironment(const std::map<std::string, std::string>& environment) {
   for (const auto& [name, value] : environment) {
+    if (name == kApiKeyVariable) continue;  // a secret: read where it is used, never shown
     std::vector<std::string> known;
     const OptionInfo* found = nullptr;
     for (const OptionInfo& o : OptionTable()) {

@@ -14,6 +14,9 @@
 
 namespace weir::cli {
 
+// Holds an API key of `weir serve`. No option: options are shown.
+inline constexpr std::string_view kApiKeyVariable = "WEIR_SERVER_API_KEY";
+
 // Represents settings under construction: layers are applied from the weakest to the strongest, and
 // the source of each value is remembered. A failed call may leave the layer half applied.
 class Config {

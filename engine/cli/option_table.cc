@@ -176,6 +176,53 @@ OptionInfo TopK() {
   return o;
 }
 
+void AddServerOptions(std::vector<OptionInfo>* t) {
+  using S = Settings;
+  constexpr uint64_t k32 = std::numeric_limits<uint32_t>::max();
+  t->push_back(Text(
+      "server", "host", [](S& s) -> std::string& { return s.serve.host; }, "an address",
+      "to listen on; 0.0.0.0: every network, then set API keys"));
+  t->push_back(Count<uint32_t>(
+      "server", "port", [](S& s) -> uint32_t& { return s.serve.port; }, 0, 65535,
+      "to listen on; 0: any free one, printed"));
+  t->push_back(Text(
+      "server", "api_key_file", [](S& s) -> std::string& { return s.serve.api_key_file; }, "a path",
+      "keys, one a line: [name] key, or name sha256:digest; WEIR_SERVER_API_KEY adds one"));
+  t->push_back(Text(
+      "server", "served_model_name", [](S& s) -> std::string& { return s.serve.served_model_name; },
+      "a name", "of the model in requests and replies; empty: that of its file or directory"));
+  t->push_back(Count<uint32_t>(
+      "server", "http_threads", [](S& s) -> uint32_t& { return s.serve.http_threads; }, 1, 64,
+      "threads that read and write connections"));
+  t->push_back(Count<uint32_t>(
+      "server", "max_connections", [](S& s) -> uint32_t& { return s.serve.max_connections; }, 1,
+      1'000'000, "open at once; more are answered 503"));
+  t->push_back(Count<uint32_t>(
+      "server", "max_queued_requests",
+      [](S& s) -> uint32_t& { return s.serve.max_queued_requests; }, 1, k32,
+      "requests that wait to run; more are answered 503"));
+  t->push_back(Count<uint64_t>(
+      "server", "max_queued_tokens", [](S& s) -> uint64_t& { return s.serve.max_queued_tokens; }, 1,
+      std::numeric_limits<uint64_t>::max(),
+      "prompt tokens of those, about wanted time to first token x prefill speed"));
+  t->push_back(Count<uint32_t>(
+      "server", "max_queued_per_tenant",
+      [](S& s) -> uint32_t& { return s.serve.max_queued_per_tenant; }, 1, k32,
+      "waiting requests of one API key; more are answered 429"));
+  t->push_back(Real(
+      "server", "request_timeout", [](S& s) -> double& { return s.serve.request_timeout; }, 0,
+      1'000'000, "seconds a request may take, waiting included; 0: no limit"));
+  t->push_back(Real(
+      "server", "shutdown_timeout", [](S& s) -> double& { return s.serve.shutdown_timeout; }, 0,
+      1'000'000, "seconds that requests in flight have to end after SIGTERM"));
+  t->push_back(Switch(
+      "server", "vllm_metrics", [](S& s) -> bool& { return s.serve.vllm_metrics; },
+      "show request metrics under vllm: too, for dashboards made for vLLM"));
+  t->push_back(Switch(
+      "server", "log_requests", [](S& s) -> bool& { return s.serve.log_requests; },
+      "one line at level info for each request; never its text"));
+}
+
 std::vector<OptionInfo> MakeTable() {
   using S = Settings;
   constexpr uint64_t k32 = std::numeric_limits<uint32_t>::max();
@@ -278,6 +325,8 @@ std::vector<OptionInfo> MakeTable() {
   t.push_back(Switch(
       "sampling", "ignore_eos", [](S& s) -> bool& { return s.sampling.ignore_eos; },
       "go on after the end-of-sequence token"));
+
+  AddServerOptions(&t);
 
   t.push_back(Choice<std::string>(
       "log", "level", [](S& s) -> std::string& { return s.log_level; },

@@ -17,6 +17,23 @@ namespace weir::cli {
 enum class LogFormat : uint8_t { kText, kJson };
 enum class BudgetMode : uint8_t { kAuto, kBytes };
 
+// What `weir serve` takes beside the engine. Times in seconds.
+struct ServeSettings {
+  std::string host = "127.0.0.1";
+  uint32_t port = 8000;
+  std::string api_key_file;       // empty: none
+  std::string served_model_name;  // empty: from the model's path
+  uint32_t http_threads = 1;
+  uint32_t max_connections = 4096;
+  uint32_t max_queued_requests = 512;
+  uint64_t max_queued_tokens = 262144;
+  uint32_t max_queued_per_tenant = 256;
+  double request_timeout = 0;  // 0: none
+  double shutdown_timeout = 30;
+  bool vllm_metrics = true;
+  bool log_requests = true;
+};
+
 // Represents everything chosen: what the engine takes, and what the programs around it take.
 struct Settings {
   EngineOptions engine;
@@ -25,6 +42,7 @@ struct Settings {
   SamplingParams sampling;
   std::string log_level = "warn";
   LogFormat log_format = LogFormat::kText;
+  ServeSettings serve;
   Settings();
 };
 

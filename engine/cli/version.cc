@@ -11,4 +11,8 @@ std::string VersionText() {
          ", commit " + WEIR_COMMIT + ")";
 }
 
+std::string VersionNumber() {
+  return WEIR_VERSION;
+}
+
 }  // namespace weir::cli

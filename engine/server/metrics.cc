@@ -123,7 +123,7 @@ std::string ServerMetrics::Render(const AsyncStats& stats, const HttpStats& http
   RenderPager(out, stats);
   RenderServer(out, stats, http);
   std::string text = out.Take();
-  Exposition process({});
+  Exposition process{Labels()};
   RenderProcess(process);
   return text + process.Take();
 }
