@@ -35,7 +35,13 @@ Result<std::unique_ptr<Memory>> Memory::Create(Driver& driver, const MemoryOptio
   return memory;
 }
 
-Memory::~Memory() = default;
+Memory::~Memory() {
+  if (!blocks_) return;
+  // K3 to the end: the index forgets what is in KV before the granules go.
+  std::vector<uint32_t> extents;
+  std::vector<BlockMoveRequest> moves;
+  (void)blocks_->VacateExtents(blocks_->VacatableExtents(), &extents, &moves);
+}
 
 Status Memory::Build() {
   const uint64_t granularity = driver_.properties().granularity_bytes;

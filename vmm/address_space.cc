@@ -59,6 +59,13 @@ AddressSpace::~AddressSpace() {
   const auto complain = [](const std::string& what, const Status& s) {
     if (!s.ok()) std::fprintf(stderr, "weir: %s: %s\n", what.c_str(), s.ToString().c_str());
   };
+  // What is still mapped goes as one plan, so that a trace shows no unmap without a cause (T1).
+  const auto cause = static_cast<uint8_t>(RemapCause::kShutdown);
+  const uint64_t plan = commits_ + rollbacks_ + 1;
+  uint64_t left = 0;
+  for (const Region& region : regions_) left += region.mapped;
+  uint64_t freed = 0;
+  if (left > 0) TraceEmit(TraceType::kPlanBegin, cause, plan, left);
   for (Region& region : regions_) {
     for (uint32_t i = 0; i < region.slots.size(); ++i) {
       const GranuleId g = region.slots[i];
@@ -66,10 +73,13 @@ AddressSpace::~AddressSpace() {
       complain("unmapping " + SlotName(region.id, SlotIndex(i)),
                Persist([&] { return DriverUnmap(region.id, SlotIndex(i), g); }));
       pool_.OnUnmapped(g);
-      if (pool_.granule(g).map_count == 0) pool_.Free(g);
+      if (pool_.granule(g).map_count != 0) continue;
+      pool_.Free(g);
+      ++freed;
     }
     complain("freeing region " + region.name, Persist([&] { return driver_.Free(region.base); }));
   }
+  if (left > 0) TraceEmit(TraceType::kPlanCommit, cause, plan, 0, freed, 0);
   if (window_used_) {
     complain("emptying the poison window", Persist([&] { return driver_.Unmap(window_); }));
   }
