@@ -14,6 +14,7 @@ namespace {
 // In the order in which the help shows them.
 constexpr AddCommand kCommands[] = {
     AddRecordCommand,
+    AddReportCommand,
     AddCheckCommand,
     AddScriptCommand,
 };

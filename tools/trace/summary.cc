@@ -1,0 +1,94 @@
+#include "tools/trace/summary.h"
+
+#include <algorithm>
+
+#include "tools/trace/schema.h"
+
+namespace weir::trace_tool {
+
+void Summary::OnFault(const TraceEvent& event) {
+  const TraceRecord& r = event.record;
+  faults_[r.cause].Add(r.args[3]);
+  stall_.Add(r.args[3]);
+  layers_[reader_.meta().LayerOfGate(r.args[0])].stall.Add(r.args[3]);
+  if (top_.size() == kTopFaults && top_.back().event.record.args[3] >= r.args[3]) return;
+  if (top_.size() == kTopFaults) top_.pop_back();
+  const auto place = std::find_if(top_.begin(), top_.end(), [&](const FaultSeen& seen) {
+    return seen.event.record.args[3] < r.args[3];
+  });
+  top_.insert(place, FaultSeen{event, last_decision_});
+}
+
+void Summary::OnTransfer(const TraceRecord& r, uint64_t first_slot, bool copy) {
+  LinkTotals& link = links_[r.cause];
+  link.bytes += r.args[3];
+  ++link.transfers;
+  link.busy_ns += r.args[5] > r.args[4] ? r.args[5] - r.args[4] : 0;
+  LayerTotals& layer = layers_[reader_.meta().LayerOfSlot(first_slot)];
+  (copy ? layer.copied_bytes : layer.filled_bytes) += r.args[3];
+}
+
+void Summary::Add(const TraceEvent& event) {
+  const TraceRecord& r = event.record;
+  switch (static_cast<TraceType>(r.type)) {
+    case TraceType::kFaultMajor:
+    case TraceType::kFaultMinor: OnFault(event); break;
+    case TraceType::kCopy: OnTransfer(r, r.args[2], true); break;
+    case TraceType::kFill: OnTransfer(r, r.args[1], false); break;
+    case TraceType::kEvict:
+      layers_[reader_.meta().LayerOfSlot(r.args[1])].evicted_slots += r.args[2];
+      break;
+    case TraceType::kMap: ++owners_[r.args[4]].maps; break;
+    case TraceType::kGranuleState:
+    case TraceType::kOwner: {
+      const bool handed = r.type == static_cast<uint16_t>(TraceType::kOwner);
+      const uint64_t to = handed ? r.args[2] : r.args[3];
+      uint64_t& owner = granule_owner_[{r.cause, r.args[0]}];
+      if (owner == to) break;
+      if (owner != kOwnerNone && owners_[owner].granules > 0) --owners_[owner].granules;
+      owner = to;
+      if (to == kOwnerNone) break;
+      OwnerTotals& totals = owners_[to];
+      totals.most = std::max(totals.most, ++totals.granules);
+      break;
+    }
+    case TraceType::kPlanCommit:
+      plans_[r.cause].Add(r.args[3]);
+      taken_[r.cause] += r.args[1];
+      freed_[r.cause] += r.args[2];
+      break;
+    case TraceType::kPlanRollback: ++rollbacks_; break;
+    case TraceType::kPlacement: evicted_bytes_ = r.args[3]; break;
+    case TraceType::kStepEnd:
+      ++steps_;
+      tokens_ += r.args[2];
+      step_.Add(r.args[3]);
+      step_stall_ns_ += r.args[4];
+      streamed_ += r.args[5];
+      break;
+    case TraceType::kStepFailed: ++failed_steps_; break;
+    case TraceType::kRequest: ++requests_[r.cause]; break;
+    case TraceType::kKvEvict: kv_evicted_ += r.args[1]; break;
+    case TraceType::kKvHit: kv_hit_ += r.args[1]; break;
+    case TraceType::kPolicyDecision:
+      ++decisions_;
+      clipped_ += r.args[3] != 0 ? 1 : 0;
+      last_decision_ = {r.time_ns, r, true};
+      break;
+    case TraceType::kQueue: {
+      const uint64_t span = std::max<uint64_t>(1, reader_.last_ns() - reader_.first_ns());
+      const double at = static_cast<double>(r.time_ns - reader_.first_ns());
+      const auto i = static_cast<size_t>(at / static_cast<double>(span) * kSamples);
+      samples_[std::min(i, kSamples - 1)] = {true,      r.args[0], r.args[1],     r.args[2],
+                                             r.args[3], r.args[4], evicted_bytes_};
+      break;
+    }
+    default: break;
+  }
+}
+
+double Summary::Seconds() const {
+  return static_cast<double>(reader_.last_ns() - reader_.first_ns()) * 1e-9;
+}
+
+}  // namespace weir::trace_tool

@@ -1,0 +1,90 @@
+// Summary: one pass over a trace, gathered for `report`.
+//
+// Represents totals, not records: memory depends on how many layers, causes and owners there are,
+// not on the length of the trace. Feed it in order of time.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "tools/trace/histogram.h"
+#include "tools/trace/reader.h"
+
+namespace weir::trace_tool {
+
+// A policy decision, with the time it was recorded.
+struct DecisionSeen {
+  uint64_t time_ns = 0;
+  TraceRecord record;
+  bool any = false;
+};
+
+struct FaultSeen {
+  TraceEvent event;
+  DecisionSeen decision;  // the last one before the fault
+};
+
+struct LayerTotals {
+  Histogram stall;
+  uint64_t filled_bytes = 0, copied_bytes = 0, evicted_slots = 0;
+};
+
+struct LinkTotals {
+  uint64_t bytes = 0, transfers = 0, busy_ns = 0;
+};
+
+struct KvSample {
+  bool any = false;
+  uint64_t running = 0, waiting = 0, used = 0, cached = 0, free = 0, evicted_bytes = 0;
+};
+
+class Summary {
+ public:
+  static constexpr size_t kTopFaults = 10;
+  static constexpr size_t kSamples = 12;
+
+  explicit Summary(const TraceReader& reader) : reader_(reader) {}
+  void Add(const TraceEvent& event);
+
+  // |sort|: "cause", "owner" or "layer", which table comes first.
+  std::string Text(const std::string& sort) const;
+  nlohmann::ordered_json Json() const;
+
+ private:
+  void OnFault(const TraceEvent& event);
+  void OnTransfer(const TraceRecord& r, uint64_t first_slot, bool copy);
+  std::string HeadText() const;
+  std::string CauseText() const;
+  std::string OwnerText() const;
+  std::string LayerText() const;
+  std::string LinkText() const;
+  std::string KvText() const;
+  std::string TopText() const;
+  double Seconds() const;
+
+  const TraceReader& reader_;
+  std::map<uint64_t, Histogram> faults_;  // by cause
+  std::map<uint64_t, Histogram> plans_;   // by cause: durations
+  std::map<uint64_t, uint64_t> taken_, freed_;
+  std::map<int64_t, LayerTotals> layers_;  // -1: not known
+  std::map<uint64_t, LinkTotals> links_;   // by source tier
+  struct OwnerTotals {
+    uint64_t maps = 0, granules = 0, most = 0;
+  };
+  std::map<uint64_t, OwnerTotals> owners_;
+  std::map<std::pair<uint8_t, uint64_t>, uint64_t> granule_owner_;
+  std::map<uint64_t, uint64_t> requests_;  // by event
+  Histogram stall_, step_;
+  uint64_t steps_ = 0, failed_steps_ = 0, tokens_ = 0, step_stall_ns_ = 0, streamed_ = 0;
+  uint64_t rollbacks_ = 0, decisions_ = 0, clipped_ = 0, evicted_bytes_ = 0;
+  uint64_t kv_evicted_ = 0, kv_hit_ = 0;
+  DecisionSeen last_decision_;
+  std::vector<FaultSeen> top_;
+  std::vector<KvSample> samples_ = std::vector<KvSample>(kSamples);
+};
+
+}  // namespace weir::trace_tool
