@@ -1,0 +1,41 @@
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "tests/tools/trace_builder.h"
+#include "tools/trace/summary.h"
+
+namespace weir::trace_tool {
+namespace {
+
+TEST(Report, CountsWhatTheTraceHasAndNamesTheDecisionBehindAFault) {
+  TraceBuilder builder;
+  const std::string file = builder.Life().File();
+  TraceReader reader(MemorySource(std::as_bytes(std::span(file.data(), file.size()))));
+  Summary summary(reader);
+  reader.ForEach([&](const TraceEvent& e) { summary.Add(e); });
+  const nlohmann::ordered_json json = summary.Json();
+  EXPECT_EQ(json["steps"], 5);
+  EXPECT_EQ(json["step_stall_ns"], 80'000);
+  EXPECT_EQ(json["faults_by_cause"]["late-copy"]["sum_ns"], 80'000.0);
+  EXPECT_EQ(json["layers"]["0"]["max_ns"], 80'000);
+  EXPECT_EQ(json["links"]["host"]["bytes"], 5 * 4 * TraceBuilder::kGranule);
+  EXPECT_EQ(json["owners"]["weights"]["granules"], 4);
+  EXPECT_EQ(json["owners"]["ring"]["granules"], 2);
+  EXPECT_EQ(json["top_faults"][0]["reason"], "KV is short");
+  const std::string text = summary.Text("cause");
+  EXPECT_NE(text.find("layer 0 mlp"), std::string::npos);
+  EXPECT_NE(text.find("after decision 1"), std::string::npos);
+  EXPECT_LT(summary.Text("owner").find("by owner"), summary.Text("owner").find("by layer"));
+}
+
+TEST(Histogram, PercentilesAreWithinTheirBucket) {
+  Histogram h;
+  for (uint64_t i = 1; i <= 100'000; ++i) h.Add(i);
+  for (const double p : {0.01, 0.5, 0.9, 0.99}) {
+    EXPECT_NEAR(static_cast<double>(h.Percentile(p)), p * 1e5, p * 1e5 * 0.016 + 1) << p;
+  }
+  EXPECT_EQ(h.Percentile(1), 100'000U);
+}
+
+}  // namespace
+}  // namespace weir::trace_tool
