@@ -82,9 +82,7 @@ struct Program {
     AddRun();
     AddGenerate();
     AddChat();
-#if defined(WEIR_HAVE_SERVE)
     AddServe();
-#endif
     AddOthers();
   }
 
@@ -239,9 +237,7 @@ int Program::Dispatch() {
   if (run_app->parsed()) return RunCommand(config, run);
   if (generate_app->parsed()) return GenerateCommand(config, generate);
   if (chat_app->parsed()) return ChatCommand(config, chat);
-#if defined(WEIR_HAVE_SERVE)
   if (serve_app->parsed()) return ServeCommand(config);
-#endif
   return InfoCommand(config);
 }
 
