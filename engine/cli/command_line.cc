@@ -187,9 +187,7 @@ struct Program {
   }
 
   int Dispatch();
-  bool ServeParsed() const {
-    return serve_app != nullptr && serve_app->parsed();
-  }
+  bool ServeParsed() const { return serve_app != nullptr && serve_app->parsed(); }
   int CheckFile() const {
     Config config;
     const Status status = config.ApplyFile(check_file);
