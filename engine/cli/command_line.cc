@@ -77,6 +77,7 @@ struct Program {
         "  weir run -m model.gguf                        the main job: tide against resident\n"
         "  weir chat -m model.gguf\n"
         "  weir generate -m model.gguf -p 'Once upon a time' -n 100\n"
+        "  weir serve -m model.gguf                      for OpenAI clients, on port 8000\n"
         "  weir info model.gguf                          sizes, and the least budget that runs\n"
         "'weir COMMAND --help' has each command's options and examples.");
     AddRun();
@@ -187,7 +188,7 @@ struct Program {
   }
 
   int Dispatch();
-  bool ServeParsed() const { return serve_app != nullptr && serve_app->parsed(); }
+  bool ServeParsed() const { return serve_app->parsed(); }
   int CheckFile() const {
     Config config;
     const Status status = config.ApplyFile(check_file);

@@ -208,7 +208,7 @@ void AddServerOptions(std::vector<OptionInfo>* t) {
   t->push_back(Count<uint32_t>(
       "server", "max_queued_per_tenant",
       [](S& s) -> uint32_t& { return s.serve.max_queued_per_tenant; }, 1, k32,
-      "waiting requests of one API key; more are answered 429"));
+      "waiting requests of one API key where there are several; more are answered 429"));
   t->push_back(Real(
       "server", "request_timeout", [](S& s) -> double& { return s.serve.request_timeout; }, 0,
       1'000'000, "seconds a request may take, waiting included; 0: no limit"));

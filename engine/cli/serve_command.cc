@@ -95,7 +95,9 @@ class Server {
     server::AsyncOptions async;
     async.max_queued_requests = settings_.serve.max_queued_requests;
     async.max_queued_tokens = settings_.serve.max_queued_tokens;
-    async.max_queued_per_tenant = settings_.serve.max_queued_per_tenant;
+    // Shares are for several: who is alone may fill the queue.
+    async.max_queued_per_tenant = keys.size() > 1 ? settings_.serve.max_queued_per_tenant
+                                                  : settings_.serve.max_queued_requests;
     async.default_deadline_ns = Nanoseconds(settings_.serve.request_timeout);
     async.metrics = metrics_.get();
     const EngineInfo info = engine.info();

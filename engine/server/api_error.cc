@@ -3,6 +3,8 @@
 #include <string_view>
 #include <utility>
 
+#include <nlohmann/json.hpp>
+
 #include "engine/server/json_writer.h"
 
 namespace weir::server {
@@ -29,7 +31,9 @@ ApiError InvalidField(std::string param, std::string message) {
 
 std::string ErrorJson(const ApiError& error) {
   std::string json = R"({"error":{"message":)";
-  AppendJsonString(error.message, &json);
+  // It may quote what the client sent, which need not be UTF-8.
+  json +=
+      nlohmann::json(error.message).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   json += R"(,"type":")";
   json += TypeOf(error.status);
   json += R"(","param":)";

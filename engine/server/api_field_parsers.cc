@@ -146,6 +146,10 @@ FieldError ParseMessages(const json& value, const RequestLimits&, ApiRequest* ou
     if (role == message.end() || !role->is_string() || role->get_ref<std::string&>().empty()) {
       return InvalidField(place + ".role", place + ".role must be a string such as \"user\"");
     }
+    const auto speaker = message.find("name");
+    if (speaker != message.end() && !speaker->is_string()) {
+      return InvalidField(place + ".name", place + ".name must be a string");
+    }
     for (const char* name : {"tool_calls", "function_call"}) {
       const auto calls = message.find(name);
       if (calls != message.end() && !calls->is_null() && !calls->empty()) {

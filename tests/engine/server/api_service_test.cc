@@ -281,9 +281,25 @@ TEST_F(ApiServiceTest, HostileJsonIsRefused) {
        {std::string(), std::string("[]"), std::string("{"), std::string(R"({"prompt":[]})"),
         std::string(R"({"prompt":[1],"prompt":[2]})"), std::string("{\"prompt\":\"\xff\"}"),
         std::string(R"({"prompt":[1,"a"]})"), std::string(R"({"prompt":[-1]})"),
-        std::string(R"({"prompt":[1e99]})"), std::string(R"({"prompt":"\ud800"})"),
+        std::string(R"({"prompt":[1e99]})"), std::string("\xce\x1a\xdf\x02"),
+        std::string(R"({"prompt":"\ud800"})"),
         R"({"prompt":[1],"x":)" + std::string(200000, '[')}) {
-    EXPECT_EQ(Call("POST", "/v1/completions", body)->response_.status, 400U) << body.substr(0, 40);
+    const auto x = Call("POST", "/v1/completions", body);
+    EXPECT_EQ(x->response_.status, 400U) << body.substr(0, 40);
+    // What it quotes of the request must not make the answer invalid.
+    EXPECT_TRUE(json::accept(x->response_.body)) << x->response_.body;
+  }
+}
+
+TEST_F(ApiServiceTest, MessagesAreChecked) {
+  for (const auto& [message, param] : std::vector<std::pair<std::string, std::string>>{
+           {"1", "messages[0]"},
+           {R"({"content":"a"})", "messages[0].role"},
+           {R"({"role":1,"content":"a"})", "messages[0].role"},
+           {R"({"role":"user","content":"a","name":{}})", "messages[0].name"}}) {
+    const auto x = Call("POST", "/v1/chat/completions", R"({"messages":[)" + message + "]}");
+    EXPECT_EQ(x->response_.status, 400U) << message;
+    EXPECT_EQ(json::parse(x->response_.body)["error"]["param"], param) << x->response_.body;
   }
 }
 
