@@ -339,7 +339,7 @@ void InvariantChecker::OnPlanBegin() {
          "plan " + std::to_string(r.args[0]) + " begins inside plan " + std::to_string(plan_->id));
   }
   plan_seen_ = true;
-  plan_.emplace();
+  plan_ = Plan{};
   plan_->id = r.args[0];
   plan_->cause = r.cause;
   plan_->thread = r.thread;
