@@ -99,6 +99,9 @@ class FakeEngine : public RequestEngine {
 
 class ApiServiceTest : public ::testing::Test {
  protected:
+  // A sink keeps its call, the call this engine: a real one ends every request, this one may not.
+  void TearDown() override { engine_->sinks_.clear(); }
+
   void Make() {
     options_.version = "1.2.3";
     options_.on_request_end = [this](const RequestRecord& record) { records_.push_back(record); };
