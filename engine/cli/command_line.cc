@@ -188,7 +188,7 @@ struct Program {
   }
 
   int Dispatch();
-  bool ServeParsed() const { return serve_app->parsed(); }
+  bool serve_app->parsed() const { return serve_app->parsed(); }
   int CheckFile() const {
     Config config;
     const Status status = config.ApplyFile(check_file);
@@ -220,12 +220,12 @@ int Program::Dispatch() {
   const TableFlags& flags = run_app->parsed()        ? run_flags
                             : generate_app->parsed() ? generate_flags
                             : chat_app->parsed()     ? chat_flags
-                            : ServeParsed()          ? serve_flags
+                            : serve_app->parsed()    ? serve_flags
                                                      : info_flags;
   Config config;
-  Status status = run_app->parsed() ? RunDefaults(&config)
-                  : ServeParsed()   ? ServeDefaults(&config)
-                                    : OkStatus();
+  Status status = run_app->parsed()     ? RunDefaults(&config)
+                  : serve_app->parsed() ? ServeDefaults(&config)
+                                        : OkStatus();
   if (status.ok()) status = flags.Apply(&config);
   if (!status.ok()) return Fail(status, kExitUsage);
   if (flags.print()) {
