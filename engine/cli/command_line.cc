@@ -188,7 +188,6 @@ struct Program {
   }
 
   int Dispatch();
-  bool serve_app->parsed() const { return serve_app->parsed(); }
   int CheckFile() const {
     Config config;
     const Status status = config.ApplyFile(check_file);

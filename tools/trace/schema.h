@@ -51,8 +51,7 @@ struct ArgInfo {
 };
 
 struct TypeInfo {
-  TraceType type = TraceType::kNone;
-  std::string_view name;
+  TraceType type = TraceType::kNone;  // its name: TraceTypeName()
   CauseKind cause = CauseKind::kNone;
   std::array<ArgInfo, 6> args;
 };

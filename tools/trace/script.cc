@@ -35,7 +35,7 @@ std::string ArgText(const ArgInfo& info, uint64_t value, const TraceMeta& meta) 
 
 std::string TypeName(uint16_t type) {
   const TypeInfo* info = FindType(type);
-  return info != nullptr ? std::string(info->name) : "type-" + std::to_string(type);
+  return info != nullptr ? std::string(TraceTypeName(info->type)) : "type-" + std::to_string(type);
 }
 
 struct ScriptOptions {
@@ -52,7 +52,7 @@ int RunScript(const ScriptOptions& options) {
     const auto type = TypeByName(name);
     if (!type) {
       std::string known;
-      for (const TypeInfo& t : AllTypes()) known += " " + std::string(t.name);
+      for (const TypeInfo& t : AllTypes()) known += " " + std::string(TraceTypeName(t.type));
       throw TraceError("no record type is called \"" + name + "\"; there are:" + known);
     }
     mask |= uint64_t{1} << static_cast<unsigned>(*type);
