@@ -15,7 +15,7 @@ enum class BackingChoice : uint8_t { kHost, kNvme, kNone };
 struct TraceOptions {
   bool attach = true;                // let a recorder of the same user attach (weir-trace record)
   std::string file;                  // record everything into it from the start; empty: no
-  uint32_t ring_records = 1U << 14;  // of 64 bytes, for each thread that emits; a power of two
+  uint32_t ring_records = 1U << 16;  // of 64 bytes, for each thread that emits; a power of two
   std::string command;               // what the program is doing, for the metadata
 };
 
