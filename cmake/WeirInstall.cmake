@@ -38,7 +38,7 @@ function(weir_install_headers folder)
   install(FILES ${headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/weir/${folder} COMPONENT dev)
 endfunction()
 
-weir_install_headers(engine block_manager compute core cpu_compute cpu_layout engine kv_demand memory options
+weir_install_headers(engine block_manager compute core cpu_compute weight_map engine kv_demand memory options
                      sampler scheduler sequence weight_loader)
 weir_install_headers(engine/model byte_source checkpoint checkpoint_names dtype model_config
                      tensor_file text_files)

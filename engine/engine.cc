@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "engine/cpu_compute.h"
-#include "engine/cpu_layout.h"
+#include "engine/weight_map.h"
 #include "engine/model/checkpoint.h"
 #include "engine/open_model.h"
 #include "engine/trace_metadata.h"
@@ -70,7 +70,7 @@ Status Engine::Build(const ProgressFn& progress) {
     return Unsupported("head_dim " + std::to_string(model_.head_dim) +
                        ": the CPU back-end takes multiples of 8 from 8 to 256");
   }
-  const CpuWeightMap map = CpuWeightMap::Make(model_);
+  const WeightMap map = WeightMap::Make(model_, WeightFormat::kCpu);
   WEIR_TRY(BuildMemory(map, limits, kv_dtype));
   info_.load =
       WEIR_TRY(LoadWeights(checkpoint, map, memory_->weights(), [&](uint64_t done, uint64_t total) {
@@ -105,7 +105,7 @@ Status Engine::Build(const ProgressFn& progress) {
   return OkStatus();
 }
 
-Status Engine::BuildMemory(const CpuWeightMap& map, const ComputeLimits& limits,
+Status Engine::BuildMemory(const WeightMap& map, const ComputeLimits& limits,
                            cpu::KvDtype kv_dtype) {
   MemoryOptions m;
   m.hbm_budget_bytes = options_.hbm_budget;
@@ -123,6 +123,7 @@ Status Engine::BuildMemory(const CpuWeightMap& map, const ComputeLimits& limits,
     case BackingChoice::kHost: m.backing = BackingTier::kHost; break;
     case BackingChoice::kNvme: m.backing = BackingTier::kNvme; break;
     case BackingChoice::kNone: m.backing = BackingTier::kNone; break;
+    case BackingChoice::kPeer: m.backing = BackingTier::kPeer; break;
   }
   m.file.directory = options_.backing_directory;
   m.pager.verify_stripes = options_.verify_stripes;

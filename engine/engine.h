@@ -114,7 +114,7 @@ class Engine {
   explicit Engine(const EngineOptions& options);
   Status Build(const ProgressFn& progress);
   Status LoadText(const Checkpoint& checkpoint);
-  Status BuildMemory(const CpuWeightMap& map, const ComputeLimits& limits, cpu::KvDtype kv_dtype);
+  Status BuildMemory(const WeightMap& map, const ComputeLimits& limits, cpu::KvDtype kv_dtype);
   GenerationOutput Translate(CoreOutput output);
   std::string TextOf(Stream& stream, const GenerationOutput& output) const;
 

@@ -9,7 +9,7 @@ namespace weir {
 
 enum class DeviceKind : uint8_t { kAuto, kCpu, kCuda };
 enum class KvCacheDtype : uint8_t { kBf16, kF32 };
-enum class BackingChoice : uint8_t { kHost, kNvme, kNone };
+enum class BackingChoice : uint8_t { kHost, kNvme, kNone, kPeer };
 
 // Recording of events (vmm/trace_format.h).
 struct TraceOptions {

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "engine/cpu_compute.h"
-#include "engine/cpu_layout.h"
+#include "engine/weight_map.h"
 #include "engine/engine.h"
 #include "engine/open_model.h"
 #include "vmm/types.h"
@@ -28,7 +28,7 @@ Result<ModelSizes> MeasureModel(const EngineOptions& options) {
   m.max_model_len = options.max_model_len != 0
                         ? std::min(options.max_model_len, m.config.max_position)
                         : m.config.max_position;
-  m.weight_bytes = CpuWeightMap::Make(m.config).layout.region_bytes;
+  m.weight_bytes = WeightMap::Make(m.config, WeightFormat::kCpu).layout.region_bytes;
   m.scratch_bytes = CpuScratchPlan::Make(m.config, {.max_rows = options.max_num_batched_tokens,
                                                     .max_sequences = options.max_num_seqs,
                                                     .max_context = m.max_model_len,
