@@ -8,8 +8,9 @@
 
 namespace weir::cuda {
 
-// y[i, j] = silu(gate_up[i, j]) * gate_up[i, f + j], silu(g) = g / (1 + exp(-g)): in float, with
-// the GPU's fast exp and division (relative error below 2^-18), rounded to bf16 once.
+// y[i, j] = silu(gate_up[i, j]) * gate_up[i, f + j], silu(g) = g / (1 + exp(-g)): in float, rounded
+// to bf16 once. The GPU's fast exp and division: silu has a relative error below 2^-16, and may be
+// 0 where it is below 2^-118.
 struct SiluMulParams {
   const Bf16* gate_up = nullptr;  // [m, 2 f], contiguous, 16-byte aligned
   Bf16* y = nullptr;              // [m, f], contiguous, 16-byte aligned; not inside gate_up
