@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -64,6 +65,8 @@ struct StepBatch {
 struct StepOutcome {
   std::vector<Result<SampledToken>> samples;  // one for each sequence that wanted logits, in order
   uint64_t compute_ns = 0;                    // begin to end of the step where it ran
+  // Of a step that was submitted while the one before it ran: the time between the two.
+  std::optional<uint64_t> idle_before_ns;
 };
 
 struct ComputeLimits {

@@ -347,6 +347,11 @@ void EngineCore::CollectStep() {
   const TimeNs stall_ns = weights.stats().stall_ns - before.stall_ns;
   const uint64_t bytes = step->bytes_queued + weights.stats().bytes_copied - before.bytes_copied;
   stats_.compute_ns += outcome.compute_ns;
+  if (outcome.idle_before_ns) {
+    ++stats_.queued_steps;
+    stats_.queued_ns += outcome.compute_ns;
+    stats_.idle_ns += *outcome.idle_before_ns;
+  }
   scheduler_.OnComputed(step->scheduled);
   AcceptAll(*step, outcome);
   ++stats_.steps;

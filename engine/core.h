@@ -70,6 +70,9 @@ struct CoreStats {
   uint64_t border_moves = 0;
   uint64_t border_refusals = 0;  // wishes of the policy that were clipped or failed
   TimeNs compute_ns = 0;         // of steps, where they ran
+  uint64_t queued_steps = 0;     // submitted while the one before ran
+  TimeNs queued_ns = 0;          // compute_ns of those
+  TimeNs idle_ns = 0;            // in which the device waited before those
   uint64_t wasted_rows = 0;      // computed for requests that had ended meanwhile
   TimeNs border_ns = 0;          // moving the border
 };

@@ -23,12 +23,10 @@
 #include "engine/text/detokenizer.h"
 #include "engine/text/tokenizer.h"
 #include "engine/weight_loader.h"
-#include "kernels/cpu/kv.h"
-#include "kernels/cpu/thread_pool.h"
 
 namespace weir {
 
-class CpuCompute;
+class Backend;
 class TraceSession;
 
 struct GenerationRequest {
@@ -99,8 +97,8 @@ class Engine {
   std::vector<GenerationOutput> TakeOutputs();
 
   EngineCore& core() { return *core_; }
-  CpuCompute& compute() { return *compute_; }
-  Driver& driver() { return *driver_; }
+  Compute& compute() { return *compute_; }
+  Driver& driver();
 
  private:
   // Text state of one request.
@@ -114,7 +112,7 @@ class Engine {
   explicit Engine(const EngineOptions& options);
   Status Build(const ProgressFn& progress);
   Status LoadText(const Checkpoint& checkpoint);
-  Status BuildMemory(const WeightMap& map, const ComputeLimits& limits, cpu::KvDtype kv_dtype);
+  Status BuildMemory();
   GenerationOutput Translate(CoreOutput output);
   std::string TextOf(Stream& stream, const GenerationOutput& output) const;
 
@@ -122,10 +120,9 @@ class Engine {
   EngineInfo info_;
   ModelConfig model_;
   std::unique_ptr<TraceSession> trace_;  // outlives everything that emits
-  std::unique_ptr<Driver> driver_;
-  std::unique_ptr<cpu::ThreadPool> pool_;
+  std::unique_ptr<Backend> backend_;
   std::unique_ptr<Memory> memory_;
-  std::unique_ptr<CpuCompute> compute_;
+  std::unique_ptr<Compute> compute_;
   std::unique_ptr<Policy> policy_;
   std::unique_ptr<EngineCore> core_;
   std::unique_ptr<Tokenizer> tokenizer_;

@@ -26,6 +26,11 @@ struct EngineOptions {
   uint64_t dummy_seed = 0;
 
   DeviceKind device = DeviceKind::kAuto;
+  uint32_t device_index = 0;  // of the GPU
+  uint32_t peer_index = 1;    // of the GPU that holds evicted weights, for BackingChoice::kPeer
+  // Of CudaCompute: what an earlier engine of this process chose (its algorithms()), so that both
+  // compute the same bits; empty: choose by timing.
+  std::string gemm_algorithms;
   uint32_t threads = 0;  // compute threads on the CPU; 0: one per core
 
   // Memory. Sizes in bytes.

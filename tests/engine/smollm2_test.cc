@@ -125,7 +125,7 @@ TEST_F(SmolLm2Test, HiddenStatesAndLogitsAreClose) {
   const auto engine = Open();
   ASSERT_TRUE(engine);
   BlockManager& blocks = engine->core().memory().blocks();
-  CpuCompute& compute = engine->compute();
+  auto& compute = dynamic_cast<CpuCompute&>(engine->compute());
   for (const json& prompt : Expected()["prompts"]) {
     if (!prompt.contains("detail")) continue;
     const json& detail = prompt["detail"];

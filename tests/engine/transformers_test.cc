@@ -104,7 +104,7 @@ TEST_P(TransformersTest, GreedyTokensAreEqual) {
 
 TEST_P(TransformersTest, LogitsAndHiddenStatesAreClose) {
   BlockManager& blocks = engine_->core().memory().blocks();
-  CpuCompute& compute = engine_->compute();
+  auto& compute = dynamic_cast<CpuCompute&>(engine_->compute());
   for (const json& prompt : expected_["prompts"]) {
     const auto tokens = prompt["tokens"].get<std::vector<int32_t>>();
     const auto n = static_cast<uint32_t>(tokens.size());
