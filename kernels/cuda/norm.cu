@@ -30,9 +30,10 @@ __device__ __forceinline__ float BlockSum(float x) {
 
 // One row a block, held in registers between its one read and its write. A thread has the vectors
 // threadIdx.x + i * kThreads. Narrow rows have registers left for their weights: these are then
-// read with the row, not behind the barrier.
+// read with the row, not behind the barrier. Three blocks of 512 an SM keep it loading while others
+// are at their barriers.
 template <int kThreads, int kVectors>
-__global__ void __launch_bounds__(kThreads) RmsNormKernel(const RmsNormParams p) {
+__global__ void __launch_bounds__(kThreads, 1536 / kThreads) RmsNormKernel(const RmsNormParams p) {
   WaitForPredecessor();
   if (p.gate.used() && blockIdx.x == 0) return RunGateBlock(p.gate);
   const int64_t row = int64_t{blockIdx.x} - (p.gate.used() ? 1 : 0);
