@@ -10,7 +10,11 @@
 include(CMakePackageConfigHelpers)
 
 # Dependents first: the order a single-pass linker needs.
-set(WEIR_INSTALLED weir_engine weir_pager weir_policy weir_kernels weir_text weir_model weir_vmm)
+set(WEIR_INSTALLED weir_engine weir_pager weir_policy)
+if(WEIR_BUILD_CUDA_KERNELS)
+  list(APPEND WEIR_INSTALLED weir_kernels_cuda)
+endif()
+list(APPEND WEIR_INSTALLED weir_kernels weir_text weir_model weir_vmm)
 
 # weir::weir: what an embedding program links.
 add_library(weir_embed INTERFACE)
@@ -38,8 +42,8 @@ function(weir_install_headers folder)
   install(FILES ${headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/weir/${folder} COMPONENT dev)
 endfunction()
 
-weir_install_headers(engine block_manager compute core cpu_compute weight_map engine kv_demand memory options
-                     sampler scheduler sequence weight_loader)
+weir_install_headers(engine block_manager compute core engine kv_demand memory options sampler
+                     scheduler sequence step_trace weight_loader weight_map)
 weir_install_headers(engine/model byte_source checkpoint checkpoint_names dtype model_config
                      tensor_file text_files)
 weir_install_headers(engine/text chat_template detokenizer tokenizer tokenizer_spec)
@@ -97,6 +101,9 @@ weir_pc_library(WEIR_PC_SYSTEM_LIBS ${WEIR_URING_LIBRARY})
 if(WEIR_PACKAGE_NUMA)
   weir_pc_library(numa ${WEIR_NUMA_LIBRARY})
   string(APPEND WEIR_PC_SYSTEM_LIBS " ${numa}")
+endif()
+if(WEIR_BUILD_CUDA_KERNELS)
+  string(APPEND WEIR_PC_SYSTEM_LIBS " -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -lrt")
 endif()
 foreach(library IN LISTS CMAKE_DL_LIBS)
   string(APPEND WEIR_PC_SYSTEM_LIBS " -l${library}")

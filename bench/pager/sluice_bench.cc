@@ -62,6 +62,9 @@ class SlowLink final : public BackingStore {
   Status Store(uint64_t offset, std::span<const std::byte> data) override {
     return inner_->Store(offset, data);
   }
+  Status StoreFrom(StreamId stream, uint64_t offset, uint64_t bytes, VirtAddr src) override {
+    return inner_->StoreFrom(stream, offset, bytes, src);
+  }
   Status Seal() override { return inner_->Seal(); }
   Status Load(uint64_t offset, std::span<std::byte> out) override {
     return inner_->Load(offset, out);
