@@ -253,7 +253,7 @@ TEST_F(CudaSampling, DrawsWhatTheCpuWouldOverTheWholeCdf) {
   }
 }
 
-// Exact weights (powers of two of tied logits would do): which of equal tokens stay.
+// Which of equal tokens stay.
 TEST_F(CudaSampling, TopKKeepsTiesAndTopPKeepsTheLowerIds) {
   constexpr size_t kVocab = 3000;
   std::vector<float> logits(kVocab, -5.0f);
@@ -412,6 +412,7 @@ TEST_F(CudaSampling, ACapturedLaunchIsReplayedWithOtherRequests) {
   const std::vector<SampleCase> first(cases.begin(), cases.begin() + 6),
       second(cases.begin() + 6, cases.end());
   SampleBatch batch(first);
+  (void)RunSample(first, stream_);  // nothing is loaded during the capture
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;
   ASSERT_EQ(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), cudaSuccess);
