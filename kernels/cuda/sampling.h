@@ -79,7 +79,8 @@ struct SampleParams {
   int64_t vocab = 0;  // 1 to kMaxSampleVocab; rows are read fastest if it is a multiple of 4
 };
 
-// Enqueues one kernel; no workspace. rows = 0 enqueues nothing.
+// Enqueues one kernel; there is no workspace. rows = 0 enqueues nothing. Call it once before a
+// capture, so that no module is loaded during one.
 LaunchStatus Sample(const SampleParams& params, const Launch& launch);
 
 }  // namespace weir::cuda

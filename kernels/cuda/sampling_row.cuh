@@ -52,6 +52,7 @@ __device__ inline int32_t PackedToken(uint64_t packed) {
 // Older GPUs have no clusters; SampleKernel is empty there, and this only compiles.
 __device__ inline void ClusterSync() {
 #if __CUDA_ARCH__ >= 900
+  __syncwarp();  // the barrier is a warp's instruction
   cooperative_groups::this_cluster().sync();
 #endif
 }
