@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <functional>
 #include <set>
+#include <string_view>
 
 #include <CLI/CLI.hpp>
 
@@ -203,6 +204,20 @@ int Program::Dispatch() {
   return InfoCommand(config);
 }
 
+// What can stand where a sub-command is missing: "; accepted: run, generate, ...".
+std::string Accepted(const CLI::App& app) {
+  const CLI::App* at = &app;
+  while (!at->get_subcommands().empty()) at = at->get_subcommands().front();
+  std::string out;
+  for (const std::string& word : at->remaining()) out += (out.empty() ? ", not " : " ") + word;
+  out += "; accepted: ";
+  const auto subcommands = at->get_subcommands([](const CLI::App*) { return true; });
+  for (const CLI::App* sub : subcommands) {
+    out += (sub == subcommands.front() ? "" : ", ") + sub->get_name();
+  }
+  return out;
+}
+
 // The nearest flag to an argument nobody knows; empty when there is none.
 std::string Hint(const CLI::App& app, const std::string& message) {
   std::set<std::string> known;
@@ -235,11 +250,10 @@ int Main(int argc, const char* const* argv) {
     program.app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return program.app.exit(e);  // help, version
-    const bool unknown = dynamic_cast<const CLI::ExtrasError*>(&e) != nullptr;
-    return Fail(
-        InvalidArgument(std::string(e.what()) + (unknown ? Hint(program.app, e.what()) : "") +
-                        " (see weir --help)"),
-        kExitUsage);
+    std::string hint;
+    if (dynamic_cast<const CLI::ExtrasError*>(&e) != nullptr) hint = Hint(program.app, e.what());
+    if (std::string_view(e.what()).starts_with("A subcommand")) hint = Accepted(program.app);
+    return Fail(InvalidArgument(e.what() + hint + " (see weir --help)"), kExitUsage);
   }
   return program.Dispatch();
 }
