@@ -7,6 +7,7 @@
 #   lib/cmake/weir/           find_package(weir CONFIG): weir::weir
 #   lib/pkgconfig/weir.pc     the same for other build systems
 #   share/weir/prompts/       the prompts of `weir run`
+#   share/weir/models/        shapes of published models, for `weir bench` with made-up weights
 include(CMakePackageConfigHelpers)
 
 # Dependents first: the order a single-pass linker needs.
@@ -66,6 +67,8 @@ install(TARGETS weir_embed ${WEIR_INSTALLED} EXPORT weir-targets
         ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT dev)
 install(FILES ${PROJECT_SOURCE_DIR}/bench/prompts/default.jsonl
         DESTINATION ${CMAKE_INSTALL_DATADIR}/weir/prompts OPTIONAL)
+install(DIRECTORY ${PROJECT_SOURCE_DIR}/bench/models
+        DESTINATION ${CMAKE_INSTALL_DATADIR}/weir OPTIONAL)
 
 # The CMake package.
 set(WEIR_PACKAGE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/weir)
