@@ -33,7 +33,7 @@ EngineCore::EngineCore(Driver& driver, Memory& memory, Compute& compute, Policy&
     : driver_(driver),
       memory_(memory),
       compute_(compute),
-      policy_(policy),
+      policy_(&policy),
       options_(options),
       scheduler_(memory.blocks(), options.scheduler,
                  [this](uint32_t blocks) {
@@ -173,7 +173,7 @@ void EngineCore::HandleStarvation() {
   Retire(*first, FinishReason::kError,
          NoMemory("the request holds " + std::to_string(first->length()) + " tokens and needs " +
                   std::to_string(need) + " KV blocks, but only " + std::to_string(available) +
-                  " can be had under policy " + std::string(policy_.name())));
+                  " can be had under policy " + std::string(policy_->name())));
 }
 
 PolicySnapshot EngineCore::Snapshot() const {
@@ -215,7 +215,7 @@ PolicySnapshot EngineCore::Snapshot() const {
 
 void EngineCore::ApplyPolicy() {
   const PolicySnapshot snapshot = Snapshot();
-  const PolicyDecision decision = policy_.Decide(snapshot);
+  const PolicyDecision decision = policy_->Decide(snapshot);
   // D2: a decision is a wish; what breaks an invariant is clipped.
   const uint32_t wanted =
       std::min(decision.granules_per_layer, snapshot.weights.max_granules_per_layer);

@@ -113,6 +113,8 @@ class EngineCore {
   // be handled (a failed copy, no memory) was.
   Result<bool> Step();
   std::vector<CoreOutput> TakeOutputs();
+  // Another policy decides from the next step on; it outlives the core.
+  void SetPolicy(Policy& policy) { policy_ = &policy; }
   void set_queued_demand(const QueuedDemand& queued) { queued_ = queued; }
 
   // Runs a few steps of several sizes on blocks of its own and fits the cost model; before the
@@ -177,7 +179,7 @@ class EngineCore {
   Driver& driver_;
   Memory& memory_;
   Compute& compute_;
-  Policy& policy_;
+  Policy* policy_;
   CoreOptions options_;
   Scheduler scheduler_;
   CostModel cost_;

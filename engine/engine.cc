@@ -1,5 +1,6 @@
 #include "engine/engine.h"
 
+#include <chrono>
 #include <utility>
 
 #include "engine/backend.h"
@@ -55,11 +56,19 @@ Status Engine::Build(const ProgressFn& progress) {
                              .max_sequences = options_.max_num_seqs,
                              .max_context = options_.max_model_len,
                              .vocab_size = model_.vocab_size};
+  auto phase = std::chrono::steady_clock::now();
+  const auto lap = [&phase] {
+    const auto now = std::chrono::steady_clock::now();
+    return std::chrono::duration<double>(now - std::exchange(phase, now)).count();
+  };
   backend_ = WEIR_TRY(MakeBackend(options_, model_, limits));
   WEIR_TRY(BuildMemory());
+  info_.startup.memory = lap();
   info_.load = WEIR_TRY(backend_->Load(checkpoint, *memory_, progress));
   WEIR_TRY(memory_->MeasureLink());
+  info_.startup.weights = lap();
   compute_ = WEIR_TRY(backend_->MakeCompute(*memory_, progress));
+  info_.startup.kernels = lap();
 
   CoreOptions core;
   core.scheduler.max_batched_tokens = options_.max_num_batched_tokens;
@@ -72,6 +81,7 @@ Status Engine::Build(const ProgressFn& progress) {
   if (progress) progress("calibrating", 0, 1);
   WEIR_TRY(core_->Calibrate());
   if (progress) progress("calibrating", 1, 1);
+  info_.startup.calibration = lap();
   info_.device = compute_->description();
   info_.driver = driver().properties().name;
   info_.policy = options_.policy;

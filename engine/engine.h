@@ -51,6 +51,14 @@ struct GenerationOutput {
   TimeNs scheduled_ns = 0;  // start of the first step it took part in; 0: none yet
 };
 
+// Seconds of the phases of Engine::Open.
+struct StartupTimes {
+  double memory = 0;   // device, granules, mappings
+  double weights = 0;  // loading
+  double kernels = 0;  // recording the step; on a GPU, choosing algorithms and capturing
+  double calibration = 0;
+};
+
 struct EngineInfo {
   std::string device;  // "cpu avx512, 2 threads" ...
   std::string driver;  // "host"
@@ -63,6 +71,7 @@ struct EngineInfo {
   uint64_t most_kv_blocks = 0;  // whatever the border
   uint32_t max_model_len = 0;
   WeightLoadReport load;
+  StartupTimes startup;
 };
 
 class Engine {

@@ -1,6 +1,7 @@
 #include "pager/weight_pager.h"
 
 #include <algorithm>
+#include <thread>
 
 #include "pager/weight_pager_impl.h"
 #include "vmm/trace.h"
@@ -120,11 +121,13 @@ WeightPager::~WeightPager() {
 }
 
 Status WeightPager::Impl::MakeCounters() {
-  produced = WEIR_TRY(driver.CreateCounter());
-  consumed = WEIR_TRY(driver.CreateCounter());
-  if (!options.device_gates) return OkStatus();
-  gate_produced = WEIR_TRY(driver.CreateGateWord());
-  gate_consumed = WEIR_TRY(driver.CreateGateWord());
+  if (options.device_gates) {
+    gate_produced = WEIR_TRY(driver.CreateGateWord());
+    gate_consumed = WEIR_TRY(driver.CreateGateWord());
+  } else {
+    produced = WEIR_TRY(driver.CreateCounter());
+    consumed = WEIR_TRY(driver.CreateCounter());
+  }
   return OkStatus();
 }
 
@@ -134,7 +137,7 @@ void WeightPager::Impl::SetConsumed(uint64_t value) {
 }
 
 void WeightPager::Impl::SetProduced(uint64_t value) {
-  driver.StoreCounter(produced, value);
+  if (produced != 0) driver.StoreCounter(produced, value);
   if (gate_produced != 0) (void)driver.Write(gate_produced, std::as_bytes(std::span(&value, 1)));
 }
 
@@ -182,9 +185,11 @@ Status WeightPager::BeginStep() {
         m.under_way == 0 && !health.ok()) {
       // A copy of the prefix failed while nobody looked.
       WEIR_TRY(m.ReplaceStream());
-      const uint64_t arrived = m.driver.LoadCounter(m.produced);
+      const uint64_t arrived =
+          m.options.device_gates ? m.pass_base : m.driver.LoadCounter(m.produced);
       stats_.repairs += m.queued - arrived;
       m.queued = arrived;
+      m.SetProduced(arrived);
     }
     const uint64_t end = m.pass_base + (m.under_way + 1) * plan_.chunks().size();
     Status queued = m.QueueUpTo(plan_, end, &stats_);
@@ -286,8 +291,7 @@ Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t number) 
       return OkStatus();
     }));
   }
-  if (gate_produced != 0) WEIR_TRY(driver.WriteCounter(copy_stream, gate_produced, number + 1));
-  return driver.WriteCounter(copy_stream, produced, number + 1);
+  return driver.WriteCounter(copy_stream, gate_produced != 0 ? gate_produced : produced, number + 1);
 }
 
 // On the copy stream, behind the copy and before `produced` says so.
@@ -334,7 +338,8 @@ WaitOutcome WeightPager::Impl::AwaitProduced(uint64_t at_least, Status* stream_e
     const uint64_t left = waited < options.gate_timeout_ns ? options.gate_timeout_ns - waited : 0;
     // Under virtual time a wait ends by itself as soon as nothing can open the gate any more.
     const uint64_t slice = driver.properties().virtual_time ? left : std::min(left, kHealthCheckNs);
-    Status status = driver.HostWaitCounter(produced, at_least, slice);
+    Status status = gate_produced != 0 ? AwaitLastCopy(slice)
+                                       : driver.HostWaitCounter(produced, at_least, slice);
     if (status.ok()) return WaitOutcome::kArrived;
     if (status.code() != StatusCode::kShouldWait) {
       *stream_error = std::move(status);
@@ -347,6 +352,15 @@ WaitOutcome WeightPager::Impl::AwaitProduced(uint64_t at_least, Status* stream_e
       }
     }
     if (left <= slice) return WaitOutcome::kTimedOut;
+  }
+}
+
+// With device gates the host learns of the last copy only.
+Status WeightPager::Impl::AwaitLastCopy(uint64_t timeout_ns) {
+  for (const TimeNs begin = driver.Now();;) {
+    if (!last_copy.valid() || WEIR_TRY(driver.IsComplete(last_copy))) return OkStatus();
+    if (driver.Now() - begin >= timeout_ns) return ShouldWait("copies are under way");
+    std::this_thread::yield();
   }
 }
 

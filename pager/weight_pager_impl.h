@@ -78,8 +78,8 @@ struct WeightPager::Impl {
   StreamId repair_stream;  // made when first needed; never waits for a counter
   VirtAddr produced = 0;
   VirtAddr consumed = 0;
-  // With device gates the copy stream writes and waits for these, and `produced` for the host to
-  // look at; `consumed` is not used.
+  // With device gates the copy stream writes and waits for these, and the two above do not exist: a
+  // second write a chunk would cost the link more than it tells the host.
   VirtAddr gate_produced = 0;
   VirtAddr gate_consumed = 0;
 
@@ -131,6 +131,7 @@ struct WeightPager::Impl {
   // What `consumed` must have reached before chunk |number| may be copied.
   static uint64_t RequiredConsumed(const EvictionPlan& plan, uint64_t pass_base, uint64_t number);
   WaitOutcome AwaitProduced(uint64_t at_least, Status* stream_error);
+  Status AwaitLastCopy(uint64_t timeout_ns);
   // Destroys the (failed) copy stream and makes a new one.
   Status ReplaceStream();
   // Copies queued so far have ended; the stream works (a failed one is replaced, and the pass is

@@ -32,6 +32,7 @@ struct Samples {
   uint64_t streamed_bytes = 0, gate_arrivals = 0, gate_faults = 0;
   TimeNs stall_ns = 0, compute_ns = 0, wall_ns = 0;
   uint64_t iterations = 0;
+  CoreStats core;  // of device time, summed
   BenchRun trouble;  // the first iteration that failed
 };
 
@@ -152,6 +153,9 @@ class LatencyBench {
     s_.gate_faults += run.pager.faults;
     s_.stall_ns += run.pager.stall_ns;
     s_.compute_ns += run.core.compute_ns;
+    s_.core.queued_steps += run.core.queued_steps;
+    s_.core.queued_ns += run.core.queued_ns;
+    s_.core.idle_ns += run.core.idle_ns;
     s_.wall_ns += run.wall_ns;
     ++s_.iterations;
     s_.last = SummariseBench(run);
@@ -201,6 +205,9 @@ class LatencyBench {
     out.Row("weights streamed", HumanSize(s_.streamed_bytes));
     out.Row("gates passed / faults", Grouped(s_.gate_arrivals) + " / " + Grouped(s_.gate_faults));
     out.Row("stalled in gates, s", Fixed(static_cast<double>(s_.stall_ns) / 1e9, 3));
+    if (s_.core.queued_steps > 0) {
+      out.Row("device idle between queued steps", IdleText(s_.core));
+    }
     out.Row("host time outside compute",
             Fixed(HostSeconds(), 3) + " s of " + Fixed(static_cast<double>(s_.wall_ns) / 1e9, 3));
     if (s_.step_ms.empty()) {

@@ -76,8 +76,17 @@ void EngineRows(ReportLines& out, const BenchRun& run, const BenchSummary& s,
           Grouped(run.pager.gate_arrivals) + " / " + Grouped(run.pager.faults));
   out.Row("stalled in gates", Fixed(Seconds(run.pager.stall_ns), 3) + " s, " +
                                   Fixed(s.stall_share * 100, 1) + " % of the steps");
+  if (run.core.queued_steps > 0) out.Row("device idle between queued steps", IdleText(run.core));
   out.Row("host time outside compute",
           Fixed(s.host_s, 3) + " s, " + Fixed(s.host_share * 100, 1) + " % of the time not idle");
+}
+
+std::string IdleText(const CoreStats& stats) {
+  const auto steps = static_cast<double>(stats.queued_steps);
+  const auto idle = static_cast<double>(stats.idle_ns);
+  const double all = idle + static_cast<double>(stats.queued_ns);
+  return Fixed(idle / steps / 1e3, 1) + " us, " + Fixed(all > 0 ? idle / all * 100 : 0, 2) +
+         " % of the time";
 }
 
 void TroubleRows(ReportLines& out, const BenchRun& run, const BenchSummary& s) {

@@ -38,6 +38,8 @@ void RateRows(ReportLines& out, const BenchSummary& summary);
 // Steps, the border and what moved.
 void EngineRows(ReportLines& out, const BenchRun& run, const BenchSummary& summary,
                 const EngineInfo& info);
+// How long the device waited before steps that were queued in time: each, and of their time.
+std::string IdleText(const CoreStats& stats);
 // Up to five failed requests with their reasons, other lengths, an interruption.
 void TroubleRows(ReportLines& out, const BenchRun& run, const BenchSummary& summary);
 

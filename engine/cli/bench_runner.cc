@@ -26,6 +26,10 @@ CoreStats Difference(CoreStats now, const CoreStats& before) {
   now.border_moves -= before.border_moves;
   now.border_refusals -= before.border_refusals;
   now.compute_ns -= before.compute_ns;
+  now.queued_steps -= before.queued_steps;
+  now.queued_ns -= before.queued_ns;
+  now.idle_ns -= before.idle_ns;
+  now.wasted_rows -= before.wasted_rows;
   now.border_ns -= before.border_ns;
   return now;
 }

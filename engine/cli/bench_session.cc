@@ -52,7 +52,12 @@ Json MemoryJson(const EngineInfo& info) {
   return {{"budget_bytes", info.budget_bytes},     {"granule_bytes", info.granule_bytes},
           {"weight_bytes", info.weight_bytes},     {"scratch_bytes", info.scratch_bytes},
           {"kv_block_bytes", info.kv_block_bytes}, {"most_kv_blocks", info.most_kv_blocks},
-          {"max_model_len", info.max_model_len}};
+          {"max_model_len", info.max_model_len},
+          {"startup_s",
+           {{"memory", info.startup.memory},
+            {"weights", info.startup.weights},
+            {"kernels", info.startup.kernels},
+            {"calibration", info.startup.calibration}}}};
 }
 
 Status WriteJson(const std::string& path, const Json& json) {
@@ -131,6 +136,10 @@ std::string BenchSession::Header() const {
                         ", step buffers " + HumanSize(info.scratch_bytes) +
                         ", the rest for KV (at most " + Grouped(info.most_kv_blocks) +
                         " blocks of 16 tokens)");
+  const StartupTimes& t = info.startup;
+  out.Row("ready in", Fixed(t.memory + t.weights + t.kernels + t.calibration, 1) + " s: memory " +
+                          Fixed(t.memory, 1) + ", weights " + Fixed(t.weights, 1) + ", kernels " +
+                          Fixed(t.kernels, 1) + ", calibration " + Fixed(t.calibration, 1));
   out.Row("requests", std::string(bench::DatasetName(workload_options_.dataset)) + ": " +
                           Grouped(w.requests.size()) + " requests, " + Grouped(w.input_tokens) +
                           " prompt tokens, " + Grouped(w.output_tokens) + " to generate" +
