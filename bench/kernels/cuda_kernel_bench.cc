@@ -273,7 +273,7 @@ Status RunSpec(Bench* b, const StepSpec& spec) {
   const std::vector<StepKernel> kernels = b->step->Kernels();
   // Once, so that every kernel that is timed alone finds what a step leaves it.
   WEIR_TRY(EnqueueStep(*b, kernels, 0, Overlap::kNone));
-  WEIR_TRY(FromCuda(cudaStreamSynchronize(b->stream), "a step"));
+  WEIR_TRY(b->step->CheckSamples());
   StepTotals parts;
   if (b->options.profile) parts = WEIR_TRY(ProfileKernels(b, kernels, &json));
   if (b->options.step) {

@@ -247,6 +247,22 @@ Status CudaStep::Plan() {
   return FromCuda(cudaStreamSynchronize(stream_), "planning");
 }
 
+Status CudaStep::CheckSamples() const {
+  WEIR_TRY(FromCuda(cudaStreamSynchronize(stream_), "a step"));
+  std::vector<cuda::SampleResult> results(shape_.sample_rows());
+  WEIR_TRY(FromCuda(cudaMemcpy(results.data(), Scratch<void>(layout_.outputs + layout_.out.results),
+                               results.size() * sizeof(cuda::SampleResult), cudaMemcpyDeviceToHost),
+                    "the sampled tokens"));
+  for (size_t i = 0; i < results.size(); ++i) {
+    if (results[i].error != cuda::SampleError::kNone) {
+      return DataLoss("row " + std::to_string(i) + " of the step has no token: sampler error " +
+                      std::to_string(static_cast<int>(results[i].error)) +
+                      " (1: a logit is not a number, 2: infinite, 3: none possible)");
+    }
+  }
+  return OkStatus();
+}
+
 // --- Products ------------------------------------------------------------------------------------
 
 std::vector<cuda::GemmParams> CudaStep::Products(uint32_t layer) const {

@@ -78,6 +78,9 @@ class CudaStep {
   Status Load(const StepSpec& spec);
   // Of the loaded batch, as in a step.
   std::vector<StepKernel> Kernels();
+  // kDataLoss: the step that ran last produced logits that are no numbers, so that times of it say
+  // little. Waits.
+  Status CheckSamples() const;
 
   // Chooses the algorithms for |rows| rows of every product. In Products()' order.
   Status PrepareProducts(int64_t rows, int64_t logit_rows);
