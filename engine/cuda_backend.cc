@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <fstream>
+#include <iterator>
 #include <utility>
 
 #include <cuda_runtime_api.h>
@@ -27,6 +29,11 @@ class CudaBackend final : public Backend {
     if (options.backing == BackingChoice::kPeer) cuda.peer_device = static_cast<int>(options.peer_index);
     device_ = cuda.device;
     algorithms_ = options.gemm_algorithms;
+    algorithm_file_ = options.gemm_algorithm_file;
+    if (algorithms_.empty() && !algorithm_file_.empty()) {
+      std::ifstream in(algorithm_file_);
+      algorithms_.assign(std::istreambuf_iterator<char>(in), {});
+    }
     driver_ = WEIR_TRY(CudaDriver::Create(cuda));
     if (const cudaError_t error = cudaSetDevice(device_); error != cudaSuccess) {
       return DriverError(std::string("cudaSetDevice: ") + cudaGetErrorString(error));
@@ -85,6 +92,11 @@ class CudaBackend final : public Backend {
                             [&](uint64_t done, uint64_t total) {
                               if (progress) progress("choosing kernels", done, total);
                             }));
+    if (!algorithm_file_.empty() && compute->algorithms() != algorithms_) {
+      std::ofstream out(algorithm_file_, std::ios::trunc);
+      out << compute->algorithms();
+      if (!out.flush()) return IoError("cannot write gemm_algorithm_file " + algorithm_file_);
+    }
     return std::unique_ptr<Compute>(std::move(compute));
   }
 
@@ -93,6 +105,7 @@ class CudaBackend final : public Backend {
   const ComputeLimits limits_;
   int device_ = 0;
   std::string algorithms_;
+  std::string algorithm_file_;
   std::unique_ptr<CudaDriver> driver_;
   StreamId stream_;
   uint64_t scratch_bytes_ = 0;

@@ -31,6 +31,9 @@ struct EngineOptions {
   // Of CudaCompute: what an earlier engine of this process chose (its algorithms()), so that both
   // compute the same bits; empty: choose by timing.
   std::string gemm_algorithms;
+  // A file that keeps such choices between processes; empty: none. Read if it is there and of this
+  // GPU and library, then written.
+  std::string gemm_algorithm_file;
   uint32_t threads = 0;  // compute threads on the CPU; 0: one per core
 
   // Memory. Sizes in bytes.
