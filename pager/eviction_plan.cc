@@ -68,23 +68,21 @@ std::vector<uint32_t> StripeCapacity(const WeightLayout& layout, uint64_t granul
   return capacity;
 }
 
-// Spreads |k| over the segments in proportion to |capacity|: the method of Sainte-Lague (each next
-// granule goes where capacity / (2 * given + 1) is largest). It is house-monotone: a larger k only
-// adds granules, so that moving the border never moves a granule twice. Ties go to the later
-// segment, whose stripe has longer to arrive.
-std::vector<uint32_t> Apportion(const std::vector<uint32_t>& capacity, uint32_t k) {
+// Takes |k| granules from the segments of a layer, from the one that can give most first: few long
+// copies run at the link's full speed, and each chunk costs the link some microseconds besides. A
+// larger k only adds granules, so that moving the border never moves a granule twice. Ties go to
+// the later segment, whose stripe has longer to arrive.
+std::vector<uint32_t> Concentrate(const std::vector<uint32_t>& capacity, uint32_t k) {
   std::vector<uint32_t> given(capacity.size(), 0);
-  for (uint32_t i = 0; i < k; ++i) {
+  while (k > 0) {
     size_t best = capacity.size();
     for (size_t s = 0; s < capacity.size(); ++s) {
-      if (given[s] >= capacity[s]) continue;
-      if (best == capacity.size() || uint64_t{capacity[s]} * (2 * uint64_t{given[best]} + 1) >=
-                                         uint64_t{capacity[best]} * (2 * uint64_t{given[s]} + 1)) {
-        best = s;
-      }
+      if (given[s] > 0 || capacity[s] == 0) continue;
+      if (best == capacity.size() || capacity[s] >= capacity[best]) best = s;
     }
-    WEIR_CHECK(best < capacity.size(), "apportioning more than there is");
-    ++given[best];
+    WEIR_CHECK(best < capacity.size(), "taking more than there is");
+    given[best] = std::min(k, capacity[best]);
+    k -= given[best];
   }
   return given;
 }
@@ -194,7 +192,7 @@ Status EvictionPlan::PlaceStripes(const WeightLayout& layout, uint64_t granule_b
                            std::to_string(ring) + " layers, the model has " +
                            std::to_string(layers));
   }
-  const std::vector<uint32_t> take = Apportion(capacity, k);
+  const std::vector<uint32_t> take = Concentrate(capacity, k);
   const auto per_layer =
       static_cast<uint32_t>(std::count_if(take.begin(), take.end(), [](uint32_t n) { return n; }));
   for (uint32_t l = 0; l < layers; ++l) {

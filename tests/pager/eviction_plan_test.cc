@@ -22,22 +22,23 @@ TEST(EvictionPlanTest, StripesAreTheLastWholeGranulesOfEachSegment) {
   // Segments of 5 and 3 granules that begin half a granule into the region: 4 and 2 whole granules.
   const auto layout = RegularLayout(6, {kG * 5, kG * 3}, kG / 2);
   EXPECT_EQ(EvictionPlan::MaxGranulesPerLayer(layout, kG), 6U);
-  const auto plan = EvictionPlan::Make(layout, kG, {.granules_per_layer = 3, .ring_slots = 2});
+  const auto plan = EvictionPlan::Make(layout, kG, {.granules_per_layer = 5, .ring_slots = 2});
   ASSERT_TRUE(plan.ok()) << plan.status().ToString();
   ASSERT_EQ(plan->chunks().size(), 12U);
   const StripeChunk& c = plan->chunks()[2];  // layer 1, segment 0: [8.5, 13.5) granules
   EXPECT_EQ(c.gate, 2U);
-  EXPECT_EQ(c.count, 2U);
-  EXPECT_EQ(c.first.value, 11U);
+  EXPECT_EQ(c.count, 4U);  // all it can give; the smaller segment gives the fifth
+  EXPECT_EQ(c.first.value, 9U);
   EXPECT_EQ(c.ring_slot, 1U);
-  EXPECT_EQ(c.ring_offset, 3U);
+  EXPECT_EQ(c.ring_offset, 5U);
   EXPECT_TRUE(c.previous_pass);
   EXPECT_EQ(c.previous_user, 10U);  // layer 5, segment 0
   EXPECT_EQ(plan->chunks()[5].previous_user, 1U);
   EXPECT_FALSE(plan->chunks()[5].previous_pass);
-  EXPECT_EQ(plan->ring_granules(), 6U);
-  EXPECT_EQ(plan->evicted_granules(), 18U);
-  EXPECT_EQ(plan->freed_granules(), 12U);
+  EXPECT_EQ(plan->chunks()[3].count, 1U);
+  EXPECT_EQ(plan->ring_granules(), 10U);
+  EXPECT_EQ(plan->evicted_granules(), 30U);
+  EXPECT_EQ(plan->freed_granules(), 20U);
   EXPECT_EQ(plan->prefix_chunks(), 4U);
 }
 
