@@ -15,7 +15,8 @@ namespace {
 
 // In the order in which the help shows them.
 constexpr AddCommand kCommands[] = {
-    AddRecordCommand, AddReportCommand, AddCheckCommand, AddScriptCommand, AddExportCommand,
+    AddRecordCommand, AddReportCommand, AddCheckCommand,
+    AddScriptCommand, AddExportCommand, AddPlotCommand,
 };
 
 }  // namespace

@@ -24,6 +24,7 @@ using AddCommand = void (*)(CLI::App& app, int* exit_status);
 
 void AddCheckCommand(CLI::App& app, int* exit_status);
 void AddExportCommand(CLI::App& app, int* exit_status);
+void AddPlotCommand(CLI::App& app, int* exit_status);
 void AddRecordCommand(CLI::App& app, int* exit_status);
 void AddReportCommand(CLI::App& app, int* exit_status);
 void AddScriptCommand(CLI::App& app, int* exit_status);
