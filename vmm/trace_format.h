@@ -197,6 +197,8 @@ static_assert(sizeof(TraceRecord) == 64, "records are 64 bytes, on every machine
 //   link      {bytes_per_ns}            backing store to device, measured at start
 //   policy    {name, parameters: {}}
 //   reasons   [string]                  of policy decisions, digits as '#'
+//   scheduler {max_batched_tokens, prefix_caching}
+//   scratch_bytes                       step buffers
 //   max_num_seqs, max_model_len
 inline constexpr char kTraceFileMagic[8] = {'w', 'e', 'i', 'r', 't', 'r', 'c', '\n'};
 inline constexpr uint32_t kTraceBlockMagic = 0x4b4c4257;  // "WBLK"

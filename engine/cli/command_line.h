@@ -48,6 +48,7 @@ int ServeCommand(const Config& config);
 // "weir 0.1.0 (Release, commit ...)".
 std::string VersionText();
 std::string VersionNumber();  // "0.1.0"
+std::string VersionCommit();
 
 // "weir: error: ..." on stderr; returns |code|.
 int Fail(const Status& status, int code);
