@@ -24,10 +24,12 @@ using AddCommand = void (*)(CLI::App& app, int* exit_status);
 
 void AddCheckCommand(CLI::App& app, int* exit_status);
 void AddExportCommand(CLI::App& app, int* exit_status);
+void AddHistCommand(CLI::App& app, int* exit_status);
 void AddPlotCommand(CLI::App& app, int* exit_status);
 void AddRecordCommand(CLI::App& app, int* exit_status);
 void AddReportCommand(CLI::App& app, int* exit_status);
 void AddScriptCommand(CLI::App& app, int* exit_status);
+void AddTopCommand(CLI::App& app, int* exit_status);
 
 // Opens |path| and says on stderr what is missing from it. Throws TraceError with the path.
 std::unique_ptr<TraceReader> OpenTrace(const std::string& path);

@@ -68,8 +68,10 @@ int RunReport(const ReportOptions& options) {
 std::string Summary::HeadText() const {
   const TraceMeta& m = reader_.meta();
   const double s = Seconds();
-  std::string out = fmt::format("{} {}, model {}, policy {}, pid {} on {}\n", m.program, m.version,
-                                m.model, m.policy, m.pid, m.host);
+  std::string out =
+      fmt::format("{} {}{}, model {}, policy {}, pid {} on {}\n", m.program, m.version,
+                  m.commit.empty() ? "" : " (" + m.commit + ")", m.model, m.policy, m.pid, m.host);
+  if (!m.command.empty()) out += m.command + "\n";
   out += fmt::format("{:.3f} s, {} records, {} steps ({} failed), {} tokens, {:.1f} tokens/s\n", s,
                      Grouped(reader_.records()), Grouped(steps_), failed_steps_, Grouped(tokens_),
                      s > 0 ? static_cast<double>(tokens_) / s : 0.0);

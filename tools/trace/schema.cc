@@ -213,6 +213,12 @@ std::optional<TraceType> TypeByName(std::string_view name) {
   return std::nullopt;
 }
 
+std::string UnknownType(std::string_view name) {
+  std::string text = "no record type is called \"" + std::string(name) + "\"; there are:";
+  for (const TypeInfo& t : kTypes) text += " " + std::string(TraceTypeName(t.type));
+  return text;
+}
+
 std::string CauseName(CauseKind kind, uint8_t cause) {
   switch (kind) {
     case C::kNone: return "";

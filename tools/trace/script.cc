@@ -51,9 +51,7 @@ int RunScript(const ScriptOptions& options) {
   for (const std::string& name : options.types) {
     const auto type = TypeByName(name);
     if (!type) {
-      std::string known;
-      for (const TypeInfo& t : AllTypes()) known += " " + std::string(TraceTypeName(t.type));
-      throw TraceError("no record type is called \"" + name + "\"; there are:" + known);
+      throw TraceError("--type: " + UnknownType(name));
     }
     mask |= uint64_t{1} << static_cast<unsigned>(*type);
   }
