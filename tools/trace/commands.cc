@@ -15,8 +15,8 @@ namespace {
 
 // In the order in which the help shows them.
 constexpr AddCommand kCommands[] = {
-    AddRecordCommand, AddReportCommand, AddCheckCommand, AddScriptCommand,
-    AddExportCommand, AddPlotCommand,   AddTopCommand,   AddHistCommand,
+    AddRecordCommand, AddReportCommand, AddCheckCommand, AddScriptCommand, AddExportCommand,
+    AddPlotCommand,   AddTopCommand,    AddHistCommand,  AddDiffCommand,
 };
 
 }  // namespace

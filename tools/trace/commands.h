@@ -23,6 +23,7 @@ inline constexpr int kExitUnusable = 2;  // the command line or the file cannot 
 using AddCommand = void (*)(CLI::App& app, int* exit_status);
 
 void AddCheckCommand(CLI::App& app, int* exit_status);
+void AddDiffCommand(CLI::App& app, int* exit_status);
 void AddExportCommand(CLI::App& app, int* exit_status);
 void AddHistCommand(CLI::App& app, int* exit_status);
 void AddPlotCommand(CLI::App& app, int* exit_status);

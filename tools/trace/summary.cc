@@ -28,6 +28,25 @@ void Summary::OnTransfer(const TraceRecord& r, uint64_t first_slot, bool copy) {
   (copy ? layer.copied_bytes : layer.filled_bytes) += r.args[3];
 }
 
+void Summary::OnQueue(const TraceRecord& r) {
+  if (queue_.type != 0 && r.time_ns > queue_.time_ns) {
+    const auto dt = static_cast<double>(r.time_ns - queue_.time_ns);
+    kv_.time_ns += dt;
+    kv_.used_ns += dt * static_cast<double>(queue_.args[2]);
+    kv_.cached_ns += dt * static_cast<double>(queue_.args[3]);
+    kv_.capacity_ns += dt * static_cast<double>(queue_.args[5]);
+  }
+  queue_ = r;
+  kv_.most_waiting = std::max(kv_.most_waiting, r.args[1]);
+  kv_.most_used = std::max(kv_.most_used, r.args[2]);
+  kv_.most_capacity = std::max(kv_.most_capacity, r.args[5]);
+  const uint64_t span = std::max<uint64_t>(1, reader_.last_ns() - reader_.first_ns());
+  const double at = static_cast<double>(r.time_ns - reader_.first_ns());
+  const auto i = static_cast<size_t>(at / static_cast<double>(span) * kSamples);
+  samples_[std::min(i, kSamples - 1)] = {true,      r.args[0], r.args[1],     r.args[2],
+                                         r.args[3], r.args[4], evicted_bytes_};
+}
+
 void Summary::Add(const TraceEvent& event) {
   const TraceRecord& r = event.record;
   switch (static_cast<TraceType>(r.type)) {
@@ -75,14 +94,7 @@ void Summary::Add(const TraceEvent& event) {
       clipped_ += r.args[3] != 0 ? 1 : 0;
       last_decision_ = {r.time_ns, r, true};
       break;
-    case TraceType::kQueue: {
-      const uint64_t span = std::max<uint64_t>(1, reader_.last_ns() - reader_.first_ns());
-      const double at = static_cast<double>(r.time_ns - reader_.first_ns());
-      const auto i = static_cast<size_t>(at / static_cast<double>(span) * kSamples);
-      samples_[std::min(i, kSamples - 1)] = {true,      r.args[0], r.args[1],     r.args[2],
-                                             r.args[3], r.args[4], evicted_bytes_};
-      break;
-    }
+    case TraceType::kQueue: OnQueue(r); break;
     default: break;
   }
 }

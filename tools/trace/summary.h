@@ -37,6 +37,13 @@ struct LinkTotals {
   uint64_t bytes = 0, transfers = 0, busy_ns = 0;
 };
 
+// KV blocks over the time from the first to the last kQueue.
+struct KvTotals {
+  double capacity_ns = 0, used_ns = 0, cached_ns = 0, time_ns = 0;  // blocks x time
+  uint64_t most_capacity = 0, most_used = 0, most_waiting = 0;
+  double Mean(double blocks_ns) const { return time_ns > 0 ? blocks_ns / time_ns : 0; }
+};
+
 struct KvSample {
   bool any = false;
   uint64_t running = 0, waiting = 0, used = 0, cached = 0, free = 0, evicted_bytes = 0;
@@ -54,6 +61,27 @@ class Summary {
   std::string Text(const std::string& sort) const;
   nlohmann::ordered_json Json() const;
 
+  // Totals, for `diff`.
+  double Seconds() const;
+  const Histogram& step() const { return step_; }
+  const Histogram& stall() const { return stall_; }
+  const std::map<uint64_t, Histogram>& faults() const { return faults_; }  // by cause
+  const std::map<uint64_t, Histogram>& plans() const { return plans_; }    // by cause
+  const std::map<uint64_t, LinkTotals>& links() const { return links_; }   // by source tier
+  const KvTotals& kv() const { return kv_; }
+  uint64_t steps() const { return steps_; }
+  uint64_t failed_steps() const { return failed_steps_; }
+  uint64_t tokens() const { return tokens_; }
+  uint64_t rollbacks() const { return rollbacks_; }
+  uint64_t decisions() const { return decisions_; }
+  uint64_t clipped() const { return clipped_; }
+  uint64_t kv_hit() const { return kv_hit_; }
+  uint64_t kv_evicted() const { return kv_evicted_; }
+  uint64_t requests(RequestEvent event) const {
+    const auto it = requests_.find(static_cast<uint64_t>(event));
+    return it == requests_.end() ? 0 : it->second;
+  }
+
  private:
   void OnFault(const TraceEvent& event);
   void OnTransfer(const TraceRecord& r, uint64_t first_slot, bool copy);
@@ -64,7 +92,7 @@ class Summary {
   std::string LinkText() const;
   std::string KvText() const;
   std::string TopText() const;
-  double Seconds() const;
+  void OnQueue(const TraceRecord& r);
 
   const TraceReader& reader_;
   std::map<uint64_t, Histogram> faults_;  // by cause
@@ -83,6 +111,8 @@ class Summary {
   uint64_t rollbacks_ = 0, decisions_ = 0, clipped_ = 0, evicted_bytes_ = 0;
   uint64_t kv_evicted_ = 0, kv_hit_ = 0;
   DecisionSeen last_decision_;
+  KvTotals kv_;
+  TraceRecord queue_;
   std::vector<FaultSeen> top_;
   std::vector<KvSample> samples_ = std::vector<KvSample>(kSamples);
 };
