@@ -60,8 +60,8 @@ enum class TraceType : uint16_t {
   kStepEnd = 31,     // step, sequences, tokens, duration_ns, stall_ns, bytes streamed
   kStepFailed = 32,  // step, status code, duration_ns
   kQueue = 33,       // running, waiting, KV blocks used, cached, free, capacity: after each step
-  kRequest = 34,     // request, prompt tokens, cached tokens, output tokens, preemptions
-                     //                                                cause: RequestEvent
+  kRequest = 34,     // request, prompt tokens, cached tokens, output tokens, preemptions,
+                     // most output tokens (0: not told)               cause: RequestEvent
   // --- Policy ------------------------------------------------------------------------------------
   kPolicyDecision =
       40,             // decision, granules a layer wanted, granules a layer before, 1 if clipped,

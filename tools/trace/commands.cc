@@ -16,7 +16,7 @@ namespace {
 // In the order in which the help shows them.
 constexpr AddCommand kCommands[] = {
     AddRecordCommand, AddReportCommand, AddCheckCommand, AddScriptCommand, AddExportCommand,
-    AddPlotCommand,   AddTopCommand,    AddHistCommand,  AddDiffCommand,
+    AddPlotCommand,   AddTopCommand,    AddHistCommand,  AddDiffCommand,   AddReplayCommand,
 };
 
 }  // namespace

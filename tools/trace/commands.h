@@ -28,6 +28,7 @@ void AddExportCommand(CLI::App& app, int* exit_status);
 void AddHistCommand(CLI::App& app, int* exit_status);
 void AddPlotCommand(CLI::App& app, int* exit_status);
 void AddRecordCommand(CLI::App& app, int* exit_status);
+void AddReplayCommand(CLI::App& app, int* exit_status);
 void AddReportCommand(CLI::App& app, int* exit_status);
 void AddScriptCommand(CLI::App& app, int* exit_status);
 void AddTopCommand(CLI::App& app, int* exit_status);

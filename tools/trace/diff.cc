@@ -200,6 +200,18 @@ std::vector<DiffRow> Diff(const Summary& a, const Summary& b) {
     rows.Add(RequestEventName(static_cast<uint64_t>(event)), U::kNumber, bad ? G::kLess : G::kNone,
              [=](const Summary& s) { return s.requests(event); });
   }
+  for (const auto& [name, p] :
+       {std::pair{"first token after, p50", 0.5}, {"first token after, p99", 0.99}}) {
+    rows.Add(name, U::kNs, G::kLess,
+             [p = p](const Summary& s) { return s.first_token().Percentile(p); });
+  }
+  for (const auto& [name, p] :
+       {std::pair{"finished after, p50", 0.5}, {"finished after, p99", 0.99}}) {
+    rows.Add(name, U::kNs, G::kLess,
+             [p = p](const Summary& s) { return s.whole_request().Percentile(p); });
+  }
+  rows.Add("prompt tokens cached", U::kNumber, G::kNone,
+           [](const Summary& s) { return s.cached_tokens(); });
   rows.Add("waiting, most", U::kNumber, G::kNone,
            [](const Summary& s) { return s.kv().most_waiting; });
   return rows.Take();

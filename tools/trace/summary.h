@@ -4,9 +4,11 @@
 // not on the length of the trace. Feed it in order of time.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include <nlohmann/json_fwd.hpp>
@@ -54,7 +56,11 @@ class Summary {
   static constexpr size_t kTopFaults = 10;
   static constexpr size_t kSamples = 12;
 
-  explicit Summary(const TraceReader& reader) : reader_(reader) {}
+  explicit Summary(const TraceReader& reader)
+      : Summary(reader, reader.first_ns(), reader.last_ns()) {}
+  // Of [first_ns, last_ns] only. What granules there are and who owns them counts from the start.
+  Summary(const TraceReader& reader, uint64_t first_ns, uint64_t last_ns)
+      : reader_(reader), first_ns_(first_ns), last_ns_(std::max(first_ns, last_ns)) {}
   void Add(const TraceEvent& event);
 
   // |sort|: "cause", "owner" or "layer", which table comes first.
@@ -77,6 +83,10 @@ class Summary {
   uint64_t clipped() const { return clipped_; }
   uint64_t kv_hit() const { return kv_hit_; }
   uint64_t kv_evicted() const { return kv_evicted_; }
+  uint64_t cached_tokens() const { return cached_tokens_; }  // of prompts, at admission
+  // From arrival to the first token, and to the end.
+  const Histogram& first_token() const { return first_token_; }
+  const Histogram& whole_request() const { return whole_request_; }
   uint64_t requests(RequestEvent event) const {
     const auto it = requests_.find(static_cast<uint64_t>(event));
     return it == requests_.end() ? 0 : it->second;
@@ -93,8 +103,10 @@ class Summary {
   std::string KvText() const;
   std::string TopText() const;
   void OnQueue(const TraceRecord& r);
+  void OnRequest(const TraceRecord& r);
 
   const TraceReader& reader_;
+  const uint64_t first_ns_, last_ns_;
   std::map<uint64_t, Histogram> faults_;  // by cause
   std::map<uint64_t, Histogram> plans_;   // by cause: durations
   std::map<uint64_t, uint64_t> taken_, freed_;
@@ -112,6 +124,9 @@ class Summary {
   uint64_t kv_evicted_ = 0, kv_hit_ = 0;
   DecisionSeen last_decision_;
   KvTotals kv_;
+  Histogram first_token_, whole_request_;
+  std::unordered_map<uint64_t, uint64_t> added_;  // requests that are not over: when they came
+  uint64_t cached_tokens_ = 0;
   TraceRecord queue_;
   std::vector<FaultSeen> top_;
   std::vector<KvSample> samples_ = std::vector<KvSample>(kSamples);
