@@ -227,7 +227,9 @@ std::string Chart::Svg(bool with_time) const {
   }
   const std::vector<double> steps = AxisTicks(frame_.seconds, AxisUnit::kNumber, 9);
   const double step = steps.size() > 1 ? steps[1] : frame_.seconds;
-  for (double i = std::ceil(frame_.from_s / step - 1e-6);; ++i) {
+  const double first = std::ceil(frame_.from_s / step - 1e-6);
+  for (int k = 0; k < 64; ++k) {
+    const double i = first + k;
     const double x = frame_.XOfSeconds(i * step);
     if (x > right + 0.5) break;
     grid +=
