@@ -151,13 +151,15 @@ std::vector<DiffRow> Diff(const Summary& a, const Summary& b) {
   rows.Add("steps", U::kNumber, G::kNone, [](const Summary& s) { return s.steps(); });
   rows.Add("failed steps", U::kNumber, G::kLess, [](const Summary& s) { return s.failed_steps(); });
   rows.Add("tokens computed", U::kNumber, G::kNone, [](const Summary& s) { return s.tokens(); });
-  rows.Add("tokens a second", U::kRate, G::kMore,
+  rows.Add("tokens a second", U::kRate, G::kNone,
            [](const Summary& s) { return Share(static_cast<double>(s.tokens()), s.Seconds()); });
+  rows.Add("generated a second", U::kRate, G::kMore,
+           [](const Summary& s) { return Share(static_cast<double>(s.generated()), s.Seconds()); });
   rows.Add("tokens a step", U::kRate, G::kNone, [](const Summary& s) {
     return Share(static_cast<double>(s.tokens()), static_cast<double>(s.steps()));
   });
   for (const auto& [name, p] : {std::pair{"step p50", 0.5}, {"step p99", 0.99}}) {
-    rows.Add(name, U::kNs, G::kLess, [p = p](const Summary& s) { return s.step().Percentile(p); });
+    rows.Add(name, U::kNs, G::kNone, [p = p](const Summary& s) { return s.step().Percentile(p); });
   }
   rows.Group("stall");
   rows.Add("of step time", U::kPercent, G::kNone,

@@ -249,6 +249,10 @@ void AddReportCommand(CLI::App& app, int* exit_status) {
   command->add_option("--sort", options->sort, "which table comes first: cause, owner, layer")
       ->check(CLI::IsMember({"cause", "owner", "layer"}));
   command->add_flag("--json", options->json, "for programs");
+  command->footer(
+      "Examples:\n"
+      "  weir-trace report run.trace\n"
+      "  weir-trace report --sort layer run.trace");
   command->callback([options, exit_status] { *exit_status = RunReport(*options); });
 }
 

@@ -138,6 +138,8 @@ void AddScriptCommand(CLI::App& app, int* exit_status) {
   command->add_option("--from", options->from_s, "seconds since the trace began");
   command->add_option("--to", options->to_s, "seconds since the trace began; 0: the end");
   command->add_option("--limit", options->limit, "at most this many lines; 0: all");
+  command->footer(
+      "Example: weir-trace script run.trace --from 2.5 --to 2.6 --type step_end,fault_major");
   command->callback([options, exit_status] { *exit_status = RunScript(*options); });
 }
 

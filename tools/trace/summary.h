@@ -78,6 +78,7 @@ class Summary {
   uint64_t steps() const { return steps_; }
   uint64_t failed_steps() const { return failed_steps_; }
   uint64_t tokens() const { return tokens_; }
+  uint64_t generated() const { return generated_; }  // of |tokens|, serving, no prompt's
   uint64_t rollbacks() const { return rollbacks_; }
   uint64_t decisions() const { return decisions_; }
   uint64_t clipped() const { return clipped_; }
@@ -119,7 +120,8 @@ class Summary {
   std::map<std::pair<uint8_t, uint64_t>, uint64_t> granule_owner_;
   std::map<uint64_t, uint64_t> requests_;  // by event
   Histogram stall_, step_;
-  uint64_t steps_ = 0, failed_steps_ = 0, tokens_ = 0, step_stall_ns_ = 0, streamed_ = 0;
+  uint64_t steps_ = 0, failed_steps_ = 0, tokens_ = 0, generated_ = 0, step_stall_ns_ = 0,
+           streamed_ = 0;
   uint64_t rollbacks_ = 0, decisions_ = 0, clipped_ = 0, evicted_bytes_ = 0;
   uint64_t kv_evicted_ = 0, kv_hit_ = 0;
   DecisionSeen last_decision_;
@@ -127,7 +129,7 @@ class Summary {
   Histogram first_token_, whole_request_;
   std::unordered_map<uint64_t, uint64_t> added_;  // requests that are not over: when they came
   uint64_t cached_tokens_ = 0;
-  TraceRecord queue_;
+  TraceRecord queue_, step_begin_;
   std::vector<FaultSeen> top_;
   std::vector<KvSample> samples_ = std::vector<KvSample>(kSamples);
 };
