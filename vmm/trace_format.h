@@ -54,6 +54,11 @@ enum class TraceType : uint16_t {
   kKvHit = 23,       // sequence, blocks, tier, block, of them cached -> used (the rest are shared)
   kKvMove = 24,      // from, to: a used block's content and holders; |to| was free, |from| is now
   kKvCapacity = 25,  // block, count, 1: mapped, free from now on; 0: free ones unmapped; capacity
+  kPromptBlocks =
+      26,  // sequence, block, up to four fingerprints: of the prompt's whole blocks from
+           // |block| on, each of all tokens up to the block's end; 0: no more. Equal
+           // ones, equal beginnings. Keyed anew in each process, so that no prompt can
+           // be guessed from them. With prefix caching, when a request is added
   // --- Engine ------------------------------------------------------------------------------------
   // Steps have the number that gates name them by: rounds of the weight pager. cause: StepKind
   kStepBegin = 30,   // step, sequences, tokens, of them prompt tokens, context tokens
@@ -112,6 +117,7 @@ constexpr std::string_view TraceTypeName(TraceType type) {
     case TraceType::kKvHit: return "kv_hit";
     case TraceType::kKvMove: return "kv_move";
     case TraceType::kKvCapacity: return "kv_capacity";
+    case TraceType::kPromptBlocks: return "prompt_blocks";
     case TraceType::kStepBegin: return "step_begin";
     case TraceType::kStepEnd: return "step_end";
     case TraceType::kStepFailed: return "step_failed";

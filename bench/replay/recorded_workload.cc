@@ -107,6 +107,7 @@ class Builder {
         for (uint64_t i = 0; i < Count(r.args[2]); ++i) owner_[r.args[1] + i] = r.args[0];
         break;
       case TraceType::kKvHit: OnHit(r); break;
+      case TraceType::kPromptBlocks: OnPrompt(r); break;
       case TraceType::kKvMove:
         if (const auto it = owner_.find(r.args[0]); it != owner_.end()) {
           owner_[r.args[1]] = it->second;
@@ -187,7 +188,8 @@ class Builder {
     switch (event) {
       case RequestEvent::kScheduled:
         if (const auto it = hits_.find(r.args[0]); it != hits_.end()) {
-          if (q->prefix_of < 0 && r.args[4] == 0) {
+          // More than the prompts share: it goes on where an answer ended.
+          if (r.args[2] > q->shared_tokens && r.args[4] == 0) {
             q->prefix_of = it->second;
             q->shared_tokens = r.args[2];
           }
@@ -216,6 +218,21 @@ class Builder {
       if (found == index_.end() || it->second == r.args[0]) continue;
       int64_t& best = hits_.try_emplace(r.args[0], -1).first->second;
       best = std::max(best, static_cast<int64_t>(found->second));
+    }
+  }
+
+  // The deepest block that an earlier prompt had as well says how long a beginning they share,
+  // whether or not it was in the cache.
+  void OnPrompt(const TraceRecord& r) {
+    const auto found = index_.find(r.args[0]);
+    if (found == index_.end()) return;
+    RecordedRequest& q = w_.requests[found->second];
+    for (uint64_t k = 0; k < 4 && r.args[2 + k] != 0; ++k) {
+      const auto [it, is_new] = prompts_.try_emplace(r.args[2 + k], found->second);
+      const uint64_t tokens = (r.args[1] + k + 1) * 16;
+      if (is_new || it->second == found->second || tokens <= q.shared_tokens) continue;
+      q.prefix_of = static_cast<int64_t>(it->second);
+      q.shared_tokens = tokens;
     }
   }
 
@@ -292,6 +309,7 @@ class Builder {
   RecordedWorkload& w_;
   std::unordered_map<uint64_t, size_t> index_;    // request -> its place
   std::unordered_map<uint64_t, uint64_t> owner_;  // block -> request that computed it
+  std::unordered_map<uint64_t, size_t> prompts_;  // fingerprint -> the first request that has it
   std::unordered_map<uint64_t, int64_t> hits_;    // request about to run -> whose prefix it shares
   std::vector<StepSeen> steps_;
   std::vector<double> pauses_;

@@ -53,6 +53,26 @@ struct Recorded {
   void Request(RequestEvent event, uint64_t id, uint64_t cached, uint64_t output) {
     builder.Add(T::kRequest, static_cast<uint8_t>(event), {id, 64, cached, output, 0, 40});
   }
+  // Every prompt begins with the same |blocks| blocks, shared or not.
+  void Fingerprint(uint64_t blocks) {
+    std::vector<TraceRecord> with;
+    for (const TraceRecord& r : builder.records()) {
+      with.push_back(r);
+      if (r.type != static_cast<uint16_t>(T::kRequest) ||
+          r.cause != static_cast<uint8_t>(RequestEvent::kAdded)) {
+        continue;
+      }
+      TraceRecord prints = r;
+      prints.type = static_cast<uint16_t>(T::kPromptBlocks);
+      prints.args[1] = 0;
+      for (uint64_t b = 0; b < 4; ++b) {
+        prints.args[2 + b] = b < blocks ? 1000 + b : 5000 + 10 * r.args[0] + b;
+      }
+      with.push_back(prints);
+    }
+    builder.records() = std::move(with);
+    Read();
+  }
   void Read() {
     file = builder.File();
     reader = std::make_unique<TraceReader>(
@@ -84,6 +104,18 @@ TEST(RecordedWorkload, HasArrivalsLengthsCostsAndSharedPrefixes) {
     } else {
       EXPECT_LT(equal, 8U);
     }
+  }
+}
+
+TEST(RecordedWorkload, PromptsThatBeganAlikeDoSoThoughTheCacheHadForgottenIt) {
+  Recorded recorded;
+  recorded.Fingerprint(3);
+  const RecordedWorkload w = RecordedWorkload::FromTrace(*recorded.reader);
+  for (size_t i = 1; i < w.requests.size(); ++i) {
+    EXPECT_EQ(w.requests[i].prefix_of, 0);
+    EXPECT_EQ(w.requests[i].shared_tokens, 48U);
+    EXPECT_TRUE(std::equal(w.requests[i].prompt.begin(), w.requests[i].prompt.begin() + 48,
+                           w.requests[0].prompt.begin()));
   }
 }
 

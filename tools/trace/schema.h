@@ -43,6 +43,7 @@ enum class ArgKind : uint8_t {
   kRegion,
   kReason,
   kSequence,
+  kFingerprint,
 };
 
 struct ArgInfo {

@@ -28,6 +28,7 @@ std::string ArgText(const ArgInfo& info, uint64_t value, const TraceMeta& meta) 
     case ArgKind::kGate: return meta.GateName(value);
     case ArgKind::kRegion: return meta.RegionName(value);
     case ArgKind::kSequence: return value == kTraceNoSequence ? "none" : std::to_string(value);
+    case ArgKind::kFingerprint: return fmt::format("{:016x}", value);
     case ArgKind::kReason: return "\"" + meta.ReasonText(value) + "\"";
   }
   return "?";
