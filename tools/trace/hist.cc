@@ -69,10 +69,12 @@ class Rows {
       const uint64_t n = it == rows_.end() ? 0 : it->second;
       const auto bar = static_cast<size_t>(
           static_cast<double>(n) * static_cast<double>(width) / static_cast<double>(most) + 0.5);
-      out +=
-          fmt::format("  {:>7} .. {:>7}  {:>10}  {:>6}  {}\n", Edge(row), Edge(row + 1), Grouped(n),
+      std::string line =
+          fmt::format("  {:>7} .. {:>7}  {:>10}  {:>6}  {}", Edge(row), Edge(row + 1), Grouped(n),
                       Percent(static_cast<double>(n), static_cast<double>(all_.count())),
                       std::string(std::max<size_t>(bar, n != 0 ? 1 : 0), '#'));
+      line.erase(line.find_last_not_of(' ') + 1);
+      out += line + "\n";
     }
     return out;
   }
