@@ -257,5 +257,40 @@ TEST(Commands, AFileThatIsCutIsReadUpToThereAndOneOfAnotherVersionIsRefused) {
   for (const std::string& path : {cut, newer}) std::remove(path.c_str());
 }
 
+TEST(Commands, EveryOneHasAnExampleInItsHelp) {
+  for (const std::string command :
+       {"record", "top", "report", "plot", "hist", "export", "script", "check", "diff"}) {
+    const Outcome o = Command({command, "--help"});
+    EXPECT_EQ(o.status, kExitOk) << command;
+    EXPECT_TRUE(Says(o.out, "weir-trace " + command + " ")) << command << "\n" << o.out;
+    EXPECT_TRUE(Says(o.out, "Example")) << command;
+    EXPECT_EQ(Command({command}).status, kExitUnusable) << command;
+  }
+}
+
+TEST(Commands, AMistakeIsNamedAndWhatIsAcceptedIsSaid) {
+  TraceBuilder builder;
+  const std::string path = WriteScratch("good.trace", builder.Life().File());
+  const auto says = [&](std::vector<std::string> args, const std::string& what) {
+    const Outcome o = Command(args);
+    EXPECT_EQ(o.status, kExitUnusable) << what;
+    EXPECT_TRUE(Says(o.err, what)) << o.err;
+  };
+  says({"plot", path, "-o", "x.png"}, "a plot is an .html or an .svg file");
+  says({"plot", path, "--from", "100"}, "nothing lies between");
+  says({"export", path}, "--perfetto, --csv or --jsonl");
+  says({"export", path, "--perfetto", "-o", "/no/such/place"}, "/no/such/place cannot be written");
+  says({"script", path, "--type", "mapp"}, "there are: map unmap");
+  says({"hist", path, "--of", "steps"}, "{step,stall,copy,remap}");
+  says({"diff", path, "/no/such/trace"}, "/no/such/trace: No such file");
+  for (const char* format : {"--perfetto", "--csv", "--jsonl"}) {
+    const Outcome o = Command({"export", path, format, "-o", "-"});
+    EXPECT_EQ(o.status, kExitOk);
+    EXPECT_FALSE(o.out.empty());
+  }
+  EXPECT_EQ(Command({"diff", path, path, "--fail-over", "0"}).status, kExitOk);
+  std::remove(path.c_str());
+}
+
 }  // namespace
 }  // namespace weir::trace_tool
