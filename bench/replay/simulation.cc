@@ -160,7 +160,9 @@ class Run {
     SimDriver::Options sim;
     sim.device = "replayed in simulation";
     sim.granularity_bytes = std::min<uint64_t>(4096, meta_.granule_bytes);
-    sim.content_bytes = 64;  // nobody reads what is in the memory
+#ifndef WEIR_VALIDATE
+    sim.content_bytes = 64;  // nobody reads what is in the memory, unless stripes are verified
+#endif
     const double rate = w_.link_bytes_per_s > 0       ? w_.link_bytes_per_s
                         : meta_.link_bytes_per_ns > 0 ? meta_.link_bytes_per_ns * 1e9
                                                       : 20e9;

@@ -31,7 +31,7 @@ void AddReplayCommand(CLI::App& app, int* /*exit_status*/) {
     execv(beside.c_str(), argv.data());
     execvp(kProgram, argv.data());
     throw TraceError(std::string(kProgram) + ": " + std::strerror(errno) +
-                     "; it belongs beside weir-trace, and is built unless WEIR_BUILD_BENCH is OFF");
+                     "; it belongs beside weir-trace (a build of some folders only has none)");
   });
 }
 
