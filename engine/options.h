@@ -16,7 +16,8 @@ struct TraceOptions {
   bool attach = true;                // let a recorder of the same user attach (weir-trace record)
   std::string file;                  // record everything into it from the start; empty: no
   uint32_t ring_records = 1U << 16;  // of 64 bytes, for each thread that emits; a power of two
-  std::string command;               // what the program is doing, for the metadata
+  // For the metadata: what the program is and does. No prompt and no key may be in it.
+  std::string command, version, commit;
 };
 
 struct EngineOptions {

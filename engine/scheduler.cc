@@ -1,6 +1,8 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <array>
+#include <random>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -26,10 +28,38 @@ bool RunsBefore(const Sequence& a, const Sequence& b) {
   return a.arrival < b.arrival;
 }
 
+// See kPromptBlocks.
+uint64_t Fingerprint(const PrefixHash& hash) {
+  static const uint64_t key = [] {
+    std::random_device random;
+    return (uint64_t{random()} << 32) | random();
+  }();
+  uint64_t x = hash.low ^ key;
+  for (const uint64_t salt : {hash.high, key}) {
+    x = (x ^ (x >> 32)) * 0xd6e8feb86659fd93ULL;
+    x = (x ^ (x >> 32)) * 0xd6e8feb86659fd93ULL;
+    x ^= (x >> 32) ^ salt;
+  }
+  return x | 1;
+}
+
+void TracePrompt(const Sequence& s) {
+  if (!TraceEnabled(TraceType::kPromptBlocks)) return;
+  constexpr size_t kEach = 4;
+  for (size_t i = 0; i < s.prompt_hashes.size(); i += kEach) {
+    std::array<uint64_t, kEach> prints{};
+    for (size_t k = 0; k < std::min(kEach, s.prompt_hashes.size() - i); ++k) {
+      prints[k] = Fingerprint(s.prompt_hashes[i + k]);
+    }
+    TraceEmit(TraceType::kPromptBlocks, 0, s.id, i, prints[0], prints[1], prints[2], prints[3]);
+  }
+}
+
 }  // namespace
 
 void Scheduler::Add(Sequence* sequence) {
   demand_.Enqueue(*sequence);
+  TracePrompt(*sequence);
   Enqueue(sequence);
 }
 
@@ -215,6 +245,7 @@ void Scheduler::TraceState() const {
   std::unordered_set<BlockId> told;
   for (const Sequence& s : running_) {
     s.TraceEvent(RequestEvent::kAdded);
+    TracePrompt(s);
     s.TraceEvent(RequestEvent::kScheduled);
     BlockRuns used(TraceType::kKvAlloc, s.id);
     for (const BlockId block : s.blocks) {
@@ -225,7 +256,10 @@ void Scheduler::TraceState() const {
       }
     }
   }
-  for (const Sequence& s : waiting_) s.TraceEvent(RequestEvent::kAdded);
+  for (const Sequence& s : waiting_) {
+    s.TraceEvent(RequestEvent::kAdded);
+    TracePrompt(s);
+  }
 }
 
 double Scheduler::mean_running_tokens() const {

@@ -73,7 +73,7 @@ struct Sequence {
 
   void TraceEvent(RequestEvent event) const {
     TraceEmit(TraceType::kRequest, static_cast<uint8_t>(event), id, prompt_tokens, cached_tokens,
-              output_tokens(), preemptions);
+              output_tokens(), preemptions, sampling.max_tokens);
   }
 
   uint32_t length() const { return static_cast<uint32_t>(tokens.size()); }

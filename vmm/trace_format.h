@@ -54,14 +54,19 @@ enum class TraceType : uint16_t {
   kKvHit = 23,       // sequence, blocks, tier, block, of them cached -> used (the rest are shared)
   kKvMove = 24,      // from, to: a used block's content and holders; |to| was free, |from| is now
   kKvCapacity = 25,  // block, count, 1: mapped, free from now on; 0: free ones unmapped; capacity
+  kPromptBlocks =
+      26,  // sequence, block, up to four fingerprints: of the prompt's whole blocks from
+           // |block| on, each of all tokens up to the block's end; 0: no more. Equal
+           // ones, equal beginnings. Keyed anew in each process, so that no prompt can
+           // be guessed from them. With prefix caching, when a request is added
   // --- Engine ------------------------------------------------------------------------------------
   // Steps have the number that gates name them by: rounds of the weight pager. cause: StepKind
   kStepBegin = 30,   // step, sequences, tokens, of them prompt tokens, context tokens
   kStepEnd = 31,     // step, sequences, tokens, duration_ns, stall_ns, bytes streamed
   kStepFailed = 32,  // step, status code, duration_ns
   kQueue = 33,       // running, waiting, KV blocks used, cached, free, capacity: after each step
-  kRequest = 34,     // request, prompt tokens, cached tokens, output tokens, preemptions
-                     //                                                cause: RequestEvent
+  kRequest = 34,     // request, prompt tokens, cached tokens, output tokens, preemptions,
+                     // most output tokens (0: not told)               cause: RequestEvent
   // --- Policy ------------------------------------------------------------------------------------
   kPolicyDecision =
       40,             // decision, granules a layer wanted, granules a layer before, 1 if clipped,
@@ -112,6 +117,7 @@ constexpr std::string_view TraceTypeName(TraceType type) {
     case TraceType::kKvHit: return "kv_hit";
     case TraceType::kKvMove: return "kv_move";
     case TraceType::kKvCapacity: return "kv_capacity";
+    case TraceType::kPromptBlocks: return "prompt_blocks";
     case TraceType::kStepBegin: return "step_begin";
     case TraceType::kStepEnd: return "step_end";
     case TraceType::kStepFailed: return "step_failed";
@@ -197,6 +203,8 @@ static_assert(sizeof(TraceRecord) == 64, "records are 64 bytes, on every machine
 //   link      {bytes_per_ns}            backing store to device, measured at start
 //   policy    {name, parameters: {}}
 //   reasons   [string]                  of policy decisions, digits as '#'
+//   scheduler {max_batched_tokens, prefix_caching}
+//   scratch_bytes                       step buffers
 //   max_num_seqs, max_model_len
 inline constexpr char kTraceFileMagic[8] = {'w', 'e', 'i', 'r', 't', 'r', 'c', '\n'};
 inline constexpr uint32_t kTraceBlockMagic = 0x4b4c4257;  // "WBLK"

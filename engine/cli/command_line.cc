@@ -173,6 +173,19 @@ Status ServeDefaults(Config* config) {
   return config->SetDefault("log.level", "info", "default of serve");
 }
 
+// What was asked for, for a trace's metadata: the sub-command and the options that are no default.
+// Left out are sections that may hold what is nobody else's business (texts, names of key files).
+std::string CommandText(const CLI::App& command, const Config& config) {
+  std::string text = "weir " + command.get_name();
+  for (const OptionInfo& option : OptionTable()) {
+    if (config.IsDefault(option) || option.section == "sampling" || option.section == "server") {
+      continue;
+    }
+    text += " " + option.name() + "=" + OneLine(option.get(config.settings()), 200);
+  }
+  return text;
+}
+
 int Program::Dispatch() {
   if (policies_app->parsed()) return PoliciesCommand();
   if (bench.parsed()) return bench.Run();
@@ -196,6 +209,10 @@ int Program::Dispatch() {
     std::fputs(config.ToToml().c_str(), stdout);
     return kExitOk;
   }
+  TraceOptions& trace = config.settings().engine.trace;
+  trace.command = CommandText(*app.get_subcommands().front(), config);
+  trace.version = VersionNumber();
+  trace.commit = CommitText();
   StartLog(config.settings());
   if (run_app->parsed()) return RunCommand(config, run);
   if (generate_app->parsed()) return GenerateCommand(config, generate);

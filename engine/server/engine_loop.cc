@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "vmm/trace.h"
+
 namespace weir::server {
 namespace {
 
@@ -9,6 +11,8 @@ namespace {
 // its last move.
 constexpr TimeNs kIdleTurnNs = 5'000'000;
 constexpr uint32_t kIdleTurns = 400;
+// With nothing to do at all: how often a step looks whether a recorder outside has come.
+constexpr TimeNs kLookForRecorderNs = 200'000'000;
 
 }  // namespace
 
@@ -49,7 +53,8 @@ Room EngineLoop::RoomLeft() const {
 
 TimeNs EngineLoop::WaitTime() const {
   if (!running_.empty()) return 0;
-  return idle_turns_ > 0 ? kIdleTurnNs : Mailbox::kForever;
+  if (idle_turns_ > 0) return kIdleTurnNs;
+  return GetTracer() != nullptr ? kLookForRecorderNs : Mailbox::kForever;
 }
 
 // An ended request's last output comes with the next step.

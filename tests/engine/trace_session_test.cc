@@ -6,11 +6,14 @@
 #include <cstring>
 #include <fstream>
 #include <map>
+#include <set>
 #include <sstream>
 
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include "engine/core.h"
+#include "engine/trace_metadata.h"
 #include "policy/registry.h"
 #include "tests/support/sim_model.h"
 #include "vmm/sim_driver.h"
@@ -31,6 +34,7 @@ struct Sums {
   uint64_t stall_ns = 0, copied = 0, expected_copied = 0, queues = 0;
   uint64_t evicted_bytes = 0, k1_problems = 0;
   int64_t used = 0, cached = 0, capacity = 0;
+  std::vector<TraceRecord> prompts;
 
   void Add(const TraceRecord& r) {
     audit.Add(r);
@@ -53,6 +57,7 @@ struct Sums {
         k1_problems += capacity != n(3);
         break;
       case TraceType::kKvAlloc: used += n(2); break;
+      case TraceType::kPromptBlocks: prompts.push_back(r); break;
       case TraceType::kKvFree:
         used -= n(2);
         cached += n(3);
@@ -173,6 +178,41 @@ TEST(TraceOfALife, StallBytesAndBlocksAddUpExactly) {
         TraceType::kEvict, TraceType::kOwner, TraceType::kGatePass}) {
     EXPECT_TRUE(s.count.contains(type)) << TraceTypeName(type);
   }
+}
+
+TEST(TraceOfALife, PromptsThatBeginAlikeHaveEqualFingerprintsAndNothingElseOfThem) {
+  Life life;
+  life.Serve();
+  std::set<uint64_t> first, second;
+  for (const TraceRecord& r : life.sums.prompts) {
+    if (r.args[1] != 0) continue;
+    EXPECT_NE(r.args[2], 0u);
+    first.insert(r.args[2]);
+    if (r.args[3] != 0) second.insert(r.args[3]);
+  }
+  EXPECT_EQ(first.size(), 1u);  // every prompt begins with the same 16 tokens
+  EXPECT_GT(second.size(), 1u);
+  life.Close();
+}
+
+TEST(TraceMetadata, NamesWhatRanAndWhatAReplayNeeds) {
+  Life life;
+  EngineOptions options;
+  options.trace.version = "1.2.3";
+  options.trace.commit = "abc";
+  options.trace.command = "weir run memory.granule=2MiB";
+  EngineInfo info;
+  info.scratch_bytes = 1000;
+  const auto json =
+      nlohmann::json::parse(TraceMetadata(options, info, *life.memory_, *life.policy_));
+  EXPECT_EQ(json["version"], "1.2.3");
+  EXPECT_EQ(json["commit"], "abc");
+  EXPECT_EQ(json["command"], "weir run memory.granule=2MiB");
+  EXPECT_EQ(json["scratch_bytes"], 1000);
+  EXPECT_EQ(json["scheduler"]["max_batched_tokens"], options.max_num_batched_tokens);
+  EXPECT_EQ(json["scheduler"]["prefix_caching"], true);
+  EXPECT_EQ(json["weights"]["layers"].size(), life.shape_.layers);
+  life.Close();
 }
 
 TEST(TraceOfALife, AnInjectedLateCopyIsAFaultWithThatCause) {

@@ -14,9 +14,13 @@
 
 #include "tools/trace/check.h"
 #include "tools/trace/error.h"
+#include "tools/trace/live_view.h"
+#include "tools/trace/perfetto.h"
+#include "tools/trace/plot.h"
 #include "tools/trace/reader.h"
 #include "tools/trace/script.h"
 #include "tools/trace/summary.h"
+#include "tools/trace/top_screen.h"
 
 namespace {
 
@@ -85,15 +89,29 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     weir::trace_tool::TraceReader reader(weir::trace_tool::MemorySource(file));
     weir::trace_tool::InvariantChecker checker(reader.meta(), reader.header().mask);
     weir::trace_tool::Summary summary(reader);
+    size_t exported = 0;
+    weir::trace_tool::ChromeTraceWriter chrome(
+        reader, [&](std::string_view text) { exported += text.size(); });
+    weir::trace_tool::LiveView live(reader.meta());
+    std::vector<TraceRecord> records;
     reader.ForEach([&](const weir::trace_tool::TraceEvent& event) {
       checker.Add(event);
       summary.Add(event);
+      chrome.Add(event);
+      records.push_back(event.record);
       (void)weir::trace_tool::EventLine(event, reader);
       (void)weir::trace_tool::EventJson(event, reader);
     });
     checker.Finish(data[0] % 4 == 1);
     (void)summary.Text("cause");
     (void)summary.Json().dump();
+    chrome.Finish();
+    live.SetNow(records.empty() ? 1 : records.front().time_ns);
+    live.Add(&records);
+    live.SetNow(live.now_ns() + 1'000'000'000);
+    (void)weir::trace_tool::TopScreen(live, {.width = 60, .height = 30});
+    const weir::trace_tool::Timeline timeline(reader, {.columns = 20});
+    (void)weir::trace_tool::PlotHtml(timeline, reader);
   } catch (const weir::trace_tool::TraceError&) {
     // Refused, with a reason.
   }

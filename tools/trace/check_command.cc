@@ -101,6 +101,7 @@ void AddCheckCommand(CLI::App& app, int* exit_status) {
   command->add_flag("--json", options->json, "for programs");
   command->add_option("--limit", options->limit, "violations to show (default 10)");
   command->footer(
+      "Example: weir-trace check run.trace && echo complete and sound\n"
       "Exit status: 0 verified, 1 violated, 2 not conclusive (records are missing) or not "
       "readable.");
   command->callback([options, exit_status] { *exit_status = RunCheck(*options); });

@@ -1,8 +1,10 @@
 #include "tools/trace/commands.h"
 
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <exception>
-#include <fstream>
+#include <utility>
 
 #include <CLI/CLI.hpp>
 
@@ -13,10 +15,8 @@ namespace {
 
 // In the order in which the help shows them.
 constexpr AddCommand kCommands[] = {
-    AddRecordCommand,
-    AddReportCommand,
-    AddCheckCommand,
-    AddScriptCommand,
+    AddRecordCommand, AddReportCommand, AddCheckCommand, AddScriptCommand, AddExportCommand,
+    AddPlotCommand,   AddTopCommand,    AddHistCommand,  AddDiffCommand,   AddReplayCommand,
 };
 
 }  // namespace
@@ -37,22 +37,44 @@ std::unique_ptr<TraceReader> OpenTrace(const std::string& path) {
   }
 }
 
+OutputFile::OutputFile(const std::string& path) : path_(path), partial_(path + ".part") {
+  file_ = path == "-" ? stdout : std::fopen(partial_.c_str(), "wb");
+  if (file_ == nullptr) Fail();
+}
+
+OutputFile::~OutputFile() {
+  if (file_ == nullptr || file_ == stdout) return;
+  std::fclose(file_);
+  std::remove(partial_.c_str());
+}
+
+void OutputFile::Fail() {
+  throw TraceError((path_ == "-" ? "stdout" : path_) +
+                   " cannot be written: " + std::strerror(errno));
+}
+
+void OutputFile::Write(std::string_view text) {
+  if (std::fwrite(text.data(), 1, text.size(), file_) != text.size()) Fail();
+  bytes_ += text.size();
+}
+
+uint64_t OutputFile::Close() {
+  if (std::fflush(file_) != 0) Fail();
+  if (file_ == stdout) return bytes_;
+  const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
+  if (!closed || std::rename(partial_.c_str(), path_.c_str()) != 0) {
+    const int error = errno;
+    std::remove(partial_.c_str());
+    errno = error;
+    Fail();
+  }
+  return bytes_;
+}
+
 void WriteFile(const std::string& path, const std::string& text) {
-  if (path == "-") {
-    if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() ||
-        std::fflush(stdout) != 0) {
-      throw TraceError("stdout: the text could not be written");
-    }
-    return;
-  }
-  const std::string partial = path + ".part";
-  std::ofstream file(partial, std::ios::binary | std::ios::trunc);
-  file.write(text.data(), static_cast<std::streamsize>(text.size()));
-  file.close();
-  if (!file || std::rename(partial.c_str(), path.c_str()) != 0) {
-    std::remove(partial.c_str());
-    throw TraceError(path + ": cannot be written");
-  }
+  OutputFile file(path);
+  file.Write(text);
+  file.Close();
 }
 
 int Main(int argc, const char* const* argv) {

@@ -172,6 +172,13 @@ TraceMeta TraceMeta::Parse(std::string_view text, std::string* problem) {
   Get(root, "pid", &meta.pid);
   Get(root, "granule_bytes", &meta.granule_bytes);
   Get(root, "max_num_seqs", &meta.max_num_seqs);
+  Get(root, "max_model_len", &meta.max_model_len);
+  Get(root, "scratch_bytes", &meta.scratch_bytes);
+  if (const json* scheduler = Find(root, "scheduler"); scheduler != nullptr) {
+    Get(*scheduler, "max_batched_tokens", &meta.max_batched_tokens);
+    const json* caching = Find(*scheduler, "prefix_caching");
+    if (caching != nullptr && caching->is_boolean()) meta.prefix_caching = caching->get<bool>();
+  }
   meta.owners = Texts(root, "owners");
   meta.reasons = Texts(root, "reasons");
   meta.gates = Texts(root, "gates");

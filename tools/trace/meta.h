@@ -37,7 +37,9 @@ struct TraceMeta {
   uint64_t blocks_per_extent = 0;
   uint64_t granules_per_extent = 0;
   uint64_t ring_slots = 0;
-  uint64_t max_num_seqs = 0;
+  uint64_t max_num_seqs = 0, max_model_len = 0, max_batched_tokens = 0;
+  uint64_t scratch_bytes = 0;
+  bool prefix_caching = true;
   // Region ids; -1: not known.
   int64_t weights_region = -1;
   int64_t ring_region = -1;

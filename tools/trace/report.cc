@@ -68,8 +68,10 @@ int RunReport(const ReportOptions& options) {
 std::string Summary::HeadText() const {
   const TraceMeta& m = reader_.meta();
   const double s = Seconds();
-  std::string out = fmt::format("{} {}, model {}, policy {}, pid {} on {}\n", m.program, m.version,
-                                m.model, m.policy, m.pid, m.host);
+  std::string out =
+      fmt::format("{} {}{}, model {}, policy {}, pid {} on {}\n", m.program, m.version,
+                  m.commit.empty() ? "" : " (" + m.commit + ")", m.model, m.policy, m.pid, m.host);
+  if (!m.command.empty()) out += m.command + "\n";
   out += fmt::format("{:.3f} s, {} records, {} steps ({} failed), {} tokens, {:.1f} tokens/s\n", s,
                      Grouped(reader_.records()), Grouped(steps_), failed_steps_, Grouped(tokens_),
                      s > 0 ? static_cast<double>(tokens_) / s : 0.0);
@@ -247,6 +249,10 @@ void AddReportCommand(CLI::App& app, int* exit_status) {
   command->add_option("--sort", options->sort, "which table comes first: cause, owner, layer")
       ->check(CLI::IsMember({"cause", "owner", "layer"}));
   command->add_flag("--json", options->json, "for programs");
+  command->footer(
+      "Examples:\n"
+      "  weir-trace report run.trace\n"
+      "  weir-trace report --sort layer run.trace");
   command->callback([options, exit_status] { *exit_status = RunReport(*options); });
 }
 

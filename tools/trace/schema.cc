@@ -109,6 +109,14 @@ constexpr TypeInfo kTypes[] = {
        {"count", A::kNumber},
        {"mapped", A::kNumber},
        {"capacity", A::kNumber}}}},
+    {T::kPromptBlocks,
+     C::kNone,
+     {{{"sequence", A::kSequence},
+       {"block", A::kNumber},
+       {"first", A::kFingerprint},
+       {"second", A::kFingerprint},
+       {"third", A::kFingerprint},
+       {"fourth", A::kFingerprint}}}},
     {T::kSnapshotBegin, C::kNone, {}},
     {T::kSnapshotEnd, C::kNone, {}},
     {T::kStepBegin,
@@ -143,7 +151,8 @@ constexpr TypeInfo kTypes[] = {
        {"prompt_tokens", A::kNumber},
        {"cached_tokens", A::kNumber},
        {"output_tokens", A::kNumber},
-       {"preemptions", A::kNumber}}}},
+       {"preemptions", A::kNumber},
+       {"max_tokens", A::kNumber}}}},
     {T::kPolicyDecision,
      C::kNone,
      {{{"decision", A::kNumber},
@@ -211,6 +220,12 @@ std::optional<TraceType> TypeByName(std::string_view name) {
     if (TraceTypeName(t.type) == name) return t.type;
   }
   return std::nullopt;
+}
+
+std::string UnknownType(std::string_view name) {
+  std::string text = "no record type is called \"" + std::string(name) + "\"; there are:";
+  for (const TypeInfo& t : kTypes) text += " " + std::string(TraceTypeName(t.type));
+  return text;
 }
 
 std::string CauseName(CauseKind kind, uint8_t cause) {

@@ -43,6 +43,7 @@ enum class ArgKind : uint8_t {
   kRegion,
   kReason,
   kSequence,
+  kFingerprint,
 };
 
 struct ArgInfo {
@@ -61,6 +62,8 @@ std::span<const TypeInfo> AllTypes();
 // nullptr: a type of a later version.
 const TypeInfo* FindType(uint16_t type);
 std::optional<TraceType> TypeByName(std::string_view name);
+// Says that no type is called |name|, and which there are.
+std::string UnknownType(std::string_view name);
 
 // "hbm", "evict", "late-copy"...; "?7" for a value this version does not know.
 std::string CauseName(CauseKind kind, uint8_t cause);

@@ -28,6 +28,7 @@ std::string ArgText(const ArgInfo& info, uint64_t value, const TraceMeta& meta) 
     case ArgKind::kGate: return meta.GateName(value);
     case ArgKind::kRegion: return meta.RegionName(value);
     case ArgKind::kSequence: return value == kTraceNoSequence ? "none" : std::to_string(value);
+    case ArgKind::kFingerprint: return fmt::format("{:016x}", value);
     case ArgKind::kReason: return "\"" + meta.ReasonText(value) + "\"";
   }
   return "?";
@@ -51,9 +52,7 @@ int RunScript(const ScriptOptions& options) {
   for (const std::string& name : options.types) {
     const auto type = TypeByName(name);
     if (!type) {
-      std::string known;
-      for (const TypeInfo& t : AllTypes()) known += " " + std::string(TraceTypeName(t.type));
-      throw TraceError("no record type is called \"" + name + "\"; there are:" + known);
+      throw TraceError("--type: " + UnknownType(name));
     }
     mask |= uint64_t{1} << static_cast<unsigned>(*type);
   }
@@ -140,6 +139,8 @@ void AddScriptCommand(CLI::App& app, int* exit_status) {
   command->add_option("--from", options->from_s, "seconds since the trace began");
   command->add_option("--to", options->to_s, "seconds since the trace began; 0: the end");
   command->add_option("--limit", options->limit, "at most this many lines; 0: all");
+  command->footer(
+      "Example: weir-trace script run.trace --from 2.5 --to 2.6 --type step_end,fault_major");
   command->callback([options, exit_status] { *exit_status = RunScript(*options); });
 }
 

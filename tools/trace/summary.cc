@@ -28,9 +28,52 @@ void Summary::OnTransfer(const TraceRecord& r, uint64_t first_slot, bool copy) {
   (copy ? layer.copied_bytes : layer.filled_bytes) += r.args[3];
 }
 
+void Summary::OnRequest(const TraceRecord& r) {
+  ++requests_[r.cause];
+  const auto event = static_cast<RequestEvent>(r.cause);
+  if (event == RequestEvent::kAdded) {
+    added_[r.args[0]] = r.time_ns;
+    return;
+  }
+  const auto it = added_.find(r.args[0]);
+  if (it == added_.end()) return;
+  if (event == RequestEvent::kScheduled && r.args[4] == 0) cached_tokens_ += r.args[2];
+  if (event == RequestEvent::kFirstToken) first_token_.Add(r.time_ns - it->second);
+  if (event == RequestEvent::kFinished) whole_request_.Add(r.time_ns - it->second);
+  if (event == RequestEvent::kFinished || event == RequestEvent::kCancelled ||
+      event == RequestEvent::kFailed) {
+    added_.erase(it);
+  }
+}
+
+void Summary::OnQueue(const TraceRecord& r) {
+  if (queue_.type != 0 && r.time_ns > queue_.time_ns) {
+    const auto dt = static_cast<double>(r.time_ns - queue_.time_ns);
+    kv_.time_ns += dt;
+    kv_.used_ns += dt * static_cast<double>(queue_.args[2]);
+    kv_.cached_ns += dt * static_cast<double>(queue_.args[3]);
+    kv_.capacity_ns += dt * static_cast<double>(queue_.args[5]);
+  }
+  queue_ = r;
+  kv_.most_waiting = std::max(kv_.most_waiting, r.args[1]);
+  kv_.most_used = std::max(kv_.most_used, r.args[2]);
+  kv_.most_capacity = std::max(kv_.most_capacity, r.args[5]);
+  const uint64_t span = std::max<uint64_t>(1, last_ns_ - first_ns_);
+  const double at = static_cast<double>(r.time_ns - first_ns_);
+  const auto i = static_cast<size_t>(at / static_cast<double>(span) * kSamples);
+  samples_[std::min(i, kSamples - 1)] = {true,      r.args[0], r.args[1],     r.args[2],
+                                         r.args[3], r.args[4], evicted_bytes_};
+}
+
 void Summary::Add(const TraceEvent& event) {
   const TraceRecord& r = event.record;
-  switch (static_cast<TraceType>(r.type)) {
+  const auto type = static_cast<TraceType>(r.type);
+  const bool inside = r.time_ns >= first_ns_ && r.time_ns <= last_ns_;
+  if (!inside && type != TraceType::kGranuleState && type != TraceType::kOwner &&
+      type != TraceType::kPlacement) {
+    return;
+  }
+  switch (type) {
     case TraceType::kFaultMajor:
     case TraceType::kFaultMinor: OnFault(event); break;
     case TraceType::kCopy: OnTransfer(r, r.args[2], true); break;
@@ -59,7 +102,12 @@ void Summary::Add(const TraceEvent& event) {
       break;
     case TraceType::kPlanRollback: ++rollbacks_; break;
     case TraceType::kPlacement: evicted_bytes_ = r.args[3]; break;
+    case TraceType::kStepBegin: step_begin_ = r; break;
     case TraceType::kStepEnd:
+      if (step_begin_.type != 0 && step_begin_.args[0] == r.args[0] &&
+          r.cause == static_cast<uint8_t>(StepKind::kServing)) {
+        generated_ += r.args[2] - std::min(r.args[2], step_begin_.args[3]);
+      }
       ++steps_;
       tokens_ += r.args[2];
       step_.Add(r.args[3]);
@@ -67,7 +115,7 @@ void Summary::Add(const TraceEvent& event) {
       streamed_ += r.args[5];
       break;
     case TraceType::kStepFailed: ++failed_steps_; break;
-    case TraceType::kRequest: ++requests_[r.cause]; break;
+    case TraceType::kRequest: OnRequest(r); break;
     case TraceType::kKvEvict: kv_evicted_ += r.args[1]; break;
     case TraceType::kKvHit: kv_hit_ += r.args[1]; break;
     case TraceType::kPolicyDecision:
@@ -75,20 +123,13 @@ void Summary::Add(const TraceEvent& event) {
       clipped_ += r.args[3] != 0 ? 1 : 0;
       last_decision_ = {r.time_ns, r, true};
       break;
-    case TraceType::kQueue: {
-      const uint64_t span = std::max<uint64_t>(1, reader_.last_ns() - reader_.first_ns());
-      const double at = static_cast<double>(r.time_ns - reader_.first_ns());
-      const auto i = static_cast<size_t>(at / static_cast<double>(span) * kSamples);
-      samples_[std::min(i, kSamples - 1)] = {true,      r.args[0], r.args[1],     r.args[2],
-                                             r.args[3], r.args[4], evicted_bytes_};
-      break;
-    }
+    case TraceType::kQueue: OnQueue(r); break;
     default: break;
   }
 }
 
 double Summary::Seconds() const {
-  return static_cast<double>(reader_.last_ns() - reader_.first_ns()) * 1e-9;
+  return static_cast<double>(last_ns_ - first_ns_) * 1e-9;
 }
 
 }  // namespace weir::trace_tool
