@@ -30,7 +30,9 @@ class ReplayCompute final : public Compute {
       : driver_(driver), fit_(fit), limits_(limits), gates_(gates) {}
 
   const ComputeLimits& limits() const override { return limits_; }
-  Status Run(const StepBatch& batch, StepGates& gates) override {
+  Status Submit(const StepBatch& batch, StepGates& gates) override {
+    outcome_ = {};
+    const TimeNs start = driver_.Now();
     const double whole = fit_.Ns(batch.rows(), static_cast<double>(batch.context_tokens()),
                                  static_cast<double>(streamed_bytes));
     const double each = whole * (1 - kTailShare) / std::max<uint32_t>(1, gates_);
@@ -49,12 +51,17 @@ class ReplayCompute final : public Compute {
       const uint32_t row = s.first_row + s.rows - 1;
       next_.push_back(NextToken(batch.tokens[row], static_cast<uint64_t>(batch.positions[row])));
     }
+    outcome_.compute_ns = driver_.Now() - start;
+    SampleOnHost(batch, sampler_, [this](uint32_t row) { return Logits(row); }, &outcome_);
     return OkStatus();
   }
-  std::span<float> logits(uint32_t row) override {
-    logits_.assign(kVocab, 0.0F);
-    logits_[static_cast<size_t>(next_[row])] = 1.0F;
-    return logits_;
+  Status Collect(StepOutcome* outcome) override {
+    *outcome = std::move(outcome_);
+    return OkStatus();
+  }
+  Result<std::vector<float>> ReadLogits(uint32_t row) override {
+    const std::span<const float> have = Logits(row);
+    return std::vector<float>(have.begin(), have.end());
   }
   uint64_t RecordedPointersDigest() const override { return 1; }
   uint32_t recordings() const override { return 1; }
@@ -63,12 +70,20 @@ class ReplayCompute final : public Compute {
   uint64_t streamed_bytes = 0;  // of the last step; those of the coming one are about the same
 
  private:
+  std::span<float> Logits(uint32_t row) {
+    logits_.assign(kVocab, 0.0F);
+    logits_[static_cast<size_t>(next_[row])] = 1.0F;
+    return logits_;
+  }
+
   SimDriver& driver_;
   const StepFit& fit_;
   const ComputeLimits limits_;
   const uint32_t gates_;
   std::vector<int32_t> next_;
   std::vector<float> logits_;
+  Sampler sampler_;
+  StepOutcome outcome_;
 };
 
 // Decides what was decided at this time of the recorded run.
