@@ -9,6 +9,8 @@ openai; conformance_test.py brings it and the server.
 Prints one line for each behaviour; the exit status is the number of failures.
 """
 import json
+import shutil
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -201,6 +203,22 @@ def guidellm_format():
 @test
 def a_health_check_needs_no_key():
     assert urllib.request.urlopen(BASE + "/health").status == 200
+
+
+@test
+def promtool_finds_nothing_wrong_with_the_metrics():
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        print("        (no promtool on the PATH; weir_metrics_test checks its rules)")
+        return
+    request = urllib.request.Request(BASE + "/metrics",
+                                     headers={"authorization": "Bearer " + client.api_key})
+    lines = urllib.request.urlopen(request).read().decode().splitlines(keepends=True)
+    # vLLM's names have colons, which promtool keeps for recording rules.
+    own = "".join(line for line in lines if "vllm:" not in line)
+    checked = subprocess.run([promtool, "check", "metrics"], input=own, text=True,
+                             capture_output=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def main():
