@@ -42,7 +42,7 @@ struct HttpResponse {
 };
 
 // Represents one request in flight and the right to answer it, once: Reply, or BeginStream, any
-// number of Write, and EndStream. Thread-safe; calls after the client left do nothing. Dropping the
+// number of Write, and EndStream or EndStreamWith. Thread-safe; calls after the client left do nothing. Dropping the
 // last reference unanswered sends a 500, or in the middle of a stream resets the connection. The
 // server itself writes Content-Length, Transfer-Encoding, Connection and Date, and leaves the body
 // out of answers to HEAD. A FIN while an answer is being made counts as the client having left: it
@@ -59,6 +59,9 @@ class HttpExchange {
   // a write of any size passes.
   virtual bool Write(std::string bytes) = 0;
   virtual void EndStream() = 0;
+  // Write and EndStream in one: a client that closes when it has read |bytes| does not count as
+  // having left. The limit of unsent bytes does not hold for them. False: the client has left.
+  virtual bool EndStreamWith(std::string bytes) = 0;
   // Closes the connection now.
   virtual void Abort() = 0;
   virtual size_t buffered_bytes() const = 0;

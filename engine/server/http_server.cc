@@ -83,6 +83,7 @@ class Exchange final : public HttpExchange {
   }
   bool Write(std::string bytes) override { return answer_->Write(bytes); }
   void EndStream() override { answer_->EndStream(); }
+  bool EndStreamWith(std::string bytes) override { return answer_->EndStreamWith(bytes); }
   void Abort() override { answer_->Abort(); }
   size_t buffered_bytes() const override { return answer_->buffered_bytes(); }
   void OnClientLeft(std::function<void()> left) override { answer_->OnClientLeft(std::move(left)); }

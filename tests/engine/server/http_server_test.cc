@@ -275,6 +275,23 @@ TEST_F(HttpServerTest, AClientThatLeavesWhileQueuedOrStreamingIsNoticed) {
   EXPECT_TRUE(Soon([&] { return server_->stats().connections == 0; }));
 }
 
+TEST_F(HttpServerTest, AClientThatLeavesWithTheLastBytesHasNotLeftEarly) {
+  Start();
+  for (int i = 0; i < 50; ++i) {
+    Client client = Connect();
+    client.Send(Get("/hold"));
+    const auto exchange = Held(1)[0];
+    exchange->BeginStream(200, "text/event-stream", {});
+    exchange->Write("data: 1\n\n");
+    EXPECT_TRUE(exchange->EndStreamWith("data: [DONE]\n\n"));
+    EXPECT_FALSE(exchange->EndStreamWith("more"));
+    client.ReadUntil("[DONE]");
+    client.Close();
+  }
+  EXPECT_TRUE(Soon([&] { return server_->stats().connections == 0; }));
+  EXPECT_EQ(left_, 0);
+}
+
 TEST_F(HttpServerTest, ASlowReaderIsBoundedAndThenCutOff) {
   HttpOptions options;
   options.write_timeout_ns = 300'000'000;
