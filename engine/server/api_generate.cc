@@ -62,7 +62,10 @@ std::optional<ApiError> GenerationCall::Accept(ApiRequest* request,
                                                std::vector<std::unique_ptr<QueuePlace>>* places) {
   const ServedModel& model = context_.model;
   const RequestLimits limits{model.vocab_size, model.max_model_len};
-  if (auto error = ParseRequest(endpoint_, answer_->request().body, limits, request)) return error;
+  // Not kept while tokens are generated.
+  if (auto error = ParseRequest(endpoint_, answer_->exchange().TakeBody(), limits, request)) {
+    return error;
+  }
   if (!request->model.empty() && request->model != model.id) {
     return ApiError{404, "the model is not served here; GET /v1/models lists what is", "model",
                     "model_not_found"};

@@ -122,6 +122,8 @@ void ServerMetrics::RenderServer(Exposition& out, const AsyncStats& stats,
         Number(stats.queued_tokens));
   Gauge(out, "weir_requests_unfinished", "Requests known, waiting and running.", stats.unfinished);
   Gauge(out, "weir_http_connections", "Open connections.", Number(http.connections));
+  Gauge(out, "weir_http_body_bytes", "Bodies of requests that arrived and were not read yet.",
+        Number(http.body_bytes));
   CounterOf(out, "weir_http_accepted_total", "Connections accepted.", Number(http.accepted));
   CounterOf(out, "weir_http_requests_total", "HTTP requests read.", Number(http.requests));
   CounterOf(out, "weir_http_rejected_total",

@@ -16,6 +16,7 @@ using nlohmann::json;
 class FakeExchange : public HttpExchange {
  public:
   const HttpRequest& request() const override { return request_; }
+  std::string TakeBody() override { return std::exchange(request_.body, {}); }
   void Reply(HttpResponse response) override {
     response_ = std::move(response);
     done_ = true;
