@@ -19,7 +19,7 @@ def main():
     if not model:
         serving.skip("WEIR_SMOLLM2_GGUF does not name the default model (tools/get_model.sh)")
     python = serving.venv("conformance", HERE / "openai-requirements.txt", hashes=True)
-    with serving.Server(weir, model, environment={"WEIR_SERVER_API_KEY": KEY}) as server:
+    with serving.Server(serving.serve(weir, model), environment={"WEIR_SERVER_API_KEY": KEY}) as server:
         failures = subprocess.run([python, HERE / "conformance.py", server.url, KEY]).returncode
         stopped = server.stop()
         if failures or stopped != 0:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -45,16 +46,25 @@ def venv(name, requirements, *, hashes):
     return python
 
 
-class Server:
-    """`weir serve` on a free port. Used with `with`; ends it, and tells if it did not end well."""
+def get(url):
+    return urllib.request.urlopen(url, timeout=30)
 
-    def __init__(self, weir, model, *options, environment=None):
+
+def serve(weir, model, *options):
+    """The command of `weir serve` on a free port."""
+    return [weir, "serve", "-m", model, "--port", "0", *options]
+
+
+class Server:
+    """A running server, which says where it listens. Used with `with`, whose end stops it."""
+
+    def __init__(self, command, environment=None):
         self.log = tempfile.TemporaryFile("w+")
         variables = {k: v for k, v in os.environ.items() if not k.startswith("WEIR_")}
         variables.update(environment or {})
         self.process = subprocess.Popen(
-            [weir, "serve", "-m", model, "--port", "0", *map(str, options)], env=variables,
-            stdout=subprocess.PIPE, stderr=self.log, text=True)
+            [str(part) for part in command], env=variables, stdout=subprocess.PIPE,
+            stderr=self.log, text=True)
         line = self.process.stdout.readline()
         found = re.search(r"at (http://\S+)$", line.strip())
         if not found:
@@ -78,7 +88,7 @@ class Server:
     def metrics(self):
         """Each sample of /metrics by its name with its labels, and the sum over labels by name."""
         samples = {}
-        with urllib.request.urlopen(self.url + "/metrics", timeout=30) as reply:
+        with get(self.url + "/metrics") as reply:
             for line in reply.read().decode().splitlines():
                 if line and not line.startswith("#"):
                     name, value = line.rsplit(" ", 1)
@@ -87,6 +97,22 @@ class Server:
                     if bare != name:
                         samples[bare] = samples.get(bare, 0) + float(value)
         return samples
+
+    def idle_metrics(self, seconds=10):
+        """Those of the server when it has no request any more, or after |seconds|."""
+        end = time.monotonic() + seconds
+        while True:
+            samples = self.metrics()
+            if samples["weir_requests_unfinished"] == 0 or time.monotonic() > end:
+                return samples
+            time.sleep(0.02)
+
+    def descriptors(self):
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def resident_bytes(self):
+        pages = int(pathlib.Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
 
     def stop(self, seconds=30):
         """SIGTERM; the exit code."""
