@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 
@@ -72,13 +71,16 @@ class Server:
             sys.exit(f"the server did not start: {line}{self.log_text()}")
         self.url = found[1]
         self.port = int(self.url.rsplit(":", 1)[1])
-        threading.Thread(target=self.process.stdout.read, daemon=True).start()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
         self.stop()
+
+    def __del__(self):
+        self.log.close()
+        self.process.stdout.close()
 
     def log_text(self):
         self.log.flush()
