@@ -200,6 +200,16 @@ def each_of_top_p_top_k_and_min_p_can_leave_the_likeliest_token_only(api):
     api.complete(max_tokens=1, top_k=-1)
 
 
+@fields("temperature", "top_p", "min_p", "repetition_penalty")
+def the_least_values_that_are_accepted_do_not_overflow(api):
+    least = 5e-324
+    for values in ({"temperature": least}, {"temperature": 1, "top_p": least},
+                   {"temperature": 1, "min_p": least}, {"repetition_penalty": 0.01},
+                   {"temperature": least, "repetition_penalty": 0.01, "presence_penalty": -2,
+                    "frequency_penalty": -2, "logit_bias": {"100": 100}}):
+        assert api.complete(max_tokens=4, **values)["usage"]["completion_tokens"] > 0, values
+
+
 @fields("presence_penalty", "frequency_penalty", "repetition_penalty")
 def penalties_end_a_repetition(api):
     prompt = "one two one two one two one two one"

@@ -300,6 +300,7 @@ TEST_F(ApiServiceTest, BadRequestsNameTheField) {
       {R"("echo":true,"logprobs":1)", "echo"},
       {R"("ignore_eos":0)", "ignore_eos"},
       {R"("repetition_penalty":0)", "repetition_penalty"},
+      {R"("repetition_penalty":5e-324)", "repetition_penalty"},
       {R"("presence_penalty":3)", "presence_penalty"},
       {R"("frequency_penalty":-3)", "frequency_penalty"},
       {R"("cache_salt":"")", "cache_salt"},
