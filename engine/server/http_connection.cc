@@ -33,7 +33,7 @@ class Exchange final : public HttpExchange {
   const HttpRequest& request() const override { return request_; }
   std::string TakeBody() override {
     body_.Release();
-    return std::move(request_.body);
+    return std::exchange(request_.body, {});
   }
   void Reply(HttpResponse response) override { answer_->Reply(response); }
   void BeginStream(unsigned status, std::string content_type, HeaderList headers) override {
