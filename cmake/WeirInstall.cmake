@@ -7,10 +7,15 @@
 #   lib/cmake/weir/           find_package(weir CONFIG): weir::weir
 #   lib/pkgconfig/weir.pc     the same for other build systems
 #   share/weir/prompts/       the prompts of `weir run`
+#   share/weir/models/        shapes of published models, for `weir bench` with made-up weights
 include(CMakePackageConfigHelpers)
 
 # Dependents first: the order a single-pass linker needs.
-set(WEIR_INSTALLED weir_engine weir_pager weir_policy weir_kernels weir_text weir_model weir_vmm)
+set(WEIR_INSTALLED weir_engine weir_pager weir_policy)
+if(WEIR_BUILD_CUDA_KERNELS)
+  list(APPEND WEIR_INSTALLED weir_kernels_cuda)
+endif()
+list(APPEND WEIR_INSTALLED weir_kernels weir_text weir_model weir_vmm)
 
 # weir::weir: what an embedding program links.
 add_library(weir_embed INTERFACE)
@@ -38,8 +43,8 @@ function(weir_install_headers folder)
   install(FILES ${headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/weir/${folder} COMPONENT dev)
 endfunction()
 
-weir_install_headers(engine block_manager compute core cpu_compute cpu_layout engine kv_demand memory options
-                     sampler scheduler sequence weight_loader)
+weir_install_headers(engine block_manager compute core engine kv_demand memory options sampler
+                     scheduler sequence step_trace weight_loader weight_map)
 weir_install_headers(engine/model byte_source checkpoint checkpoint_names dtype model_config
                      tensor_file text_files)
 weir_install_headers(engine/text chat_template detokenizer tokenizer tokenizer_spec)
@@ -62,6 +67,8 @@ install(TARGETS weir_embed ${WEIR_INSTALLED} EXPORT weir-targets
         ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT dev)
 install(FILES ${PROJECT_SOURCE_DIR}/bench/prompts/default.jsonl
         DESTINATION ${CMAKE_INSTALL_DATADIR}/weir/prompts OPTIONAL)
+install(DIRECTORY ${PROJECT_SOURCE_DIR}/bench/models
+        DESTINATION ${CMAKE_INSTALL_DATADIR}/weir OPTIONAL)
 
 # The CMake package.
 set(WEIR_PACKAGE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/weir)
@@ -97,6 +104,9 @@ weir_pc_library(WEIR_PC_SYSTEM_LIBS ${WEIR_URING_LIBRARY})
 if(WEIR_PACKAGE_NUMA)
   weir_pc_library(numa ${WEIR_NUMA_LIBRARY})
   string(APPEND WEIR_PC_SYSTEM_LIBS " ${numa}")
+endif()
+if(WEIR_BUILD_CUDA_KERNELS)
+  string(APPEND WEIR_PC_SYSTEM_LIBS " -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -lrt")
 endif()
 foreach(library IN LISTS CMAKE_DL_LIBS)
   string(APPEND WEIR_PC_SYSTEM_LIBS " -l${library}")

@@ -54,15 +54,17 @@ Status EngineCore::Calibrate() {
       for (uint32_t b = 0; b < per_sequence; ++b) {
         held.push_back(blocks.Allocate().value());
         allocated.Add(held.back());
-        s.blocks.push_back(static_cast<int32_t>(held.back()));
       }
       for (uint32_t r = shape.context - shape.rows; r < shape.context; ++r) {
         batch.tokens.push_back(0);
         batch.positions.push_back(static_cast<int32_t>(r));
       }
-      batch.sequences.push_back(std::move(s));
+      batch.sequences.push_back(s);
     }
     allocated.Flush();
+    for (uint32_t i = 0; i < shape.sequences; ++i) {
+      batch.sequences[i].blocks = std::span(held).subspan(size_t{i} * per_sequence, per_sequence);
+    }
     StepSample best;
     Status status;
     for (int i = 0; i < kRepeats && status.ok(); ++i) {
@@ -70,13 +72,15 @@ Status EngineCore::Calibrate() {
       const uint64_t bytes = weights.stats().bytes_copied;
       const uint64_t stall = weights.stats().stall_ns;
       const TimeNs start = driver_.Now();
-      const StepTrace trace(StepKind::kCalibration, batch, driver_, weights);
+      const StepTrace trace(StepKind::kCalibration, batch, driver_, weights.stats().steps);
+      StepOutcome outcome;
       status = weights.BeginStep();
-      if (status.ok()) status = compute_.Run(batch, weights);
+      if (status.ok()) status = compute_.Submit(batch, weights);
+      if (status.ok()) status = compute_.Collect(&outcome);
       if (status.ok()) status = weights.EndStep();
-      const TimeNs took = driver_.Now() - start;
+      const TimeNs took = compute_.depth() > 1 ? outcome.compute_ns : driver_.Now() - start;
       if (status.ok()) {
-        trace.Ended(took);
+        trace.Ended(took, weights.stats().stall_ns - stall, weights.stats().bytes_copied - bytes);
       } else {
         status = trace.Failed(std::move(status));
       }

@@ -1,32 +1,52 @@
-// Compute: runs one step of the model over a batch. Back-ends: CpuCompute (cpu_compute.h); the
-// simulated one of the tests.
+// Compute: runs steps of the model over batches. Back-ends: CpuCompute (cpu_compute.h), CudaCompute
+// (cuda_compute.h), the simulated one of the tests.
 //
 // A step is recorded once at start-up as a list of operations on fixed pointers and replayed for
 // every batch (S1): what changes between steps is the content of fixed buffers, never an address.
+//
+// Steps are submitted and collected, in order. Where depth() is 2 a step may be submitted while the
+// one before it runs: a row whose token that step is still to sample names it by its place there,
+// and the token never leaves the device in between.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "engine/block_manager.h"
+#include "engine/sampler.h"
 #include "pager/gates.h"
 #include "vmm/status.h"
 #include "vmm/types.h"
 
 namespace weir {
 
+// How the next token of a sequence is drawn. Its pointers stay valid until the step is collected.
+struct SampleRequest {
+  const SamplingParams* params = nullptr;
+  const TokenHistory* history = nullptr;  // of all tokens before |position|, if they are looked at
+  uint64_t key = 0;                       // of the draw, where |params| has no seed
+  uint64_t position = 0;                  // of the token in its sequence
+  uint32_t output_tokens = 0;             // before it
+  std::span<const int32_t> eos_tokens;
+};
+
 // One sequence's share of a step.
 struct StepSequence {
   uint32_t first_row = 0;  // rows [first_row, first_row + rows) of the batch are its new tokens
   uint32_t rows = 0;
-  uint32_t context = 0;         // tokens in its KV once this step has written its rows
-  std::vector<int32_t> blocks;  // block table covering |context| tokens
-  bool wants_logits = false;    // of its last row
+  uint32_t context = 0;            // tokens in its KV once this step has written its rows
+  std::span<const BlockId> blocks; // block table covering |context| tokens; valid during Submit
+  bool wants_logits = false;       // of its last row
+  SampleRequest sample;            // params == nullptr: logits only
 };
 
 struct StepBatch {
-  std::vector<int32_t> tokens;     // [rows]
+  // [rows]; below zero: the token sampled for the (-token - 1)-th sequence that wanted logits in
+  // the step submitted before this one.
+  std::vector<int32_t> tokens;
   std::vector<int32_t> positions;  // [rows]
   std::vector<StepSequence> sequences;
   uint32_t rows() const { return static_cast<uint32_t>(tokens.size()); }
@@ -42,6 +62,13 @@ struct StepBatch {
   }
 };
 
+struct StepOutcome {
+  std::vector<Result<SampledToken>> samples;  // one for each sequence that wanted logits, in order
+  uint64_t compute_ns = 0;                    // begin to end of the step where it ran
+  // Of a step that was submitted while the one before it ran: the time between the two.
+  std::optional<uint64_t> idle_before_ns;
+};
+
 struct ComputeLimits {
   uint32_t max_rows = 512;      // tokens in a step
   uint32_t max_sequences = 64;  // sequences in a step
@@ -53,15 +80,35 @@ class Compute {
  public:
   virtual ~Compute() = default;
   virtual const ComputeLimits& limits() const = 0;
-  // Runs the step to its end, passing every gate through |gates|. On success logits() holds one row
-  // of limits().vocab_size floats for each sequence that wants them, in batch order.
-  // An error (a gate that timed out) leaves the KV rows of this step undefined.
-  virtual Status Run(const StepBatch& batch, StepGates& gates) = 0;
-  virtual std::span<float> logits(uint32_t row) = 0;
+  // How many steps may be submitted and not collected.
+  virtual uint32_t depth() const { return 1; }
+  // Puts the step on its way, between WeightPager::BeginStep and the EndStep that follows its
+  // Collect; every gate is passed through |gates|. After an error nothing was submitted.
+  virtual Status Submit(const StepBatch& batch, StepGates& gates) = 0;
+  // Waits for the oldest step. An error (a gate that timed out) leaves the KV rows of the step
+  // undefined, and so those of the steps submitted after it.
+  virtual Status Collect(StepOutcome* outcome) = 0;
+  // Row |row| of the logits of the last step collected; waits. Of tests and tools.
+  virtual Result<std::vector<float>> ReadLogits(uint32_t row) = 0;
   // A digest of every pointer in the recorded step, and how often one was recorded (S1).
   virtual uint64_t RecordedPointersDigest() const = 0;
   virtual uint32_t recordings() const = 0;
   virtual std::string description() const = 0;  // "cpu avx512, 2 threads"
 };
+
+// Draws the tokens of |batch| on the host. |logits(i)| is row i of the logits, and is used as
+// scratch.
+template <typename LogitsFn>
+void SampleOnHost(const StepBatch& batch, Sampler& sampler, LogitsFn logits, StepOutcome* outcome) {
+  uint32_t row = 0;
+  for (const StepSequence& s : batch.sequences) {
+    if (!s.wants_logits) continue;
+    const uint32_t i = row++;
+    if (s.sample.params == nullptr) continue;
+    outcome->samples.push_back(sampler.Sample(logits(i), *s.sample.params, *s.sample.history,
+                                              s.sample.key, s.sample.position,
+                                              s.sample.eos_tokens));
+  }
+}
 
 }  // namespace weir

@@ -4,7 +4,6 @@
 #include <string>
 #include <utility>
 
-#include "engine/step_trace.h"
 #include "vmm/trace.h"
 
 namespace weir {
@@ -34,7 +33,7 @@ EngineCore::EngineCore(Driver& driver, Memory& memory, Compute& compute, Policy&
     : driver_(driver),
       memory_(memory),
       compute_(compute),
-      policy_(policy),
+      policy_(&policy),
       options_(options),
       scheduler_(memory.blocks(), options.scheduler,
                  [this](uint32_t blocks) {
@@ -49,6 +48,12 @@ EngineCore::EngineCore(Driver& driver, Memory& memory, Compute& compute, Policy&
 }
 
 EngineCore::~EngineCore() {
+  while (!under_way_.empty()) {
+    StepOutcome outcome;
+    (void)compute_.Collect(&outcome);
+    (void)memory_.weights().EndStep();
+    under_way_.pop_front();
+  }
   for (auto& [id, sequence] : sequences_) scheduler_.Finish(sequence.get());
 }
 
@@ -90,6 +95,7 @@ Result<RequestId> EngineCore::Add(CoreRequest request) {
   sequence->history.AddPrompt(sequence->tokens);
   const RequestId id = sequence->id;
   sequence->TraceEvent(RequestEvent::kAdded);
+  if (sequence->sampling.has_penalties()) ++lockstep_requests_;
   scheduler_.Add(sequence.get());
   sequences_.emplace(id, std::move(sequence));
   return id;
@@ -122,30 +128,33 @@ void EngineCore::Retire(Sequence& sequence, FinishReason reason, Status error) {
     outputs_.push_back(std::move(output));
   }
   ++(reason == FinishReason::kError ? stats_.requests_failed : stats_.requests_finished);
-  sequences_.erase(sequence.id);
+  if (sequence.sampling.has_penalties()) --lockstep_requests_;
+  auto known = sequences_.extract(sequence.id);
+  if (!under_way_.empty()) under_way_.back()->retired.push_back(std::move(known.mapped()));
+}
+
+uint32_t EngineCore::depth() const {
+  return lockstep_requests_ == 0 ? compute_.depth() : 1;
 }
 
 Result<bool> EngineCore::Step() {
   FollowRecorder();
-  if (scheduler_.idle()) {
+  if (scheduler_.idle() && under_way_.empty()) {
     // Nothing to run, but weights may still be away: let the policy bring them home.
     ++idle_steps_;
     ApplyPolicy();
     return false;
   }
+  while (!under_way_.empty() && under_way_.size() >= depth()) CollectStep();
   if (stats_.steps % options_.policy_interval == 0) ApplyPolicy();
-  const std::vector<ScheduledSequence> scheduled = scheduler_.Schedule();
-  stats_.peak_running = std::max(stats_.peak_running, scheduler_.running());
-  if (scheduled.empty()) {
-    HandleStarvation();
-    TraceMemory();
-    return true;
-  }
-  starved_in_a_row_ = 0;
-  const Status status = RunStep(scheduled);
-  if (!status.ok()) OnStepError(scheduled, status);
+  const bool submitted = SubmitStep();
+  if (!under_way_.empty() && (!submitted || under_way_.size() >= depth())) CollectStep();
   TraceMemory();
   return true;
+}
+
+void EngineCore::Drain() {
+  while (!under_way_.empty()) CollectStep();
 }
 
 // S3: nothing runs. If no border has room for the first waiting request it fails; never a hang.
@@ -164,7 +173,7 @@ void EngineCore::HandleStarvation() {
   Retire(*first, FinishReason::kError,
          NoMemory("the request holds " + std::to_string(first->length()) + " tokens and needs " +
                   std::to_string(need) + " KV blocks, but only " + std::to_string(available) +
-                  " can be had under policy " + std::string(policy_.name())));
+                  " can be had under policy " + std::string(policy_->name())));
 }
 
 PolicySnapshot EngineCore::Snapshot() const {
@@ -206,13 +215,14 @@ PolicySnapshot EngineCore::Snapshot() const {
 
 void EngineCore::ApplyPolicy() {
   const PolicySnapshot snapshot = Snapshot();
-  const PolicyDecision decision = policy_.Decide(snapshot);
+  const PolicyDecision decision = policy_->Decide(snapshot);
   // D2: a decision is a wish; what breaks an invariant is clipped.
   const uint32_t wanted =
       std::min(decision.granules_per_layer, snapshot.weights.max_granules_per_layer);
   if (wanted != decision.granules_per_layer) ++stats_.border_refusals;
   TraceDecision(snapshot, decision, wanted != decision.granules_per_layer);
   if (wanted == snapshot.weights.granules_per_layer) return;
+  Drain();  // granules move between steps
   Status moved = MoveBorder(wanted, std::max(2U, decision.ring_slots));
   if (moved.ok()) {
     ++stats_.border_moves;
@@ -237,68 +247,135 @@ Status EngineCore::MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots) 
 
 StepBatch EngineCore::BuildBatch(const std::vector<ScheduledSequence>& scheduled) const {
   StepBatch batch;
+  batch.sequences.reserve(scheduled.size());
+  // Where the step before samples the token of each sequence; looked up in order, as both batches
+  // list running sequences in order of admission.
+  size_t at = 0;
+  int32_t row = 0;
+  const auto place_of = [&](const Sequence* sequence) {
+    const std::vector<ScheduledSequence>& before = under_way_.back()->scheduled;
+    for (size_t n = 0; n <= before.size(); ++n) {
+      if (at == before.size()) at = 0, row = 0;
+      if (before[at].sequence == sequence) return row;
+      row += under_way_.back()->batch.sequences[at++].wants_logits ? 1 : 0;
+    }
+    WEIR_CHECK(false, "a token is sampled by no step under way");
+    return 0;
+  };
   for (const ScheduledSequence& s : scheduled) {
     const Sequence& q = *s.sequence;
     StepSequence step;
     step.first_row = batch.rows();
     step.rows = s.tokens;
-    step.context = q.computed + s.tokens;
+    step.context = s.end;
     step.wants_logits = step.context == q.length();
-    const uint64_t blocks = CeilDiv(step.context, kBlockTokens);
-    for (uint64_t i = 0; i < blocks; ++i) step.blocks.push_back(static_cast<int32_t>(q.blocks[i]));
-    for (uint32_t i = q.computed; i < step.context; ++i) {
-      batch.tokens.push_back(q.tokens[i]);
+    step.blocks = std::span(q.blocks).first(CeilDiv(step.context, kBlockTokens));
+    step.sample = {.params = &q.sampling,
+                   .history = &q.history,
+                   .key = q.id,
+                   .position = q.length(),
+                   .output_tokens = q.output_tokens(),
+                   .eos_tokens = options_.eos_ids};
+    const uint32_t known = q.length() - q.pending;
+    for (uint32_t i = s.end - s.tokens; i < s.end; ++i) {
+      batch.tokens.push_back(i < known ? q.tokens[i] : -1 - place_of(&q));
       batch.positions.push_back(static_cast<int32_t>(i));
     }
-    batch.sequences.push_back(std::move(step));
+    batch.sequences.push_back(step);
   }
   return batch;
 }
 
-Status EngineCore::RunStep(const std::vector<ScheduledSequence>& scheduled) {
-  const StepBatch batch = BuildBatch(scheduled);
-  WeightPager& weights = memory_.weights();
+bool EngineCore::SubmitStep() {
+  std::vector<ScheduledSequence> scheduled = scheduler_.Schedule();
+  stats_.peak_running = std::max(stats_.peak_running, scheduler_.running());
+  if (scheduled.empty()) {
+    if (under_way_.empty() && !scheduler_.idle()) HandleStarvation();
+    return false;
+  }
+  starved_in_a_row_ = 0;
   WEIR_DCHECK(compute_.RecordedPointersDigest() == recorded_pointers_ && compute_.recordings() == 1,
               "S1: a recorded pointer changed");
-  const uint64_t stall_before = weights.stats().stall_ns;
-  const uint64_t bytes_before = weights.stats().bytes_copied;
-  const TimeNs start = driver_.Now();
-  for (const ScheduledSequence& s : scheduled) {
-    if (s.sequence->first_scheduled_ns == 0) s.sequence->first_scheduled_ns = start;
+  StepBatch batch = BuildBatch(scheduled);
+  auto step = std::make_unique<StepUnderWay>(std::move(scheduled), std::move(batch), driver_,
+                                             memory_.weights().stats().steps + under_way_.size());
+  for (const ScheduledSequence& s : step->scheduled) {
+    if (s.sequence->first_scheduled_ns == 0) s.sequence->first_scheduled_ns = step->trace.start_ns();
   }
-  StepTrace trace(StepKind::kServing, batch, driver_, weights);
-  Status run = weights.BeginStep();
-  if (!run.ok()) return trace.Failed(std::move(run));
-  const TimeNs compute_start = driver_.Now();
-  run = compute_.Run(batch, weights);
-  stats_.compute_ns += driver_.Now() - compute_start;
+  scheduler_.OnSubmitted(step->scheduled);
+  for (size_t i = 0; i < step->scheduled.size(); ++i) {
+    if (!step->batch.sequences[i].wants_logits) continue;
+    step->scheduled[i].sequence->tokens.push_back(-1);
+    ++step->scheduled[i].sequence->pending;
+  }
+  Status status = Submit(*step);
+  if (!status.ok()) {
+    std::vector<RequestId> requests;
+    for (const ScheduledSequence& s : step->scheduled) requests.push_back(s.sequence->id);
+    RollBack(*step, status);
+    Drain();  // those before it are not concerned
+    CountFailure(requests, status);
+    return true;
+  }
+  under_way_.push_back(std::move(step));
+  return true;
+}
+
+Status EngineCore::Submit(StepUnderWay& step) {
+  WeightPager& weights = memory_.weights();
+  const uint64_t bytes_before = weights.stats().bytes_copied;
+  WEIR_TRY(weights.BeginStep());
+  step.bytes_queued = weights.stats().bytes_copied - bytes_before;
+  Status submitted = compute_.Submit(step.batch, weights);
+  if (!submitted.ok()) (void)weights.EndStep();  // its gates were not passed
+  return submitted;
+}
+
+void EngineCore::CollectStep() {
+  std::unique_ptr<StepUnderWay> step = std::move(under_way_.front());
+  under_way_.pop_front();
+  WeightPager& weights = memory_.weights();
+  const WeightPagerStats before = weights.stats();
+  StepOutcome outcome;
+  Status run = compute_.Collect(&outcome);
   Status end = weights.EndStep();
   if (run.ok()) run = std::move(end);
-  if (!run.ok()) return trace.Failed(std::move(run));
-
-  scheduler_.OnComputed(scheduled);
-  SampleAll(scheduled);
+  if (!run.ok()) {
+    OnStepError(std::move(step), run);
+    return;
+  }
+  const TimeNs stall_ns = weights.stats().stall_ns - before.stall_ns;
+  const uint64_t bytes = step->bytes_queued + weights.stats().bytes_copied - before.bytes_copied;
+  stats_.compute_ns += outcome.compute_ns;
+  if (outcome.idle_before_ns) {
+    ++stats_.queued_steps;
+    stats_.queued_ns += outcome.compute_ns;
+    stats_.idle_ns += *outcome.idle_before_ns;
+  }
+  scheduler_.OnComputed(step->scheduled);
+  AcceptAll(*step, outcome);
   ++stats_.steps;
   failed_in_a_row_ = 0;
-  const TimeNs step_ns = driver_.Now() - start;
-  Observe(batch, step_ns, weights.stats().stall_ns - stall_before,
-          weights.stats().bytes_copied - bytes_before);
-  trace.Ended(step_ns);
-  if (keep_records_) {
-    const BlockCounts& blocks = memory_.blocks().counts();
-    records_.push_back({.step = stats_.steps,
-                        .start_ns = start,
-                        .step_ns = step_ns,
-                        .stall_ns = weights.stats().stall_ns - stall_before,
-                        .rows = batch.rows(),
-                        .running = scheduler_.running(),
-                        .waiting = scheduler_.waiting(),
-                        .kv_used = blocks.used,
-                        .kv_cached = blocks.cached,
-                        .kv_capacity = blocks.capacity,
-                        .evicted_granules = weights.plan().evicted_granules()});
-  }
-  return OkStatus();
+  const TimeNs step_ns =
+      compute_.depth() > 1 ? outcome.compute_ns : driver_.Now() - step->trace.start_ns();
+  Observe(step->batch, step_ns, stall_ns, bytes);
+  step->trace.Ended(step_ns, stall_ns, bytes);
+  if (keep_records_) Keep(*step, step_ns, stall_ns);
+}
+
+void EngineCore::Keep(const StepUnderWay& step, TimeNs step_ns, TimeNs stall_ns) {
+  const BlockCounts& blocks = memory_.blocks().counts();
+  records_.push_back({.step = stats_.steps,
+                      .start_ns = step.trace.start_ns(),
+                      .step_ns = step_ns,
+                      .stall_ns = stall_ns,
+                      .rows = step.batch.rows(),
+                      .running = scheduler_.running(),
+                      .waiting = scheduler_.waiting(),
+                      .kv_used = blocks.used,
+                      .kv_cached = blocks.cached,
+                      .kv_capacity = blocks.capacity,
+                      .evicted_granules = memory_.weights().plan().evicted_granules()});
 }
 
 void EngineCore::Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns,
@@ -317,35 +394,38 @@ void EngineCore::Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns
   cost_.Observe(sample);
 }
 
-void EngineCore::SampleAll(const std::vector<ScheduledSequence>& scheduled) {
-  uint32_t row = 0;
-  for (const ScheduledSequence& s : scheduled) {
+void EngineCore::AcceptAll(StepUnderWay& step, StepOutcome& outcome) {
+  size_t row = 0;
+  for (size_t i = 0; i < step.scheduled.size(); ++i) {
+    const ScheduledSequence& s = step.scheduled[i];
     Sequence& sequence = *s.sequence;
-    if (sequence.computed != sequence.length()) {
-      stats_.prompt_tokens_computed += s.tokens;
+    const bool sampled = step.batch.sequences[i].wants_logits;
+    stats_.prompt_tokens_computed += s.tokens - (sampled ? 1 : 0);
+    if (!sampled) continue;
+    Result<SampledToken>& token = outcome.samples[row++];
+    if (sequence.state == SequenceState::kFinished) {
+      stats_.wasted_rows += s.tokens;
       continue;
     }
-    stats_.prompt_tokens_computed += s.tokens - 1;
-    Result<SampledToken> sampled =
-        sampler_.Sample(compute_.logits(row++), sequence.sampling, sequence.history, sequence.id,
-                        sequence.length(), options_.eos_ids);
-    if (!sampled.ok()) {
-      Retire(sequence, FinishReason::kError, sampled.status());
+    if (!token.ok()) {
+      Retire(sequence, FinishReason::kError, token.status());
       continue;
     }
-    CoreOutput output;
-    output.id = sequence.id;
-    output.prompt_tokens = sequence.prompt_tokens;
-    output.cached_tokens = sequence.cached_tokens;
-    output.scheduled_ns = sequence.first_scheduled_ns;
-    outputs_.push_back(std::move(output));
-    Accept(sequence, std::move(*sampled), &outputs_.back());
+    Accept(s, std::move(*token));
   }
 }
 
-void EngineCore::Accept(Sequence& sequence, SampledToken token, CoreOutput* output) {
+void EngineCore::Accept(const ScheduledSequence& scheduled, SampledToken token) {
+  Sequence& sequence = *scheduled.sequence;
+  CoreOutput output;
+  output.id = sequence.id;
+  output.prompt_tokens = sequence.prompt_tokens;
+  output.cached_tokens = sequence.cached_tokens;
+  output.scheduled_ns = sequence.first_scheduled_ns;
   const int32_t id = token.token;
-  sequence.tokens.push_back(id);
+  WEIR_CHECK(sequence.pending > 0 && sequence.tokens[scheduled.end] == -1, "one token a place");
+  sequence.tokens[scheduled.end] = id;
+  --sequence.pending;
   sequence.history.AddOutput(id);
   sequence.last_token_ns = driver_.Now();
   if (sequence.first_token_ns == 0) {
@@ -353,31 +433,64 @@ void EngineCore::Accept(Sequence& sequence, SampledToken token, CoreOutput* outp
     sequence.TraceEvent(RequestEvent::kFirstToken);
   }
   ++stats_.output_tokens;
-  output->tokens.push_back(std::move(token));
+  output.tokens.push_back(std::move(token));
+  outputs_.push_back(std::move(output));
   const FinishReason reason = CheckFinish(sequence, id);
   if (reason != FinishReason::kNone) Retire(sequence, reason, {});
 }
 
 FinishReason EngineCore::CheckFinish(const Sequence& sequence, int32_t token) const {
   const SamplingParams& p = sequence.sampling;
-  if (sequence.output_tokens() >= p.min_tokens) {
+  const uint32_t output = sequence.known_output_tokens();
+  if (output >= p.min_tokens) {
     const auto is = [token](const std::vector<int32_t>& ids) {
       return std::find(ids.begin(), ids.end(), token) != ids.end();
     };
     if ((!p.ignore_eos && is(options_.eos_ids)) || is(p.stop_token_ids)) return FinishReason::kStop;
   }
-  if (sequence.output_tokens() >= p.max_tokens || sequence.length() >= options_.max_model_len) {
+  if (output >= p.max_tokens || sequence.prompt_tokens + output >= options_.max_model_len) {
     return FinishReason::kLength;
   }
   return FinishReason::kNone;
 }
 
-void EngineCore::OnStepError(const std::vector<ScheduledSequence>& scheduled, const Status& error) {
+void EngineCore::OnStepError(std::unique_ptr<StepUnderWay> step, const Status& error) {
+  std::vector<RequestId> requests;
+  for (const ScheduledSequence& s : step->scheduled) requests.push_back(s.sequence->id);
+  // What was submitted after it read KV and tokens that are not there.
+  std::vector<std::unique_ptr<StepUnderWay>> failed;
+  failed.push_back(std::move(step));
+  while (!under_way_.empty()) {
+    failed.push_back(std::move(under_way_.front()));
+    under_way_.pop_front();
+    StepOutcome void_outcome;
+    (void)compute_.Collect(&void_outcome);
+    (void)memory_.weights().EndStep();
+  }
+  for (auto it = failed.rbegin(); it != failed.rend(); ++it) RollBack(**it, error);
+  CountFailure(requests, error);
+}
+
+// As if |step|, the last one submitted, had never been.
+void EngineCore::RollBack(StepUnderWay& step, const Status& error) {
+  (void)step.trace.Failed(error);
   ++stats_.failed_steps;
+  scheduler_.OnFailed(step.scheduled);
+  for (size_t i = 0; i < step.scheduled.size(); ++i) {
+    Sequence& sequence = *step.scheduled[i].sequence;
+    if (!step.batch.sequences[i].wants_logits) continue;
+    sequence.tokens.pop_back();
+    --sequence.pending;
+  }
+}
+
+void EngineCore::CountFailure(const std::vector<RequestId>& requests, const Status& error) {
   if (++failed_in_a_row_ < options_.max_failed_steps) return;  // the same work is tried again
   failed_in_a_row_ = 0;
-  for (const ScheduledSequence& s : scheduled) {
-    Retire(*s.sequence, FinishReason::kError, error.WithContext("the step failed repeatedly"));
+  for (const RequestId id : requests) {
+    const auto it = sequences_.find(id);
+    if (it == sequences_.end()) continue;
+    Retire(*it->second, FinishReason::kError, error.WithContext("the step failed repeatedly"));
   }
 }
 

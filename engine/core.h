@@ -7,14 +7,15 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <unordered_map>
 #include <vector>
 
 #include "engine/compute.h"
 #include "engine/memory.h"
-#include "engine/sampler.h"
 #include "engine/scheduler.h"
+#include "engine/step_trace.h"
 #include "policy/cost_model.h"
 #include "policy/policy.h"
 
@@ -68,7 +69,11 @@ struct CoreStats {
   uint32_t peak_running = 0;
   uint64_t border_moves = 0;
   uint64_t border_refusals = 0;  // wishes of the policy that were clipped or failed
-  TimeNs compute_ns = 0;         // inside Compute::Run
+  TimeNs compute_ns = 0;         // of steps, where they ran
+  uint64_t queued_steps = 0;     // submitted while the one before ran
+  TimeNs queued_ns = 0;          // compute_ns of those
+  TimeNs idle_ns = 0;            // in which the device waited before those
+  uint64_t wasted_rows = 0;      // computed for requests that had ended meanwhile
   TimeNs border_ns = 0;          // moving the border
 };
 
@@ -108,6 +113,8 @@ class EngineCore {
   // be handled (a failed copy, no memory) was.
   Result<bool> Step();
   std::vector<CoreOutput> TakeOutputs();
+  // Another policy decides from the next step on; it outlives the core.
+  void SetPolicy(Policy& policy) { policy_ = &policy; }
   void set_queued_demand(const QueuedDemand& queued) { queued_ = queued; }
 
   // Runs a few steps of several sizes on blocks of its own and fits the cost model; before the
@@ -133,29 +140,53 @@ class EngineCore {
   void FollowRecorder();
 
  private:
+  // A step between Submit and Collect.
+  struct StepUnderWay {
+    StepUnderWay(std::vector<ScheduledSequence> s, StepBatch b, Driver& driver, uint64_t number)
+        : scheduled(std::move(s)),
+          batch(std::move(b)),
+          trace(StepKind::kServing, batch, driver, number) {}
+    std::vector<ScheduledSequence> scheduled;
+    StepBatch batch;
+    StepTrace trace;
+    uint64_t bytes_queued = 0;
+    // Ended while this step was the last submitted: it may still look at them.
+    std::vector<std::unique_ptr<Sequence>> retired;
+  };
   void ApplyPolicy();
   void TraceDecision(const PolicySnapshot& snapshot, const PolicyDecision& decision, bool clipped);
   void TraceMemory();
   Status MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots);
+  uint32_t depth() const;
   StepBatch BuildBatch(const std::vector<ScheduledSequence>& scheduled) const;
-  Status RunStep(const std::vector<ScheduledSequence>& scheduled);
-  void SampleAll(const std::vector<ScheduledSequence>& scheduled);
-  void Accept(Sequence& sequence, SampledToken token, CoreOutput* output);
+  // Schedules and submits a step; false when there was nothing to submit.
+  bool SubmitStep();
+  Status Submit(StepUnderWay& step);
+  void CollectStep();
+  void Drain();
+  void AcceptAll(StepUnderWay& step, StepOutcome& outcome);
+  void Accept(const ScheduledSequence& scheduled, SampledToken token);
   FinishReason CheckFinish(const Sequence& sequence, int32_t token) const;
   void Retire(Sequence& sequence, FinishReason reason, Status error);
-  void OnStepError(const std::vector<ScheduledSequence>& scheduled, const Status& error);
+  // |step| failed, and with it those submitted after it.
+  void OnStepError(std::unique_ptr<StepUnderWay> step, const Status& error);
+  void RollBack(StepUnderWay& step, const Status& error);
+  void CountFailure(const std::vector<RequestId>& requests, const Status& error);
+  void Keep(const StepUnderWay& step, TimeNs step_ns, TimeNs stall_ns);
   void HandleStarvation();
   void Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns, uint64_t streamed);
 
   Driver& driver_;
   Memory& memory_;
   Compute& compute_;
-  Policy& policy_;
+  Policy* policy_;
   CoreOptions options_;
   Scheduler scheduler_;
-  Sampler sampler_;
   CostModel cost_;
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
+  std::deque<std::unique_ptr<StepUnderWay>> under_way_;  // oldest first
+  // Requests whose sampling looks at the token before: no step is submitted ahead while there are.
+  uint32_t lockstep_requests_ = 0;
   std::vector<CoreOutput> outputs_;
   std::vector<StepRecord> records_;
   bool keep_records_ = false;

@@ -1,6 +1,7 @@
 #include "engine/cpu_compute.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -72,7 +73,7 @@ cpu::KvLayout CpuCompute::KvLayoutOf(const ModelConfig& c, cpu::KvDtype dtype) {
 
 std::unique_ptr<CpuCompute> CpuCompute::Create(const ModelConfig& config,
                                                const ComputeLimits& limits,
-                                               const CpuWeightMap& weights, const Memory& memory,
+                                               const WeightMap& weights, const Memory& memory,
                                                cpu::KvDtype kv_dtype, cpu::ThreadPool& pool) {
   std::unique_ptr<CpuCompute> compute(new CpuCompute(config, limits, memory, kv_dtype, pool));
   compute->Record(weights);
@@ -91,7 +92,7 @@ CpuCompute::CpuCompute(const ModelConfig& config, const ComputeLimits& limits, c
 CpuCompute::~CpuCompute() = default;
 
 const float* CpuCompute::Floats(uint64_t offset) const {
-  if (offset == CpuLayerOffsets::kAbsent) return nullptr;
+  if (offset == LayerOffsets::kAbsent) return nullptr;
   return reinterpret_cast<const float*>(memory_.weights + offset);
 }
 
@@ -99,7 +100,7 @@ const uint16_t* CpuCompute::Panels(uint64_t offset) const {
   return reinterpret_cast<const uint16_t*>(memory_.weights + offset);
 }
 
-void CpuCompute::Record(const CpuWeightMap& w) {
+void CpuCompute::Record(const WeightMap& w) {
   ++recordings_;
   const std::vector<float> frequencies = RopeInverseFrequencies(config_);
   cpu::FillRopeTable(frequencies.data(), config_.head_dim / 2, 0, limits_.max_context,
@@ -130,7 +131,7 @@ void CpuCompute::Record(const CpuWeightMap& w) {
                            .k = hidden}});
 }
 
-void CpuCompute::RecordLayer(const CpuLayerOffsets& w, uint32_t layer) {
+void CpuCompute::RecordLayer(const LayerOffsets& w, uint32_t layer) {
   const int64_t hidden = config_.hidden_size;
   const int64_t head_dim = config_.head_dim;
   const int64_t q_size = config_.q_size();
@@ -138,7 +139,7 @@ void CpuCompute::RecordLayer(const CpuLayerOffsets& w, uint32_t layer) {
   const int64_t qkv_size = q_size + 2 * kv_size;
   const int64_t ffn = config_.intermediate_size;
   const float eps = config_.rms_norm_eps;
-  const uint32_t first_gate = layer * kCpuSegmentsPerLayer;
+  const uint32_t first_gate = layer * kSegmentsPerLayer;
   float* x = Scratch<float>(plan_.hidden);
   float* normed = Scratch<float>(plan_.normed);
   float* qkv = Scratch<float>(plan_.qkv);
@@ -257,11 +258,26 @@ void CpuCompute::FillInputs(const StepBatch& batch) {
   }
 }
 
-Status CpuCompute::Run(const StepBatch& batch, StepGates& gates) {
+Status CpuCompute::Submit(const StepBatch& batch, StepGates& gates) {
   WEIR_CHECK(batch.rows() > 0 && batch.rows() <= limits_.max_rows, "step rows");
   WEIR_CHECK(batch.sequences.size() <= limits_.max_sequences, "step sequences");
+  outcome_ = {};
+  const auto start = std::chrono::steady_clock::now();
   FillInputs(batch);
-  return Replay(gates);
+  WEIR_TRY(Replay(gates));
+  outcome_.compute_ns = static_cast<uint64_t>((std::chrono::steady_clock::now() - start).count());
+  SampleOnHost(batch, sampler_, [this](uint32_t row) { return logits(row); }, &outcome_);
+  return OkStatus();
+}
+
+Status CpuCompute::Collect(StepOutcome* outcome) {
+  *outcome = std::move(outcome_);
+  return OkStatus();
+}
+
+Result<std::vector<float>> CpuCompute::ReadLogits(uint32_t row) {
+  const std::span<const float> have = logits(row);
+  return std::vector<float>(have.begin(), have.end());
 }
 
 Status CpuCompute::Replay(StepGates& gates) {

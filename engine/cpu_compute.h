@@ -12,7 +12,7 @@
 #include <variant>
 
 #include "engine/compute.h"
-#include "engine/cpu_layout.h"
+#include "engine/weight_map.h"
 #include "engine/model/model_config.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/elementwise.h"
@@ -43,13 +43,15 @@ class CpuCompute final : public Compute {
     std::byte* scratch = nullptr;  // CpuScratchPlan::bytes
   };
   static std::unique_ptr<CpuCompute> Create(const ModelConfig& config, const ComputeLimits& limits,
-                                            const CpuWeightMap& weights, const Memory& memory,
+                                            const WeightMap& weights, const Memory& memory,
                                             cpu::KvDtype kv_dtype, cpu::ThreadPool& pool);
   ~CpuCompute() override;
 
   const ComputeLimits& limits() const override { return limits_; }
-  Status Run(const StepBatch& batch, StepGates& gates) override;
-  std::span<float> logits(uint32_t row) override;
+  // Runs the step to its end and samples; Collect hands the outcome over.
+  Status Submit(const StepBatch& batch, StepGates& gates) override;
+  Status Collect(StepOutcome* outcome) override;
+  Result<std::vector<float>> ReadLogits(uint32_t row) override;
   uint64_t RecordedPointersDigest() const override;
   uint32_t recordings() const override { return recordings_; }
   std::string description() const override;
@@ -112,10 +114,11 @@ class CpuCompute final : public Compute {
 
   CpuCompute(const ModelConfig& config, const ComputeLimits& limits, const Memory& memory,
              cpu::KvDtype kv_dtype, cpu::ThreadPool& pool);
-  void Record(const CpuWeightMap& weights);
-  void RecordLayer(const CpuLayerOffsets& w, uint32_t layer);
+  void Record(const WeightMap& weights);
+  void RecordLayer(const LayerOffsets& w, uint32_t layer);
   void FillInputs(const StepBatch& batch);
   Status Replay(StepGates& gates);
+  std::span<float> logits(uint32_t row);
   const float* Floats(uint64_t offset) const;  // of the weight region; null when absent
   const uint16_t* Panels(uint64_t offset) const;
   template <typename T>
@@ -132,6 +135,8 @@ class CpuCompute final : public Compute {
   std::vector<Op> ops_;
   uint32_t recordings_ = 0;
   LayerProbe probe_;
+  Sampler sampler_;
+  StepOutcome outcome_;
   // This step's sizes: the only thing besides buffer contents that differs between replays.
   int64_t rows_ = 0;
   int64_t logit_count_ = 0;

@@ -1,16 +1,14 @@
 #include "engine/engine.h"
 
-#include <thread>
+#include <chrono>
 #include <utility>
 
-#include "engine/cpu_compute.h"
-#include "engine/cpu_layout.h"
+#include "engine/backend.h"
 #include "engine/model/checkpoint.h"
 #include "engine/open_model.h"
 #include "engine/trace_metadata.h"
 #include "engine/trace_session.h"
 #include "policy/registry.h"
-#include "vmm/host_driver.h"
 
 namespace weir {
 namespace {
@@ -30,15 +28,15 @@ Result<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& options,
   return engine;
 }
 
-// Here, because both need the whole of CpuCompute, which users of engine.h need not see.
+// Here, because both need the whole of Backend, which users of engine.h need not see.
 Engine::Engine(const EngineOptions& options) : options_(options) {}
 Engine::~Engine() = default;
 
+Driver& Engine::driver() {
+  return backend_->driver();
+}
+
 Status Engine::Build(const ProgressFn& progress) {
-  if (options_.device == DeviceKind::kCuda) {
-    return Unsupported(
-        "device cuda: this version computes on the CPU only; use device cpu or auto");
-  }
   if (options_.max_num_seqs == 0 || options_.max_num_batched_tokens == 0) {
     return InvalidArgument("max_num_seqs and max_num_batched_tokens must be at least 1");
   }
@@ -54,35 +52,23 @@ Status Engine::Build(const ProgressFn& progress) {
                            " positions");
   }
   trace_ = WEIR_TRY(TraceSession::Start(options_.trace));
-  if (options_.threads == 0) options_.threads = std::max(1U, std::thread::hardware_concurrency());
-  pool_ = std::make_unique<cpu::ThreadPool>(static_cast<int>(options_.threads));
-  HostDriver::Options host;
-  host.populate = HostPopulate::kOnSetAccess;  // page faults belong into remaps, not into steps
-  driver_ = WEIR_TRY(HostDriver::Create(host));
-
   const ComputeLimits limits{.max_rows = options_.max_num_batched_tokens,
                              .max_sequences = options_.max_num_seqs,
                              .max_context = options_.max_model_len,
                              .vocab_size = model_.vocab_size};
-  const cpu::KvDtype kv_dtype =
-      options_.kv_cache_dtype == KvCacheDtype::kF32 ? cpu::KvDtype::kF32 : cpu::KvDtype::kBf16;
-  if (!CpuCompute::KvLayoutOf(model_, kv_dtype).Valid()) {
-    return Unsupported("head_dim " + std::to_string(model_.head_dim) +
-                       ": the CPU back-end takes multiples of 8 from 8 to 256");
-  }
-  const CpuWeightMap map = CpuWeightMap::Make(model_);
-  WEIR_TRY(BuildMemory(map, limits, kv_dtype));
-  info_.load =
-      WEIR_TRY(LoadWeights(checkpoint, map, memory_->weights(), [&](uint64_t done, uint64_t total) {
-        if (progress) progress("loading weights", done, total);
-      }));
+  auto phase = std::chrono::steady_clock::now();
+  const auto lap = [&phase] {
+    const auto now = std::chrono::steady_clock::now();
+    return std::chrono::duration<double>(now - std::exchange(phase, now)).count();
+  };
+  backend_ = WEIR_TRY(MakeBackend(options_, model_, limits));
+  WEIR_TRY(BuildMemory());
+  info_.startup.memory = lap();
+  info_.load = WEIR_TRY(backend_->Load(checkpoint, *memory_, progress));
   WEIR_TRY(memory_->MeasureLink());
-  compute_ = CpuCompute::Create(model_, limits, map,
-                                {.weights = reinterpret_cast<std::byte*>(memory_->weights().base()),
-                                 .kv = reinterpret_cast<std::byte*>(memory_->kv().base()),
-                                 .kv_block_stride = memory_->kv().block_stride(),
-                                 .scratch = reinterpret_cast<std::byte*>(memory_->scratch())},
-                                kv_dtype, *pool_);
+  info_.startup.weights = lap();
+  compute_ = WEIR_TRY(backend_->MakeCompute(*memory_, progress));
+  info_.startup.kernels = lap();
 
   CoreOptions core;
   core.scheduler.max_batched_tokens = options_.max_num_batched_tokens;
@@ -91,12 +77,13 @@ Status Engine::Build(const ProgressFn& progress) {
   core.max_model_len = options_.max_model_len;
   core.eos_ids = model_.eos_token_ids;
   if (core.eos_ids.empty() && tokenizer_) core.eos_ids = tokenizer_->eos_ids();
-  core_ = std::make_unique<EngineCore>(*driver_, *memory_, *compute_, *policy_, core);
+  core_ = std::make_unique<EngineCore>(driver(), *memory_, *compute_, *policy_, core);
   if (progress) progress("calibrating", 0, 1);
   WEIR_TRY(core_->Calibrate());
   if (progress) progress("calibrating", 1, 1);
+  info_.startup.calibration = lap();
   info_.device = compute_->description();
-  info_.driver = driver_->properties().name;
+  info_.driver = driver().properties().name;
   info_.policy = options_.policy;
   info_.max_model_len = options_.max_model_len;
   if (trace_ != nullptr) {
@@ -105,34 +92,33 @@ Status Engine::Build(const ProgressFn& progress) {
   return OkStatus();
 }
 
-Status Engine::BuildMemory(const CpuWeightMap& map, const ComputeLimits& limits,
-                           cpu::KvDtype kv_dtype) {
+Status Engine::BuildMemory() {
   MemoryOptions m;
   m.hbm_budget_bytes = options_.hbm_budget;
   m.granule_bytes = options_.granule;
-  m.scratch_bytes = CpuScratchPlan::Make(model_, limits).bytes;
-  m.kv_block_bytes = static_cast<uint64_t>(CpuCompute::KvLayoutOf(model_, kv_dtype).BlockBytes());
+  m.kv_wanted_bytes = options_.kv_cache_bytes;
+  backend_->Describe(&m);
   const uint64_t tokens = std::min<uint64_t>(options_.max_model_len, kTokensWantedPerSequence);
-  m.kv_wanted_bytes =
-      options_.kv_cache_bytes != 0
-          ? options_.kv_cache_bytes
-          : options_.max_num_seqs * CeilDiv(tokens, kBlockTokens) * m.kv_block_bytes;
+  if (m.kv_wanted_bytes == 0) {
+    m.kv_wanted_bytes =
+        options_.max_num_seqs * CeilDiv(tokens, kBlockTokens) * m.kv_block_bytes;
+  }
   m.kv_least_blocks = CeilDiv(std::min(options_.max_model_len, kLeastRequestTokens), kBlockTokens);
-  m.weights = map.layout;
   switch (options_.backing) {
     case BackingChoice::kHost: m.backing = BackingTier::kHost; break;
     case BackingChoice::kNvme: m.backing = BackingTier::kNvme; break;
     case BackingChoice::kNone: m.backing = BackingTier::kNone; break;
+    case BackingChoice::kPeer: m.backing = BackingTier::kPeer; break;
   }
   m.file.directory = options_.backing_directory;
   m.pager.verify_stripes = options_.verify_stripes;
   m.prefix_caching = options_.enable_prefix_caching;
   m.poison_freed = options_.poison_freed;
   m.ring_slots = options_.ring_slots;
-  memory_ = WEIR_TRY(Memory::Create(*driver_, m));
+  memory_ = WEIR_TRY(Memory::Create(driver(), m));
   info_.granule_bytes = memory_->view().granule_bytes;
   info_.budget_bytes = memory_->view().pool.total * info_.granule_bytes;
-  info_.weight_bytes = map.layout.region_bytes;
+  info_.weight_bytes = m.weights.region_bytes;
   info_.scratch_bytes = m.scratch_bytes;
   info_.kv_block_bytes = m.kv_block_bytes;
   info_.most_kv_blocks = memory_->most_kv_blocks();

@@ -23,12 +23,10 @@
 #include "engine/text/detokenizer.h"
 #include "engine/text/tokenizer.h"
 #include "engine/weight_loader.h"
-#include "kernels/cpu/kv.h"
-#include "kernels/cpu/thread_pool.h"
 
 namespace weir {
 
-class CpuCompute;
+class Backend;
 class TraceSession;
 
 struct GenerationRequest {
@@ -53,6 +51,14 @@ struct GenerationOutput {
   TimeNs scheduled_ns = 0;  // start of the first step it took part in; 0: none yet
 };
 
+// Seconds of the phases of Engine::Open.
+struct StartupTimes {
+  double memory = 0;   // device, granules, mappings
+  double weights = 0;  // loading
+  double kernels = 0;  // recording the step; on a GPU, choosing algorithms and capturing
+  double calibration = 0;
+};
+
 struct EngineInfo {
   std::string device;  // "cpu avx512, 2 threads" ...
   std::string driver;  // "host"
@@ -65,6 +71,7 @@ struct EngineInfo {
   uint64_t most_kv_blocks = 0;  // whatever the border
   uint32_t max_model_len = 0;
   WeightLoadReport load;
+  StartupTimes startup;
 };
 
 class Engine {
@@ -99,8 +106,8 @@ class Engine {
   std::vector<GenerationOutput> TakeOutputs();
 
   EngineCore& core() { return *core_; }
-  CpuCompute& compute() { return *compute_; }
-  Driver& driver() { return *driver_; }
+  Compute& compute() { return *compute_; }
+  Driver& driver();
 
  private:
   // Text state of one request.
@@ -114,7 +121,7 @@ class Engine {
   explicit Engine(const EngineOptions& options);
   Status Build(const ProgressFn& progress);
   Status LoadText(const Checkpoint& checkpoint);
-  Status BuildMemory(const CpuWeightMap& map, const ComputeLimits& limits, cpu::KvDtype kv_dtype);
+  Status BuildMemory();
   GenerationOutput Translate(CoreOutput output);
   std::string TextOf(Stream& stream, const GenerationOutput& output) const;
 
@@ -122,10 +129,9 @@ class Engine {
   EngineInfo info_;
   ModelConfig model_;
   std::unique_ptr<TraceSession> trace_;  // outlives everything that emits
-  std::unique_ptr<Driver> driver_;
-  std::unique_ptr<cpu::ThreadPool> pool_;
+  std::unique_ptr<Backend> backend_;
   std::unique_ptr<Memory> memory_;
-  std::unique_ptr<CpuCompute> compute_;
+  std::unique_ptr<Compute> compute_;
   std::unique_ptr<Policy> policy_;
   std::unique_ptr<EngineCore> core_;
   std::unique_ptr<Tokenizer> tokenizer_;

@@ -98,8 +98,10 @@ Status Memory::Build() {
       {.tier = Tier::kHbm, .granule_bytes = granule, .count = static_cast<uint32_t>(total)}));
   space_ = WEIR_TRY(AddressSpace::Create(driver_, *pool_, {.poison_freed = options_.poison_freed}));
   WEIR_TRY(MapScratch());
-  if (options_.backing == BackingTier::kHost) {
-    backing_ = WEIR_TRY(CreateHostBackingStore(driver_, options_.weights.region_bytes));
+  if (options_.backing == BackingTier::kHost || options_.backing == BackingTier::kPeer) {
+    const Tier tier = options_.backing == BackingTier::kHost ? Tier::kHost : Tier::kPeer;
+    backing_ =
+        WEIR_TRY(CreateMemoryBackingStore(driver_, tier, options_.weights.region_bytes));
   } else if (options_.backing == BackingTier::kNvme) {
     backing_ =
         WEIR_TRY(CreateFileBackingStore(driver_, options_.weights.region_bytes, options_.file));

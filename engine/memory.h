@@ -19,7 +19,7 @@
 
 namespace weir {
 
-enum class BackingTier : uint8_t { kNone, kHost, kNvme };
+enum class BackingTier : uint8_t { kNone, kHost, kNvme, kPeer };
 
 struct MemoryOptions {
   uint64_t hbm_budget_bytes = 0;  // everything weir takes of the device tier; 0: no limit given

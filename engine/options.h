@@ -9,7 +9,7 @@ namespace weir {
 
 enum class DeviceKind : uint8_t { kAuto, kCpu, kCuda };
 enum class KvCacheDtype : uint8_t { kBf16, kF32 };
-enum class BackingChoice : uint8_t { kHost, kNvme, kNone };
+enum class BackingChoice : uint8_t { kHost, kNvme, kNone, kPeer };
 
 // Recording of events (vmm/trace_format.h).
 struct TraceOptions {
@@ -26,6 +26,14 @@ struct EngineOptions {
   uint64_t dummy_seed = 0;
 
   DeviceKind device = DeviceKind::kAuto;
+  uint32_t device_index = 0;  // of the GPU
+  uint32_t peer_index = 1;    // of the GPU that holds evicted weights, for BackingChoice::kPeer
+  // Of CudaCompute: what an earlier engine of this process chose (its algorithms()), so that both
+  // compute the same bits; empty: choose by timing.
+  std::string gemm_algorithms;
+  // A file that keeps such choices between processes; empty: none. Read if it is there and of this
+  // GPU and library, then written.
+  std::string gemm_algorithm_file;
   uint32_t threads = 0;  // compute threads on the CPU; 0: one per core
 
   // Memory. Sizes in bytes.

@@ -103,6 +103,10 @@ std::vector<ScheduledSequence> Scheduler::Schedule() {
 void Scheduler::ScheduleRunning(uint32_t* budget, std::vector<ScheduledSequence>* batch) {
   for (auto it = running_.begin(); it != running_.end() && *budget > 0;) {
     Sequence& sequence = *it;
+    if (sequence.ends_when_sampled()) {
+      ++it;
+      continue;
+    }
     const uint32_t chunk = ChunkOf(sequence, *budget);
     bool reserved = ReserveBlocks(sequence, sequence.computed + chunk);
     while (!reserved) {
@@ -117,7 +121,7 @@ void Scheduler::ScheduleRunning(uint32_t* budget, std::vector<ScheduledSequence>
       Preempt(&sequence);
       return;
     }
-    batch->push_back({&sequence, chunk});
+    batch->push_back({&sequence, chunk, sequence.computed + chunk, sequence.preemptions});
     *budget -= chunk;
     ++it;
   }
@@ -151,16 +155,26 @@ void Scheduler::AdmitWaiting(uint32_t* budget, std::vector<ScheduledSequence>* b
     demand_.Admit(sequence);
     sequence.TraceEvent(RequestEvent::kScheduled);
     running_.push_back(sequence);
-    batch->push_back({&sequence, chunk});
+    batch->push_back({&sequence, chunk, hit + chunk, sequence.preemptions});
     *budget -= chunk;
+  }
+}
+
+void Scheduler::OnSubmitted(const std::vector<ScheduledSequence>& batch) {
+  for (const ScheduledSequence& s : batch) s.sequence->computed = s.end;
+}
+
+void Scheduler::OnFailed(const std::vector<ScheduledSequence>& batch) {
+  for (const ScheduledSequence& s : batch) {
+    if (s.current()) s.sequence->computed = s.end - s.tokens;
   }
 }
 
 void Scheduler::OnComputed(const std::vector<ScheduledSequence>& batch) {
   for (const ScheduledSequence& s : batch) {
+    if (!s.current()) continue;
     Sequence& sequence = *s.sequence;
-    sequence.computed += s.tokens;
-    const uint32_t full = sequence.computed / kBlockTokens;
+    const uint32_t full = s.end / kBlockTokens;
     for (auto i = static_cast<uint32_t>(sequence.hashes.size()); i < full; ++i) {
       const PrefixHash& parent = i == 0 ? sequence.root : sequence.hashes[i - 1];
       const auto tokens = std::span<const int32_t>(sequence.tokens)

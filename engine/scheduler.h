@@ -29,7 +29,13 @@ struct SchedulerOptions {
 
 struct ScheduledSequence {
   Sequence* sequence = nullptr;
-  uint32_t tokens = 0;  // [sequence->computed, computed + tokens)
+  uint32_t tokens = 0;       // [end - tokens, end) of the sequence
+  uint32_t end = 0;
+  uint32_t preemptions = 0;  // of the sequence until then
+  // Whether the step's KV still belongs to the sequence.
+  bool current() const {
+    return sequence->state == SequenceState::kRunning && sequence->preemptions == preemptions;
+  }
 };
 
 struct SchedulerStats {
@@ -56,9 +62,12 @@ class Scheduler {
 
   // The next step's batch; empty when nothing can run.
   std::vector<ScheduledSequence> Schedule();
-  // The step over |batch| has written its KV: advances and registers full blocks in the index. When
-  // a step fails this is not called: the blocks stay reserved and are written by the next one.
+  // The step over |batch| is on its way: the next one goes on behind it.
+  void OnSubmitted(const std::vector<ScheduledSequence>& batch);
+  // It has written its KV, in the order of submission: registers full blocks in the index.
   void OnComputed(const std::vector<ScheduledSequence>& batch);
+  // It failed, in the reverse order: the blocks stay reserved and are written by a later step.
+  void OnFailed(const std::vector<ScheduledSequence>& batch);
 
   // Tells the trace the known requests and the blocks they hold.
   void TraceState() const;

@@ -47,7 +47,9 @@ struct Sequence {
   FinishReason finish = FinishReason::kNone;
   Status error;
 
-  std::vector<int32_t> tokens;  // prompt, then output
+  // Prompt, then output. The last |pending| are being sampled by steps under way and are -1 here.
+  std::vector<int32_t> tokens;
+  uint32_t pending = 0;
   uint32_t prompt_tokens = 0;
   uint32_t computed = 0;           // tokens [0, computed) have their KV in |blocks|
   uint32_t cached_tokens = 0;      // of the first admission: taken from the prefix cache
@@ -76,6 +78,9 @@ struct Sequence {
 
   uint32_t length() const { return static_cast<uint32_t>(tokens.size()); }
   uint32_t output_tokens() const { return length() - prompt_tokens; }
+  uint32_t known_output_tokens() const { return output_tokens() - pending; }
+  // The tokens being sampled are its last ones, whatever they are.
+  bool ends_when_sampled() const { return pending > 0 && output_tokens() >= sampling.max_tokens; }
   std::span<const int32_t> output() const {
     return std::span<const int32_t>(tokens).subspan(prompt_tokens);
   }

@@ -4,21 +4,21 @@
 #include <utility>
 
 #include "engine/compute.h"
-#include "pager/weight_pager.h"
+#include "vmm/driver.h"
 #include "vmm/trace.h"
 
 namespace weir {
 
-// Represents one step; made before WeightPager::BeginStep, whose round numbers it. Failed or Ended
-// is called once. |batch| and the rest outlive it.
+// Represents one step; made before WeightPager::BeginStep. |number| counts the pager's rounds: those
+// that have ended and those under way. Failed or Ended is called once. |batch| and |driver| outlive
+// it.
 class StepTrace {
  public:
-  StepTrace(StepKind kind, const StepBatch& batch, Driver& driver, const WeightPager& weights)
+  StepTrace(StepKind kind, const StepBatch& batch, Driver& driver, uint64_t number)
       : kind_(static_cast<uint8_t>(kind)),
         batch_(batch),
         driver_(driver),
-        weights_(weights),
-        before_(weights.stats()),
+        number_(number),
         start_ns_(driver.Now()) {
     if (!TraceEnabled(TraceType::kStepBegin)) return;
     uint64_t prompt = 0;
@@ -29,28 +29,26 @@ class StepTrace {
       // output that a preemption had forgotten.
       prompt += s.rows - (s.wants_logits ? 1 : 0);
     }
-    TraceEmit(TraceType::kStepBegin, kind_, before_.steps, batch.sequences.size(), batch.rows(),
-              prompt, context);
+    TraceEmit(TraceType::kStepBegin, kind_, number_, batch.sequences.size(), batch.rows(), prompt,
+              context);
   }
 
   // Passes |status| on.
   Status Failed(Status status) const {
-    TraceEmit(TraceType::kStepFailed, kind_, before_.steps, status.code(),
-              driver_.Now() - start_ns_);
+    TraceEmit(TraceType::kStepFailed, kind_, number_, status.code(), driver_.Now() - start_ns_);
     return status;
   }
-  void Ended(TimeNs step_ns) const {
-    const WeightPagerStats& now = weights_.stats();
-    TraceEmit(TraceType::kStepEnd, kind_, before_.steps, batch_.sequences.size(), batch_.rows(),
-              step_ns, now.stall_ns - before_.stall_ns, now.bytes_copied - before_.bytes_copied);
+  void Ended(TimeNs step_ns, TimeNs stall_ns, uint64_t bytes_copied) const {
+    TraceEmit(TraceType::kStepEnd, kind_, number_, batch_.sequences.size(), batch_.rows(), step_ns,
+              stall_ns, bytes_copied);
   }
+  TimeNs start_ns() const { return start_ns_; }
 
  private:
   const uint8_t kind_;
   const StepBatch& batch_;
   Driver& driver_;
-  const WeightPager& weights_;
-  const WeightPagerStats before_;
+  const uint64_t number_;
   const TimeNs start_ns_;
 };
 

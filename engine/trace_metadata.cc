@@ -48,7 +48,7 @@ std::string TraceMetadata(const EngineOptions& options, const EngineInfo& info, 
   json layers = json::array();
   json gates = json::array();
   json segments = json::array();
-  // As the CPU's layout cuts a layer (engine/cpu_layout.h); others by number.
+  // As the CPU's layout cuts a layer (engine/weight_map.h); others by number.
   constexpr const char* kNames[] = {"attention", "gate_up", "down"};
   const auto name = [&](size_t s) {
     return layout.segments_per_layer() == 3 ? std::string(kNames[s]) : std::to_string(s);

@@ -18,52 +18,76 @@ namespace {
 
 constexpr uint64_t kPieceBytes = 4 * kMiB;
 
-// One tensor on its way: into rows of a packed matrix, or as floats.
+// One tensor on its way: into rows of a matrix, or elements of a vector.
 struct Part {
   TensorRole role;
   int layer = 0;
   uint64_t row = 0;  // first row (of a vector: element) of the target it fills
 };
 
-// One target in the weight region: a packed matrix of |rows| x |cols|, or |rows| floats (cols 0).
-struct Target {
-  uint64_t offset = 0;
-  uint64_t rows = 0;
-  uint64_t cols = 0;
-  std::vector<Part> parts;
+// Heads in the target lie |stride| apart, in the tensor |head_dim|. Equal: nothing to do.
+struct HeadPadding {
+  uint64_t head_dim = 1;
+  uint64_t stride = 1;
+  uint64_t Padded(uint64_t i) const { return i / head_dim * stride + i % head_dim; }
+  bool none() const { return head_dim == stride; }
 };
 
-std::vector<Target> TargetsOf(const ModelConfig& c, const CpuWeightMap& map) {
+enum class TargetKind : uint8_t { kMatrix, kBias, kNorm };
+
+// One target in the weight region: a matrix of |rows| x |cols|, or a vector of |rows|.
+struct Target {
+  TargetKind kind = TargetKind::kMatrix;
+  uint64_t offset = 0;
+  uint64_t rows = 0;
+  uint64_t cols = 1;
+  std::vector<Part> parts;
+  HeadPadding row_heads;
+  HeadPadding col_heads;
+};
+
+std::vector<Target> TargetsOf(const ModelConfig& c, const WeightMap& map) {
   std::vector<Target> targets;
-  const auto add = [&targets](uint64_t offset, uint64_t rows, uint64_t cols,
-                              std::vector<Part> parts) {
-    if (offset != CpuLayerOffsets::kAbsent) {
-      targets.push_back({offset, rows, cols, std::move(parts)});
-    }
+  const auto add = [&targets](TargetKind kind, uint64_t offset, uint64_t rows, uint64_t cols,
+                              std::vector<Part> parts) -> Target* {
+    if (offset == LayerOffsets::kAbsent) return nullptr;
+    targets.push_back({kind, offset, rows, cols, std::move(parts), {}, {}});
+    return &targets.back();
   };
+  using enum TargetKind;
   const uint64_t hidden = c.hidden_size;
-  const uint64_t q = c.q_size();
-  const uint64_t kv = c.kv_size();
+  const uint64_t q = uint64_t{c.num_heads} * map.head_stride;
+  const uint64_t kv = uint64_t{c.num_kv_heads} * map.head_stride;
   const uint64_t ffn = c.intermediate_size;
-  add(map.embedding, c.vocab_size, hidden, {{TensorRole::kEmbedding}});
-  if (!c.tie_word_embeddings) add(map.lm_head, c.vocab_size, hidden, {{TensorRole::kLmHead}});
-  add(map.final_norm, hidden, 0, {{TensorRole::kFinalNorm}});
+  const HeadPadding heads{c.head_dim, map.head_stride};
+  add(kMatrix, map.embedding, c.vocab_size, hidden, {{TensorRole::kEmbedding}});
+  if (!c.tie_word_embeddings) {
+    add(kMatrix, map.lm_head, c.vocab_size, hidden, {{TensorRole::kLmHead}});
+  }
+  add(kNorm, map.final_norm, hidden, 1, {{TensorRole::kFinalNorm}});
   for (int l = 0; l < static_cast<int>(c.num_layers); ++l) {
-    const CpuLayerOffsets& w = map.layers[static_cast<size_t>(l)];
-    add(w.attn_norm, hidden, 0, {{TensorRole::kAttnNorm, l}});
-    add(w.mlp_norm, hidden, 0, {{TensorRole::kMlpNorm, l}});
-    add(w.q_norm, c.head_dim, 0, {{TensorRole::kQNorm, l}});
-    add(w.k_norm, c.head_dim, 0, {{TensorRole::kKNorm, l}});
-    add(w.qkv_bias, q + 2 * kv, 0,
-        {{TensorRole::kQBias, l, 0}, {TensorRole::kKBias, l, q}, {TensorRole::kVBias, l, q + kv}});
-    add(w.o_bias, hidden, 0, {{TensorRole::kOBias, l}});
-    add(w.gate_up_bias, 2 * ffn, 0, {{TensorRole::kGateBias, l, 0}, {TensorRole::kUpBias, l, ffn}});
-    add(w.down_bias, hidden, 0, {{TensorRole::kDownBias, l}});
-    add(w.qkv, q + 2 * kv, hidden,
-        {{TensorRole::kQ, l, 0}, {TensorRole::kK, l, q}, {TensorRole::kV, l, q + kv}});
-    add(w.o, hidden, q, {{TensorRole::kO, l}});
-    add(w.gate_up, 2 * ffn, hidden, {{TensorRole::kGate, l, 0}, {TensorRole::kUp, l, ffn}});
-    add(w.down, hidden, ffn, {{TensorRole::kDown, l}});
+    const LayerOffsets& w = map.layers[static_cast<size_t>(l)];
+    add(kNorm, w.attn_norm, hidden, 1, {{TensorRole::kAttnNorm, l}});
+    add(kNorm, w.mlp_norm, hidden, 1, {{TensorRole::kMlpNorm, l}});
+    add(kNorm, w.q_norm, c.head_dim, 1, {{TensorRole::kQNorm, l}});
+    add(kNorm, w.k_norm, c.head_dim, 1, {{TensorRole::kKNorm, l}});
+    if (Target* t = add(kBias, w.qkv_bias, q + 2 * kv, 1,
+                        {{TensorRole::kQBias, l, 0},
+                         {TensorRole::kKBias, l, q},
+                         {TensorRole::kVBias, l, q + kv}})) {
+      t->row_heads = heads;
+    }
+    add(kBias, w.o_bias, hidden, 1, {{TensorRole::kOBias, l}});
+    add(kBias, w.gate_up_bias, 2 * ffn, 1,
+        {{TensorRole::kGateBias, l, 0}, {TensorRole::kUpBias, l, ffn}});
+    add(kBias, w.down_bias, hidden, 1, {{TensorRole::kDownBias, l}});
+    add(kMatrix, w.qkv, q + 2 * kv, hidden,
+        {{TensorRole::kQ, l, 0}, {TensorRole::kK, l, q}, {TensorRole::kV, l, q + kv}})
+        ->row_heads = heads;
+    add(kMatrix, w.o, hidden, q, {{TensorRole::kO, l}})->col_heads = heads;
+    add(kMatrix, w.gate_up, 2 * ffn, hidden,
+        {{TensorRole::kGate, l, 0}, {TensorRole::kUp, l, ffn}});
+    add(kMatrix, w.down, hidden, ffn, {{TensorRole::kDown, l}});
   }
   return targets;
 }
@@ -84,8 +108,9 @@ class File {
 
 class Loader {
  public:
-  Loader(const Checkpoint& checkpoint, WeightPager& pager)
-      : checkpoint_(checkpoint), pager_(pager) {}
+  Loader(const Checkpoint& checkpoint, const WeightMap& map, WeightPager& pager,
+         const MakeMatrixFn& make)
+      : checkpoint_(checkpoint), map_(map), pager_(pager), make_(make) {}
 
   Status Open(WeightLoadReport* report) {
     for (const std::string& path : checkpoint_.files()) {
@@ -99,23 +124,44 @@ class Loader {
   }
 
   Status LoadTarget(const Target& target, const std::function<void(uint64_t)>& advance) {
-    const bool matrix = target.cols > 0;
-    packed_.assign(matrix ? cpu::PackedWeightBytes(static_cast<int64_t>(target.rows),
-                                                   static_cast<int64_t>(target.cols))
-                          : target.rows * sizeof(float),
-                   std::byte{0});
+    if (make_ && target.kind == TargetKind::kMatrix) return MakeTarget(target);
+    stored_.assign(StoredBytes(target), std::byte{0});
     for (const Part& part : target.parts) {
       const TensorSource source = WEIR_TRY(checkpoint_.Find(part.role, part.layer));
       Status status = source.dummy ? LoadDummy(source, part, target)
                                    : LoadStored(source, part, target, advance);
       if (!status.ok()) return status.WithContext("tensor " + source.info.name);
     }
-    return pager_.Write(target.offset, packed_);
+    return pager_.Write(target.offset, stored_);
   }
 
   uint64_t bytes_read() const { return bytes_read_; }
 
  private:
+  uint64_t StoredBytes(const Target& target) const {
+    switch (target.kind) {
+      case TargetKind::kMatrix: return map_.MatrixBytes(target.rows, target.cols);
+      case TargetKind::kBias: return map_.BiasBytes(target.rows);
+      case TargetKind::kNorm: break;
+    }
+    return target.rows * sizeof(float);
+  }
+
+  // A made-up matrix, made where it is used.
+  Status MakeTarget(const Target& target) {
+    uint64_t row = 0;
+    for (size_t i = 0; i < target.parts.size(); ++i) {
+      const Part& part = target.parts[i];
+      const TensorSource source = WEIR_TRY(checkpoint_.Find(part.role, part.layer));
+      const uint64_t end = i + 1 < target.parts.size() ? target.parts[i + 1].row : target.rows;
+      WEIR_CHECK(source.dummy.has_value(), "a made-up checkpoint is made up throughout");
+      WEIR_TRY(make_(target.offset + row * target.cols * 2, (end - row) * target.cols,
+                     *source.dummy));
+      row = end;
+    }
+    return OkStatus();
+  }
+
   static uint64_t RowsPerPiece(uint64_t row_bytes, uint64_t rows) {
     return std::min(rows, std::max<uint64_t>(1, kPieceBytes / std::max<uint64_t>(row_bytes, 1)));
   }
@@ -131,12 +177,44 @@ class Loader {
     return OkStatus();
   }
 
+  // Whether the file has the very bytes that the region wants.
+  bool IsStoredForm(const TensorSource& source, const Target& target) const {
+    return map_.format == WeightFormat::kCuda && target.kind == TargetKind::kMatrix &&
+           source.info.dtype == DType::kBF16 && source.transform == RowTransform::kNone &&
+           target.row_heads.none() && target.col_heads.none();
+  }
+
+  Status ReadInPlace(const TensorSource& source, const Part& part, const Target& target,
+                     const std::function<void(uint64_t)>& advance) {
+    const uint64_t bytes = source.rows() * source.cols() * 2;
+    const std::span<std::byte> to =
+        std::span(stored_).subspan(part.row * target.cols * 2, bytes);
+    std::vector<FileRequest> requests(CeilDiv(bytes, kPieceBytes));
+    Status failed;
+    for (size_t i = 0; i < requests.size() && failed.ok(); ++i) {
+      const uint64_t at = i * kPieceBytes;
+      requests[i].fd = files_[source.info.file_index].fd();
+      requests[i].offset = source.info.offset + at;
+      requests[i].buffer = to.subspan(at, std::min(kPieceBytes, bytes - at));
+      failed = ring_->Submit(&requests[i]);
+    }
+    Status waited = ring_->Wait(nullptr);
+    if (failed.ok()) failed = std::move(waited);
+    for (const FileRequest& r : requests) {
+      if (failed.ok()) failed = r.status;
+    }
+    bytes_read_ += bytes;
+    advance(bytes);
+    return failed;
+  }
+
   // Reads in the order of the file; two buffers, so that one is filled while the other is
   // converted.
   Status LoadStored(const TensorSource& source, const Part& part, const Target& target,
                     const std::function<void(uint64_t)>& advance) {
     const auto row_bytes = RowBytes(source.info.dtype, source.cols());
     WEIR_CHECK(row_bytes.has_value(), "the checkpoint validated its shapes");
+    if (IsStoredForm(source, target)) return ReadInPlace(source, part, target, advance);
     const uint64_t per_piece = RowsPerPiece(*row_bytes, source.rows());
     std::array<FileRequest, 2> requests;
     const auto submit = [&](uint64_t row, size_t which) {
@@ -169,35 +247,48 @@ class Loader {
     return failed.ok() ? rest : failed;
   }
 
-  // |floats_| holds stored rows [row, row + n) of |source|: put them where the model wants them.
+  // |floats_| holds stored rows [row, row + n) of |source|: put them where the back-end wants them.
   void Place(const TensorSource& source, const Part& part, const Target& target, uint64_t row,
              uint64_t n) {
-    if (target.cols == 0) {
-      PlaceVector(source, part);
+    if (target.kind != TargetKind::kMatrix) {
+      PlaceVector(source, part, target);
       return;
     }
-    auto* packed = reinterpret_cast<uint16_t*>(packed_.data());
-    const auto rows = static_cast<int64_t>(target.rows);
-    const auto cols = static_cast<int64_t>(target.cols);
-    if (source.transform == RowTransform::kNone) {
+    auto* stored = reinterpret_cast<uint16_t*>(stored_.data());
+    const bool as_stored = source.transform == RowTransform::kNone;
+    if (map_.format == WeightFormat::kCpu && as_stored) {
       cpu::PackRows(floats_.data(), static_cast<int64_t>(part.row + row), static_cast<int64_t>(n),
-                    rows, cols, packed);
+                    static_cast<int64_t>(target.rows), static_cast<int64_t>(target.cols), stored);
       return;
     }
-    const std::vector<uint64_t>& model_row = ModelRows(source);
+    const std::vector<uint64_t>* model_row = as_stored ? nullptr : &ModelRows(source);
     for (uint64_t i = 0; i < n; ++i) {
-      cpu::PackRows(floats_.data() + i * target.cols,
-                    static_cast<int64_t>(part.row + model_row[row + i]), 1, rows, cols, packed);
+      const uint64_t of_model = as_stored ? row + i : (*model_row)[row + i];
+      const float* values = floats_.data() + i * source.cols();
+      const uint64_t to = part.row + target.row_heads.Padded(of_model);
+      if (map_.format == WeightFormat::kCpu) {
+        cpu::PackRows(values, static_cast<int64_t>(to), 1, static_cast<int64_t>(target.rows),
+                      static_cast<int64_t>(target.cols), stored);
+      } else {
+        uint16_t* out = stored + to * target.cols;
+        for (uint64_t c = 0; c < source.cols(); ++c) {
+          out[target.col_heads.Padded(c)] = FloatToBf16Rne(values[c]);
+        }
+      }
     }
   }
 
-  void PlaceVector(const TensorSource& source, const Part& part) {
-    auto* out = reinterpret_cast<float*>(packed_.data()) + part.row;
-    if (source.transform == RowTransform::kNone) {
-      std::copy(floats_.begin(), floats_.end(), out);
-      return;
+  void PlaceVector(const TensorSource& source, const Part& part, const Target& target) {
+    const bool as_floats = target.kind == TargetKind::kNorm || map_.format == WeightFormat::kCpu;
+    for (uint64_t i = 0; i < floats_.size(); ++i) {
+      const uint64_t from = source.transform == RowTransform::kNone ? i : StoredRow(source, i);
+      const uint64_t to = part.row + target.row_heads.Padded(i);
+      if (as_floats) {
+        reinterpret_cast<float*>(stored_.data())[to] = floats_[from];
+      } else {
+        reinterpret_cast<uint16_t*>(stored_.data())[to] = FloatToBf16Rne(floats_[from]);
+      }
     }
-    for (uint64_t i = 0; i < floats_.size(); ++i) out[i] = floats_[StoredRow(source, i)];
   }
 
   // The inverse of StoredRow: which row of the model each stored row is.
@@ -208,24 +299,29 @@ class Loader {
   }
 
   const Checkpoint& checkpoint_;
+  const WeightMap& map_;
   WeightPager& pager_;
+  const MakeMatrixFn& make_;
   std::vector<File> files_;
   std::unique_ptr<FileRing> ring_;
   std::array<std::vector<std::byte>, 2> buffers_;
   std::vector<float> floats_;
-  std::vector<std::byte> packed_;
+  std::vector<std::byte> stored_;  // the target under way
   std::vector<uint64_t> model_rows_;
   uint64_t bytes_read_ = 0;
 };
 
 }  // namespace
 
-Result<WeightLoadReport> LoadWeights(const Checkpoint& checkpoint, const CpuWeightMap& map,
+Result<WeightLoadReport> LoadWeights(const Checkpoint& checkpoint, const WeightMap& map,
                                      WeightPager& pager,
-                                     const std::function<void(uint64_t, uint64_t)>& progress) {
+                                     const std::function<void(uint64_t, uint64_t)>& progress,
+                                     const MakeMatrixFn& make) {
   const auto start = std::chrono::steady_clock::now();
   WeightLoadReport report;
-  Loader loader(checkpoint, pager);
+  const MakeMatrixFn none;
+  const bool made_up = checkpoint.format() == CheckpointFormat::kDummy;
+  Loader loader(checkpoint, map, pager, made_up ? make : none);
   WEIR_TRY(loader.Open(&report));
   uint64_t done = 0;
   const uint64_t total = checkpoint.stored_bytes();

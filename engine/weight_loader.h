@@ -1,11 +1,11 @@
-// Loading a checkpoint's weights into the weight region, in the CPU back-end's layout.
+// Loading a checkpoint's weights into the weight region, in a back-end's layout.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <string>
 
-#include "engine/cpu_layout.h"
+#include "engine/weight_map.h"
 #include "engine/model/checkpoint.h"
 #include "pager/file_ring.h"
 #include "pager/weight_pager.h"
@@ -23,9 +23,13 @@ struct WeightLoadReport {
 
 // Reads every tensor through a FileRing (the next piece is being read while one is converted),
 // dequantises, packs and writes it through |pager|, then seals the pager. |progress| gets bytes
-// done and in all. Errors name the tensor.
-Result<WeightLoadReport> LoadWeights(const Checkpoint& checkpoint, const CpuWeightMap& map,
+// done and in all. Errors name the tensor. |make|, if given, makes the matrices of a made-up
+// checkpoint: |count| bf16 elements at |offset| of the region, through WeightPager::WriteFrom.
+using MakeMatrixFn =
+    std::function<Status(uint64_t offset, uint64_t count, const DummyTensor& tensor)>;
+Result<WeightLoadReport> LoadWeights(const Checkpoint& checkpoint, const WeightMap& map,
                                      WeightPager& pager,
-                                     const std::function<void(uint64_t, uint64_t)>& progress);
+                                     const std::function<void(uint64_t, uint64_t)>& progress,
+                                     const MakeMatrixFn& make = {});
 
 }  // namespace weir

@@ -23,6 +23,8 @@ class BackingStore {
   virtual uint64_t bytes() const = 0;
   // Synchronous, at load time. Ranges may come in any order and pieces.
   virtual Status Store(uint64_t offset, std::span<const std::byte> data) = 0;
+  // The same from device memory, in stream order: for weights that are made on the device.
+  virtual Status StoreFrom(StreamId stream, uint64_t offset, uint64_t bytes, VirtAddr src) = 0;
   // All Stores are done: flush, close for writing. Store is kBadState afterwards.
   virtual Status Seal() = 0;
   // Puts the copy of [offset, offset + bytes) to device address |dst| on |stream|.
@@ -33,9 +35,11 @@ class BackingStore {
   virtual void StreamGone(StreamId stream) { (void)stream; }
 };
 
-// Host memory reachable by the device's copy engine (Tier::kHost of |driver|): NUMA-placed granules
-// mapped once in a region of their own.
-Result<std::unique_ptr<BackingStore>> CreateHostBackingStore(Driver& driver, uint64_t bytes);
+// Memory of another tier that the device's copy engine reaches: host memory (kHost, NUMA-placed) or
+// a peer GPU's (kPeer), mapped once in a region of its own. kUnsupported: the driver has no such
+// tier.
+Result<std::unique_ptr<BackingStore>> CreateMemoryBackingStore(Driver& driver, Tier tier,
+                                                               uint64_t bytes);
 
 struct FileBackingStoreOptions {
   std::string directory = "/tmp";  // an unlinked file (O_TMPFILE) is made here, mode 0600

@@ -139,6 +139,15 @@ class FileBackingStore final : public BackingStore {
                      });
   }
 
+  Status StoreFrom(StreamId stream, uint64_t offset, uint64_t bytes, VirtAddr src) override {
+    // At load time only: through a host buffer, waiting for the stream.
+    const EventId made = WEIR_TRY(driver_.Record(stream));
+    WEIR_TRY(driver_.Wait(made));
+    std::vector<std::byte> copy(bytes);
+    WEIR_TRY(driver_.Read(src, copy));
+    return Store(offset, copy);
+  }
+
   Status Seal() override {
     if (!sealed_ && ::fdatasync(fd_) != 0)
       return IoError("flushing the backing file: " + ErrnoText());

@@ -7,10 +7,31 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "vmm/status.h"
+#include "vmm/types.h"
 
 namespace weir {
+
+// What kernels need to pass the gates of one step by themselves (kernels/cuda/gates.h).
+struct DeviceGates {
+  VirtAddr produced = 0;  // gate words; 0: gates are passed by the host
+  VirtAddr consumed = 0;
+  uint64_t pass_base = 0;  // chunk i of this step has the number pass_base + i
+  uint64_t timeout_ns = 0;
+  std::span<const int32_t> chunk_of_gate;  // -1: open. For this step only
+};
+
+// What the kernels of one step found.
+struct DeviceGateLog {
+  uint32_t passed = 0;        // armed gates
+  uint32_t departed = 0;      // chunks, in order
+  uint32_t faults = 0;        // gates reached before their stripe
+  int32_t failed_gate = -1;   // waited in vain
+  uint64_t stall_ns = 0;
+  uint64_t max_stall_ns = 0;
+};
 
 class StepGates {
  public:
@@ -20,6 +41,14 @@ class StepGates {
   virtual Status Arrive(uint32_t gate) = 0;
   // Called after the last read of the gate's segment has ended.
   virtual void Depart(uint32_t gate) = 0;
+
+  // Instead of Arrive and Depart, where kernels pass the gates: of the step last begun.
+  virtual DeviceGates device_gates() const { return {}; }
+  // The oldest step has ended; an error names the stripe that did not come.
+  virtual Status Report(const DeviceGateLog& log) {
+    (void)log;
+    return OkStatus();
+  }
 };
 
 }  // namespace weir

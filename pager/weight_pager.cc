@@ -1,6 +1,7 @@
 #include "pager/weight_pager.h"
 
 #include <algorithm>
+#include <thread>
 
 #include "pager/weight_pager_impl.h"
 #include "vmm/trace.h"
@@ -71,8 +72,7 @@ Result<std::unique_ptr<WeightPager>> WeightPager::Create(AddressSpace& space, Ba
     // The ring is always smaller than what it stands in for, so this is the most it can ever be.
     m.ring = WEIR_TRY(space.Reserve("ring", slots * granule));
     m.copy_stream = WEIR_TRY(m.driver.CreateStream("weir-weights"));
-    m.produced = WEIR_TRY(m.driver.CreateCounter());
-    m.consumed = WEIR_TRY(m.driver.CreateCounter());
+    WEIR_TRY(m.MakeCounters());
   }
   RemapPlan remap;
   remap.cause = RemapCause::kLoad;
@@ -95,7 +95,7 @@ Result<std::unique_ptr<WeightPager>> WeightPager::Create(AddressSpace& space, Ba
 WeightPager::~WeightPager() {
   Impl& m = *impl_;
   // Whatever copies are queued must not wait for a compute that is never going to come.
-  if (m.consumed != 0) m.driver.StoreCounter(m.consumed, m.queued + plan_.chunks().size() + 1);
+  m.SetConsumed(m.queued + plan_.chunks().size() + 1);
   for (const StreamId stream : {m.copy_stream, m.repair_stream}) {
     if (!stream.valid()) continue;
     (void)m.driver.DestroyStream(stream);
@@ -103,6 +103,9 @@ WeightPager::~WeightPager() {
   }
   for (const VirtAddr counter : {m.produced, m.consumed}) {
     if (counter != 0) (void)m.driver.DestroyCounter(counter);
+  }
+  for (const VirtAddr word : {m.gate_produced, m.gate_consumed}) {
+    if (word != 0) (void)m.driver.DestroyGateWord(word);
   }
   RemapPlan remap;
   remap.cause = RemapCause::kShutdown;
@@ -115,6 +118,27 @@ WeightPager::~WeightPager() {
   }
   // If this fails the address space's own destructor unmaps.
   if (!remap.empty()) (void)m.space.Commit(remap);
+}
+
+Status WeightPager::Impl::MakeCounters() {
+  if (options.device_gates) {
+    gate_produced = WEIR_TRY(driver.CreateGateWord());
+    gate_consumed = WEIR_TRY(driver.CreateGateWord());
+  } else {
+    produced = WEIR_TRY(driver.CreateCounter());
+    consumed = WEIR_TRY(driver.CreateCounter());
+  }
+  return OkStatus();
+}
+
+void WeightPager::Impl::SetConsumed(uint64_t value) {
+  if (consumed != 0) driver.StoreCounter(consumed, value);
+  if (gate_consumed != 0) (void)driver.Write(gate_consumed, std::as_bytes(std::span(&value, 1)));
+}
+
+void WeightPager::Impl::SetProduced(uint64_t value) {
+  if (produced != 0) driver.StoreCounter(produced, value);
+  if (gate_produced != 0) (void)driver.Write(gate_produced, std::as_bytes(std::span(&value, 1)));
 }
 
 VirtAddr WeightPager::base() const {
@@ -149,25 +173,32 @@ void WeightPager::TraceState() const {
 
 Status WeightPager::BeginStep() {
   Impl& m = *impl_;
-  WEIR_TRY(m.CheckServing());
+  if (m.state != Impl::State::kInStep) WEIR_TRY(m.CheckServing());
+  if (m.under_way == m.options.max_steps_under_way) return BadState("a step is under way");
   if (m.armed(plan_)) {
     if (m.restart_pending) {
+      if (m.under_way > 0) return BadState("a step under way has failed");
       WEIR_TRY(m.BringToRest());
       m.Restart(plan_, &stats_);
     }
-    if (Result<bool> health = m.driver.IsComplete(m.last_copy); !health.ok()) {
+    if (Result<bool> health = m.driver.IsComplete(m.last_copy);
+        m.under_way == 0 && !health.ok()) {
       // A copy of the prefix failed while nobody looked.
       WEIR_TRY(m.ReplaceStream());
-      const uint64_t arrived = m.driver.LoadCounter(m.produced);
+      const uint64_t arrived =
+          m.options.device_gates ? m.pass_base : m.driver.LoadCounter(m.produced);
       stats_.repairs += m.queued - arrived;
       m.queued = arrived;
+      m.SetProduced(arrived);
     }
-    const uint64_t end = m.pass_base + plan_.chunks().size();
+    const uint64_t end = m.pass_base + (m.under_way + 1) * plan_.chunks().size();
     Status queued = m.QueueUpTo(plan_, end, &stats_);
-    m.pass_copied = m.last_copy;
+    const EventId copied = m.last_copy;
     if (queued.ok()) queued = m.QueueUpTo(plan_, end + plan_.prefix_chunks(), &stats_);
     if (!queued.ok()) return queued.WithContext("queueing the copies of a step");
+    m.passes_copied.push_back(copied);
   }
+  ++m.under_way;
   m.state = Impl::State::kInStep;
   return OkStatus();
 }
@@ -175,7 +206,8 @@ Status WeightPager::BeginStep() {
 Status WeightPager::EndStep() {
   Impl& m = *impl_;
   if (m.state != Impl::State::kInStep) return BadState("no step has begun");
-  m.state = Impl::State::kServing;
+  --m.under_way;
+  if (m.under_way == 0) m.state = Impl::State::kServing;
   ++stats_.steps;
   if (!m.armed(plan_)) return OkStatus();
   const WeightPagerStats& s = m.step.stats;
@@ -193,21 +225,28 @@ Status WeightPager::EndStep() {
   m.step.departed = 0;
   std::fill(m.step.passed.begin(), m.step.passed.end(), uint8_t{0});
   const size_t n = plan_.chunks().size();
+  const EventId copied = m.passes_copied.front();
+  m.passes_copied.pop_front();
   Status failed;
-  if (missed_chunk == n && departed == n) {
+  if (m.restart_pending) {
+    failed = BadState("a step before this one failed");
+  } else if (missed_chunk == n && departed == n) {
     // All of the pass has arrived, so this waits for nothing. It is the last look at errors that a
     // driver reports through events only, while its counters go on (CUDA's host functions).
-    failed = m.driver.Wait(m.pass_copied);
+    failed = m.driver.Wait(copied);
     if (failed.ok()) {
       m.first_round = false;
       m.pass_base += n;
       return OkStatus();
     }
   }
-  // The pass is given up: let the copies drain (nobody computes) and begin a fresh one.
+  // The pass is given up, and with it those begun after it. Once nobody computes any more, let the
+  // copies drain and begin a fresh one.
   m.restart_pending = true;
-  const Status rest = m.BringToRest();
-  if (rest.ok()) m.Restart(plan_, &stats_);
+  if (m.under_way == 0) {
+    const Status rest = m.BringToRest();
+    if (rest.ok()) m.Restart(plan_, &stats_);
+  }
   if (!failed.ok()) return failed.WithContext("a copy of the step's weights");
   const uint32_t chunk = std::min(missed_chunk, departed);
   return BadState("the step ended before " +
@@ -228,9 +267,11 @@ uint64_t WeightPager::Impl::RequiredConsumed(const EvictionPlan& plan, uint64_t 
 
 Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t number) {
   const StripeChunk& chunk = plan.chunks()[(number - pass_base) % plan.chunks().size()];
-  WEIR_TRY(driver.WaitCounter(copy_stream, consumed, RequiredConsumed(plan, pass_base, number)));
+  const VirtAddr readers = gate_consumed != 0 ? gate_consumed : consumed;
+  WEIR_TRY(driver.WaitCounter(copy_stream, readers, RequiredConsumed(plan, pass_base, number)));
   // Faults take their cause from what these functions note.
-  const bool traced = TraceEnabled(TraceType::kCopy) || TraceEnabled(TraceType::kFaultMajor);
+  const bool traced = gate_produced == 0 && (TraceEnabled(TraceType::kCopy) ||
+                                             TraceEnabled(TraceType::kFaultMajor));
   auto begin = traced ? std::make_shared<TimeNs>(0) : nullptr;
   if (traced) {
     WEIR_TRY(driver.HostFunction(copy_stream, [this, begin, number] {
@@ -250,7 +291,7 @@ Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t number) 
       return OkStatus();
     }));
   }
-  return driver.WriteCounter(copy_stream, produced, number + 1);
+  return driver.WriteCounter(copy_stream, gate_produced != 0 ? gate_produced : produced, number + 1);
 }
 
 // On the copy stream, behind the copy and before `produced` says so.
@@ -297,7 +338,8 @@ WaitOutcome WeightPager::Impl::AwaitProduced(uint64_t at_least, Status* stream_e
     const uint64_t left = waited < options.gate_timeout_ns ? options.gate_timeout_ns - waited : 0;
     // Under virtual time a wait ends by itself as soon as nothing can open the gate any more.
     const uint64_t slice = driver.properties().virtual_time ? left : std::min(left, kHealthCheckNs);
-    Status status = driver.HostWaitCounter(produced, at_least, slice);
+    Status status = gate_produced != 0 ? AwaitLastCopy(slice)
+                                       : driver.HostWaitCounter(produced, at_least, slice);
     if (status.ok()) return WaitOutcome::kArrived;
     if (status.code() != StatusCode::kShouldWait) {
       *stream_error = std::move(status);
@@ -310,6 +352,15 @@ WaitOutcome WeightPager::Impl::AwaitProduced(uint64_t at_least, Status* stream_e
       }
     }
     if (left <= slice) return WaitOutcome::kTimedOut;
+  }
+}
+
+// With device gates the host learns of the last copy only.
+Status WeightPager::Impl::AwaitLastCopy(uint64_t timeout_ns) {
+  for (const TimeNs begin = driver.Now();;) {
+    if (!last_copy.valid() || WEIR_TRY(driver.IsComplete(last_copy))) return OkStatus();
+    if (driver.Now() - begin >= timeout_ns) return ShouldWait("copies are under way");
+    std::this_thread::yield();
   }
 }
 
@@ -330,13 +381,13 @@ Status WeightPager::Impl::ReplaceStream() {
 Status WeightPager::Impl::BringToRest() {
   const auto replace = [this]() -> Status {
     WEIR_TRY(ReplaceStream());
-    driver.StoreCounter(produced, queued);  // what was lost is copied again by the fresh pass
+    SetProduced(queued);  // what was lost is copied again by the fresh pass
     restart_pending = true;
     return OkStatus();
   };
   if (!copy_stream.valid()) return replace();
   // No compute runs: a pass that was given up has no readers left.
-  if (restart_pending) driver.StoreCounter(consumed, queued);
+  if (restart_pending) SetConsumed(queued);
   Status error;
   switch (AwaitProduced(queued, &error)) {
     case WaitOutcome::kTimedOut:
@@ -369,8 +420,8 @@ void WeightPager::Impl::Restart(const EvictionPlan& plan, WeightPagerStats* stat
   step.departed = 0;
   pass_base = queued + n;
   queued = pass_base;
-  driver.StoreCounter(consumed, pass_base);
-  driver.StoreCounter(produced, pass_base);
+  SetConsumed(pass_base);
+  SetProduced(pass_base);
   // If this fails BeginStep goes on from here, and reports it if it fails again.
   (void)QueueUpTo(plan, pass_base + plan.prefix_chunks(), stats);
 }

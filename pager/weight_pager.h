@@ -31,6 +31,11 @@ struct WeightPagerOptions {
   // Compare each stripe's checksum (xxh3) with the backing copy's when its gate opens; a stripe
   // whose copy was lost is fetched again and counted. On in WEIR_VALIDATE builds.
   bool verify_stripes = false;
+  // Steps that may have begun and not ended, so that the next one is queued while one runs.
+  uint32_t max_steps_under_way = 1;
+  // Gates are passed by kernels: the counters are gate words of the driver, and copies are neither
+  // traced one by one nor repaired at a gate (a step that misses one fails and is run again).
+  bool device_gates = false;
 };
 
 struct WeightPagerStats {
@@ -66,6 +71,9 @@ class WeightPager final : public StepGates {
   // Loading: bytes go to the backing copy (where a segment lies) and to the region (where
   // resident).
   Status Write(uint64_t offset, std::span<const std::byte> data);
+  // The same from device memory, in the order of |stream|: for weights made on the device. Wait for
+  // the stream before Seal.
+  Status WriteFrom(StreamId stream, uint64_t offset, uint64_t bytes, VirtAddr src);
   Status Seal();
 
   // Changes what is away, at a step boundary. Evicting: unmaps, aliases the ring, frees granules.
@@ -73,15 +81,18 @@ class WeightPager final : public StepGates {
   // is remapped. On an error the previous state is in force (T2). Nothing is recorded anew.
   Status Apply(const EvictionTarget& target);
 
-  // Queues this pass's copies. A no-op when nothing is evicted.
+  // Queues this pass's copies. A no-op when nothing is evicted. Steps begin and end in order; with
+  // max_steps_under_way > 1 the next may begin before this one ends.
   Status BeginStep();
-  // The compute of the step has ended. kBadState names the first armed gate that was not passed or
+  // The compute of the oldest step has ended. kBadState names the first armed gate that was not passed or
   // departed from; kDriver: a copy of this step failed unnoticed. Either way the step's results are
   // void, and the next step begins afresh.
   Status EndStep();
 
   Status Arrive(uint32_t gate) override;
   void Depart(uint32_t gate) override;
+  DeviceGates device_gates() const override;
+  Status Report(const DeviceGateLog& log) override;
 
   const WeightPagerStats& stats() const { return stats_; }
   // What the link to the backing store was measured to do, between steps: tells late copies in the

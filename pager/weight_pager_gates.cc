@@ -81,6 +81,36 @@ void WeightPager::Depart(uint32_t gate) {
   m.driver.StoreCounter(m.consumed, m.pass_base + chunk + 1);
 }
 
+DeviceGates WeightPager::device_gates() const {
+  const Impl& m = *impl_;
+  const uint64_t before = m.under_way > 0 ? m.under_way - 1 : 0;
+  return {.produced = m.gate_produced,
+          .consumed = m.gate_consumed,
+          .pass_base = m.pass_base + before * plan_.chunks().size(),
+          .timeout_ns = m.options.gate_timeout_ns,
+          .chunk_of_gate = m.gate_table};
+}
+
+Status WeightPager::Report(const DeviceGateLog& log) {
+  Impl& m = *impl_;
+  if (!m.armed(plan_)) return OkStatus();
+  WeightPagerStats& stats = m.step.stats;
+  stats.gate_arrivals += log.passed + (log.failed_gate >= 0 ? 1 : 0);
+  stats.faults += log.faults;
+  stats.stall_ns += log.stall_ns;
+  stats.max_stall_ns = std::max(stats.max_stall_ns, log.max_stall_ns);
+  m.step.departed = log.departed;
+  const bool failed = log.failed_gate >= 0;
+  const auto passed = failed ? 0 : std::min<size_t>(log.passed, m.step.passed.size());
+  std::fill_n(m.step.passed.begin(), passed, uint8_t{1});
+  if (!failed) return OkStatus();
+  const int32_t chunk = m.gate_table[static_cast<size_t>(log.failed_gate)];
+  return DriverError("has not arrived within " +
+                     std::to_string(m.options.gate_timeout_ns / 1'000'000) + " ms")
+      .WithContext(m.DescribeChunk(plan_, layout_.segments_per_layer(),
+                                   static_cast<uint32_t>(std::max(chunk, 0))));
+}
+
 std::string WeightPager::Impl::DescribeChunk(const EvictionPlan& plan, uint32_t segments,
                                              uint32_t chunk) const {
   const StripeChunk& c = plan.chunks()[chunk];
@@ -127,8 +157,11 @@ Status WeightPager::Impl::RepairFrom(const EvictionPlan& plan, uint64_t number) 
     return synchronous;
   }
   stats.repairs += number + 1 - missing_from;
-  WEIR_TRY(QueueUpTo(plan, std::min(end, pass_base + plan.chunks().size()), &stats));
-  pass_copied = last_copy;
+  const uint64_t n = plan.chunks().size();
+  for (size_t i = 0; i < passes_copied.size(); ++i) {
+    WEIR_TRY(QueueUpTo(plan, std::min(end, pass_base + (i + 1) * n), &stats));
+    passes_copied[i] = last_copy;
+  }
   return QueueUpTo(plan, end, &stats);
 }
 

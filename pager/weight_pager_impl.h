@@ -9,6 +9,7 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <map>
 #include <utility>
 
@@ -73,14 +74,19 @@ struct WeightPager::Impl {
 
   StreamId copy_stream;
   EventId last_copy;       // recorded after the last chunk queued
-  EventId pass_copied;     // recorded after the last chunk of the pass under way
+  std::deque<EventId> passes_copied;  // by step under way: recorded after its last chunk
   StreamId repair_stream;  // made when first needed; never waits for a counter
   VirtAddr produced = 0;
   VirtAddr consumed = 0;
+  // With device gates the copy stream writes and waits for these, and the two above do not exist: a
+  // second write a chunk would cost the link more than it tells the host.
+  VirtAddr gate_produced = 0;
+  VirtAddr gate_consumed = 0;
 
   // By gate: its chunk, or -1 when it is open. Changes between steps, never moves (S1).
   std::vector<int32_t> gate_table;
-  uint64_t pass_base = 0;
+  uint64_t pass_base = 0;    // of the oldest step under way, or of the next one
+  uint32_t under_way = 0;    // steps begun and not ended
   uint64_t queued = 0;           // the next chunk to be put on the stream
   bool restart_pending = false;  // a pass was given up and the stream has not come to rest yet
   bool first_round = true;       // no step has ended since the plan changed
@@ -107,7 +113,17 @@ struct WeightPager::Impl {
   }
   bool MayLeave(uint32_t slot) const;  // whether segments cover all of it
 
+  // Calls |fn|(begin, end) for each run of resident slots in [offset, end).
+  template <typename Fn>
+  Status ForResident(uint64_t offset, uint64_t end, Fn fn) const;
+  template <typename Fn>
+  Status ForCovered(uint64_t offset, uint64_t end, Fn fn) const;
+
   // --- weight_pager.cc: the copy stream
+  Status MakeCounters();
+  // Nothing runs that reads or writes them.
+  void SetConsumed(uint64_t value);
+  void SetProduced(uint64_t value);
   Status CheckServing() const;
   Status QueueUpTo(const EvictionPlan& plan, uint64_t end, WeightPagerStats* stats);
   Status QueueChunk(const EvictionPlan& plan, uint64_t number);
@@ -115,6 +131,7 @@ struct WeightPager::Impl {
   // What `consumed` must have reached before chunk |number| may be copied.
   static uint64_t RequiredConsumed(const EvictionPlan& plan, uint64_t pass_base, uint64_t number);
   WaitOutcome AwaitProduced(uint64_t at_least, Status* stream_error);
+  Status AwaitLastCopy(uint64_t timeout_ns);
   // Destroys the (failed) copy stream and makes a new one.
   Status ReplaceStream();
   // Copies queued so far have ended; the stream works (a failed one is replaced, and the pass is

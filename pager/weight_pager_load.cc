@@ -38,6 +38,33 @@ void Cover(std::map<uint64_t, uint64_t>* written, uint64_t begin, uint64_t end) 
 
 }  // namespace
 
+// The parts of [offset, end) that have a backing copy.
+template <typename Fn>
+Status WeightPager::Impl::ForCovered(uint64_t offset, uint64_t end, Fn fn) const {
+  if (backing == nullptr) return OkStatus();
+  for (const WeightSegment& s : covered) {
+    const uint64_t lo = std::max(offset, s.offset);
+    const uint64_t hi = std::min(end, s.offset + s.bytes);
+    if (lo < hi) WEIR_TRY(fn(lo, hi));
+  }
+  return OkStatus();
+}
+
+// What is away has its ring slot overwritten by the first step anyway.
+template <typename Fn>
+Status WeightPager::Impl::ForResident(uint64_t offset, uint64_t end, Fn fn) const {
+  for (uint64_t at = offset; at < end;) {
+    const bool resident = ring_of_slot[at / granule_bytes] < 0;
+    uint64_t stop = std::min(end, AlignDown(at, granule_bytes) + granule_bytes);
+    while (stop < end && (ring_of_slot[stop / granule_bytes] < 0) == resident) {
+      stop = std::min(end, stop + granule_bytes);
+    }
+    if (resident) WEIR_TRY(fn(at, stop));
+    at = stop;
+  }
+  return OkStatus();
+}
+
 bool WeightPager::Impl::MayLeave(uint32_t slot) const {
   const uint64_t begin = uint64_t{slot} * granule_bytes;
   const auto after =
@@ -57,23 +84,29 @@ Status WeightPager::Write(uint64_t offset, std::span<const std::byte> data) {
   }
   if (data.empty()) return OkStatus();
   const uint64_t end = offset + data.size();
-  if (m.backing != nullptr) {
-    for (const WeightSegment& s : m.covered) {
-      const uint64_t lo = std::max(offset, s.offset);
-      const uint64_t hi = std::min(end, s.offset + s.bytes);
-      if (lo < hi) WEIR_TRY(m.backing->Store(lo, data.subspan(lo - offset, hi - lo)));
-    }
-  }
-  // Runs of resident slots; what is away has its ring slot overwritten by the first step anyway.
-  for (uint64_t at = offset; at < end;) {
-    const bool resident = m.ring_of_slot[at / m.granule_bytes] < 0;
-    uint64_t stop = std::min(end, AlignDown(at, m.granule_bytes) + m.granule_bytes);
-    while (stop < end && (m.ring_of_slot[stop / m.granule_bytes] < 0) == resident) {
-      stop = std::min(end, stop + m.granule_bytes);
-    }
-    if (resident) WEIR_TRY(m.driver.Write(base() + at, data.subspan(at - offset, stop - at)));
-    at = stop;
-  }
+  const auto part = [&](uint64_t lo, uint64_t hi) { return data.subspan(lo - offset, hi - lo); };
+  WEIR_TRY(m.ForCovered(offset, end, [&](uint64_t lo, uint64_t hi) {
+    return m.backing->Store(lo, part(lo, hi));
+  }));
+  WEIR_TRY(m.ForResident(offset, end, [&](uint64_t lo, uint64_t hi) {
+    return m.driver.Write(base() + lo, part(lo, hi));
+  }));
+  Cover(&m.written, offset, end);
+  return OkStatus();
+}
+
+Status WeightPager::WriteFrom(StreamId stream, uint64_t offset, uint64_t bytes, VirtAddr src) {
+  Impl& m = *impl_;
+  if (m.state != Impl::State::kLoading) return BadState("the weights are sealed");
+  WEIR_CHECK(offset <= layout_.region_bytes && bytes <= layout_.region_bytes - offset,
+             "made-up weights lie inside the weights");
+  const uint64_t end = offset + bytes;
+  WEIR_TRY(m.ForCovered(offset, end, [&](uint64_t lo, uint64_t hi) {
+    return m.backing->StoreFrom(stream, lo, hi - lo, src + (lo - offset));
+  }));
+  WEIR_TRY(m.ForResident(offset, end, [&](uint64_t lo, uint64_t hi) {
+    return m.driver.Copy(stream, base() + lo, src + (lo - offset), hi - lo);
+  }));
   Cover(&m.written, offset, end);
   return OkStatus();
 }
@@ -106,7 +139,6 @@ Status WeightPager::Seal() {
 
 Status WeightPager::CheckIntegrity() {
   Impl& m = *impl_;
-  if (m.state == Impl::State::kInStep) return BadState("integrity is checked between steps");
   const Region& weights = m.space.region(m.weights);
   const auto broken = [](std::string what) { return BadState("weight pager: " + std::move(what)); };
   if (m.ring_of_slot != RingOfSlots(plan_, weights.slots.size())) {

@@ -117,12 +117,10 @@ class CudaDriver final : public Driver {
   Status Write(VirtAddr dst, std::span<const std::byte> src) override;
   TimeNs Now() override;
 
+  Result<VirtAddr> CreateGateWord() override;
+  Status DestroyGateWord(VirtAddr word) override;
+
   // --- Beyond the interface, for GPU back-ends
-  // ----------------------------------------------------- An 8-byte word in device memory for gates
-  // inside kernels, 0 at first. WriteCounter and WaitCounter take it; LoadCounter, StoreCounter and
-  // HostWaitCounter do not.
-  Result<VirtAddr> CreateGateWord();
-  Status DestroyGateWord(VirtAddr word);
   // The CUDA stream to launch kernels on (a CUstream); null if |stream| is not alive.
   CUstream_st* native_stream(StreamId stream) const;
   CUctx_st* native_context() const { return context_; }

@@ -95,6 +95,16 @@ class Driver {
   // virtual time: when nothing that is queued can ever raise it).
   virtual Status HostWaitCounter(VirtAddr counter, uint64_t at_least, uint64_t timeout_ns) = 0;
 
+  // Gate words: like counters, but where kernels can poll them (a counter may lie across the host
+  // link). WriteCounter and WaitCounter take them, and Read and Write when nothing else does; the
+  // other counter calls do not. kUnsupported where no kernels run.
+  virtual Result<VirtAddr> CreateGateWord() {
+    return Unsupported(properties().name + ": no kernels run here that could pass a gate");
+  }
+  virtual Status DestroyGateWord(VirtAddr word) {
+    return InvalidArgument("no gate word " + std::to_string(word));
+  }
+
   // --- Synchronous access, for loading and tests
   // --------------------------------------------------
   virtual Status Read(VirtAddr src, std::span<std::byte> dst) = 0;

@@ -62,6 +62,9 @@ class SlowLink final : public BackingStore {
   Status Store(uint64_t offset, std::span<const std::byte> data) override {
     return inner_->Store(offset, data);
   }
+  Status StoreFrom(StreamId stream, uint64_t offset, uint64_t bytes, VirtAddr src) override {
+    return inner_->StoreFrom(stream, offset, bytes, src);
+  }
   Status Seal() override { return inner_->Seal(); }
   Status Load(uint64_t offset, std::span<std::byte> out) override {
     return inner_->Load(offset, out);
@@ -103,7 +106,7 @@ class Bench {
                                                     .granule_bytes = c_.granule_bytes,
                                                     .count = static_cast<uint32_t>(granules)}));
     space_ = WEIR_TRY(AddressSpace::Create(*driver_, *pool_, {}));
-    backing_ = WEIR_TRY(CreateHostBackingStore(*driver_, layout.region_bytes));
+    backing_ = WEIR_TRY(CreateMemoryBackingStore(*driver_, Tier::kHost, layout.region_bytes));
     if (c_.link_gb_s > 0) {
       backing_ = std::make_unique<SlowLink>(*driver_, std::move(backing_), c_.link_gb_s);
     }

@@ -1,59 +1,20 @@
 #include "engine/cli/command_line.h"
 
 #include <cstdio>
-#include <map>
+#include <functional>
 #include <set>
-#include <utility>
+#include <string_view>
 
 #include <CLI/CLI.hpp>
 
+#include "engine/cli/bench_commands.h"
 #include "engine/cli/logging.h"
 #include "engine/cli/size_text.h"
+#include "engine/cli/table_flags.h"
 #include "policy/registry.h"
 
 namespace weir::cli {
 namespace {
-
-// The options of the table as flags of one sub-command. Values stay text: the table reads them.
-class TableFlags {
- public:
-  // Those of |without|'s sections are left out: they mean nothing to |app|.
-  void AddTo(CLI::App& app, bool positional_model, const std::set<std::string>& without) {
-    app.add_option("--config", file_, "TOML file; see weir.example.toml")->type_name("FILE");
-    app.add_flag("--print-config", print_, "print what is in force, with sources, and stop");
-    for (const OptionInfo& o : OptionTable()) {
-      if (without.contains(o.section)) continue;
-      std::string names = o.short_flag.empty() ? o.flag : o.short_flag + "," + o.flag;
-      if (positional_model && o.name() == "model.path") names += ",MODEL";
-      const std::string help = o.help + " [" + o.get(Settings()) + "]";
-      CLI::Option* option = nullptr;
-      if (o.type == OptionType::kSwitch) {
-        const std::string off = "--no-" + o.flag.substr(2);
-        option = app.add_flag(o.flag + "{true}," + off + "{false}", texts_[o.name()], help);
-      } else {
-        option = app.add_option(names, texts_[o.name()], help)->type_name("(" + o.accepted + ")");
-      }
-      option->group("[" + o.section + "]");
-      flags_.emplace_back(option, &o);
-    }
-  }
-
-  Status Apply(Config* config) const {
-    if (!file_.empty()) WEIR_TRY(config->ApplyFile(file_));
-    WEIR_TRY(config->ApplyEnvironment(ProcessEnvironment()));
-    for (const auto& [option, info] : flags_) {
-      if (option->count() > 0) WEIR_TRY(config->ApplyFlag(*info, texts_.at(info->name())));
-    }
-    return OkStatus();
-  }
-  bool print() const { return print_; }
-
- private:
-  std::string file_;
-  bool print_ = false;
-  std::map<std::string, std::string> texts_;  // by name; nodes do not move
-  std::vector<std::pair<CLI::Option*, const OptionInfo*>> flags_;
-};
 
 // Represents the parsed command line.
 struct Program {
@@ -63,6 +24,7 @@ struct Program {
   RunOptions run;
   GenerateOptions generate;
   ChatOptions chat;
+  BenchCommands bench;
   std::string check_file;
   CLI::App *run_app = nullptr, *generate_app = nullptr, *chat_app = nullptr, *info_app = nullptr;
   CLI::App* serve_app = nullptr;
@@ -78,12 +40,14 @@ struct Program {
         "  weir chat -m model.gguf\n"
         "  weir generate -m model.gguf -p 'Once upon a time' -n 100\n"
         "  weir serve -m model.gguf                      for OpenAI clients, on port 8000\n"
+        "  weir bench throughput -m model.gguf           and latency, serve-trace: measure\n"
         "  weir info model.gguf                          sizes, and the least budget that runs\n"
         "'weir COMMAND --help' has each command's options and examples.");
     AddRun();
     AddGenerate();
     AddChat();
     AddServe();
+    bench.AddTo(app);
     AddOthers();
   }
 
@@ -211,6 +175,7 @@ Status ServeDefaults(Config* config) {
 
 int Program::Dispatch() {
   if (policies_app->parsed()) return PoliciesCommand();
+  if (bench.parsed()) return bench.Run();
   if (check_app->parsed()) return CheckFile();
   if (docs_app->parsed() || example_app->parsed()) {
     std::fputs((docs_app->parsed() ? ConfigurationPage() : ExampleToml()).c_str(), stdout);
@@ -239,13 +204,28 @@ int Program::Dispatch() {
   return InfoCommand(config);
 }
 
+// What can stand where a sub-command is missing: "; accepted: run, generate, ...".
+std::string Accepted(const CLI::App& app) {
+  const CLI::App* at = &app;
+  while (!at->get_subcommands().empty()) at = at->get_subcommands().front();
+  std::string out;
+  for (const std::string& word : at->remaining()) out += (out.empty() ? ", not " : " ") + word;
+  out += "; accepted: ";
+  const auto subcommands = at->get_subcommands([](const CLI::App*) { return true; });
+  for (const CLI::App* sub : subcommands) {
+    out += (sub == subcommands.front() ? "" : ", ") + sub->get_name();
+  }
+  return out;
+}
+
 // The nearest flag to an argument nobody knows; empty when there is none.
 std::string Hint(const CLI::App& app, const std::string& message) {
   std::set<std::string> known;
-  const auto collect = [&known](const CLI::App& a) {
+  const std::function<void(const CLI::App&)> collect = [&](const CLI::App& a) {
     for (const CLI::Option* o : a.get_options()) {
       for (const std::string& name : o->get_lnames()) known.insert("--" + name);
     }
+    for (const CLI::App* sub : a.get_subcommands()) collect(*sub);
   };
   for (const CLI::App* sub : app.get_subcommands()) collect(*sub);
   const size_t at = message.find("--");
@@ -270,11 +250,10 @@ int Main(int argc, const char* const* argv) {
     program.app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return program.app.exit(e);  // help, version
-    const bool unknown = dynamic_cast<const CLI::ExtrasError*>(&e) != nullptr;
-    return Fail(
-        InvalidArgument(std::string(e.what()) + (unknown ? Hint(program.app, e.what()) : "") +
-                        " (see weir --help)"),
-        kExitUsage);
+    std::string hint;
+    if (dynamic_cast<const CLI::ExtrasError*>(&e) != nullptr) hint = Hint(program.app, e.what());
+    if (std::string_view(e.what()).starts_with("A subcommand")) hint = Accepted(program.app);
+    return Fail(InvalidArgument(e.what() + hint + " (see weir --help)"), kExitUsage);
   }
   return program.Dispatch();
 }

@@ -48,6 +48,8 @@ int ServeCommand(const Config& config);
 // "weir 0.1.0 (Release, commit ...)".
 std::string VersionText();
 std::string VersionNumber();  // "0.1.0"
+// Of the tree this was built from, as git describes it ("-dirty": with changes); or "unknown".
+std::string CommitText();
 
 // "weir: error: ..." on stderr; returns |code|.
 int Fail(const Status& status, int code);

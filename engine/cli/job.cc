@@ -21,19 +21,6 @@ TimeNs Now() {
                                  .count());
 }
 
-WeightPagerStats Difference(WeightPagerStats now, const WeightPagerStats& before) {
-  now.steps -= before.steps;
-  now.chunks_copied -= before.chunks_copied;
-  now.bytes_copied -= before.bytes_copied;
-  now.gate_arrivals -= before.gate_arrivals;
-  now.faults -= before.faults;
-  now.stall_ns -= before.stall_ns;
-  now.repairs -= before.repairs;
-  now.granules_remapped -= before.granules_remapped;
-  now.transitions -= before.transitions;
-  return now;
-}
-
 // Represents one run in progress.
 class Runner {
  public:

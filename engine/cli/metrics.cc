@@ -15,8 +15,12 @@ double Ms(TimeNs ns) {
 }  // namespace
 
 double Percentile(std::vector<double> values, double percent) {
-  if (values.empty()) return 0;
   std::sort(values.begin(), values.end());
+  return PercentileOfSorted(values, percent);
+}
+
+double PercentileOfSorted(std::span<const double> values, double percent) {
+  if (values.empty()) return 0;
   const double rank = percent / 100 * static_cast<double>(values.size() - 1);
   const auto low = static_cast<size_t>(rank);
   const size_t high = std::min(low + 1, values.size() - 1);
@@ -70,6 +74,19 @@ std::vector<double> OverTime(std::span<const StepRecord> records, size_t buckets
     out.push_back(TimeWeightedMean(part, value));
   }
   return out;
+}
+
+WeightPagerStats Difference(WeightPagerStats now, const WeightPagerStats& before) {
+  now.steps -= before.steps;
+  now.chunks_copied -= before.chunks_copied;
+  now.bytes_copied -= before.bytes_copied;
+  now.gate_arrivals -= before.gate_arrivals;
+  now.faults -= before.faults;
+  now.stall_ns -= before.stall_ns;
+  now.repairs -= before.repairs;
+  now.granules_remapped -= before.granules_remapped;
+  now.transitions -= before.transitions;
+  return now;
 }
 
 JobSummary Summarise(const JobResult& job) {

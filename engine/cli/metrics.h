@@ -13,6 +13,8 @@ namespace weir::cli {
 // The |percent|-th percentile by linear interpolation between the two nearest ranks, as numpy and
 // vLLM's benchmark; 0 of nothing. |percent| in [0, 100].
 double Percentile(std::vector<double> values, double percent);
+// The same of values in ascending order.
+double PercentileOfSorted(std::span<const double> values, double percent);
 
 struct Percentiles {
   uint64_t count = 0;
@@ -28,6 +30,9 @@ std::vector<double> OverTime(std::span<const StepRecord> records, size_t buckets
                              double (*value)(const StepRecord&));
 // The mean of |value| over the time of the steps.
 double TimeWeightedMean(std::span<const StepRecord> records, double (*value)(const StepRecord&));
+
+// What was counted after |before|; the longest stall stays that of all time.
+WeightPagerStats Difference(WeightPagerStats now, const WeightPagerStats& before);
 
 // What became of one request.
 struct RequestRecord {

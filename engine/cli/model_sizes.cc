@@ -4,8 +4,7 @@
 #include <cmath>
 #include <utility>
 
-#include "engine/cpu_compute.h"
-#include "engine/cpu_layout.h"
+#include "engine/backend.h"
 #include "engine/engine.h"
 #include "engine/open_model.h"
 #include "vmm/types.h"
@@ -28,15 +27,16 @@ Result<ModelSizes> MeasureModel(const EngineOptions& options) {
   m.max_model_len = options.max_model_len != 0
                         ? std::min(options.max_model_len, m.config.max_position)
                         : m.config.max_position;
-  m.weight_bytes = CpuWeightMap::Make(m.config).layout.region_bytes;
-  m.scratch_bytes = CpuScratchPlan::Make(m.config, {.max_rows = options.max_num_batched_tokens,
-                                                    .max_sequences = options.max_num_seqs,
-                                                    .max_context = m.max_model_len,
-                                                    .vocab_size = m.config.vocab_size})
-                        .bytes;
-  const cpu::KvDtype dtype =
-      options.kv_cache_dtype == KvCacheDtype::kF32 ? cpu::KvDtype::kF32 : cpu::KvDtype::kBf16;
-  m.kv_block_bytes = static_cast<uint64_t>(CpuCompute::KvLayoutOf(m.config, dtype).BlockBytes());
+  const auto backend = WEIR_TRY(MakeBackend(options, m.config,
+                                            {.max_rows = options.max_num_batched_tokens,
+                                             .max_sequences = options.max_num_seqs,
+                                             .max_context = m.max_model_len,
+                                             .vocab_size = m.config.vocab_size}));
+  MemoryOptions memory;
+  backend->Describe(&memory);
+  m.weight_bytes = memory.weights.region_bytes;
+  m.scratch_bytes = memory.scratch_bytes;
+  m.kv_block_bytes = memory.kv_block_bytes;
   return m;
 }
 

@@ -249,6 +249,17 @@ std::vector<OptionInfo> MakeTable() {
       "compute", "threads", [](S& s) -> uint32_t& { return s.engine.threads; }, 0, 4096,
       "compute threads on the CPU; 0: one per core"));
 
+  t.push_back(Count<uint32_t>(
+      "compute", "device_index", [](S& s) -> uint32_t& { return s.engine.device_index; }, 0, 1023,
+      "which GPU"));
+  t.push_back(Count<uint32_t>(
+      "compute", "peer_index", [](S& s) -> uint32_t& { return s.engine.peer_index; }, 0, 1023,
+      "which GPU holds weights that are away when backing is peer"));
+
+  t.push_back(Text(
+      "compute", "gemm_algorithm_file",
+      [](S& s) -> std::string& { return s.engine.gemm_algorithm_file; }, "a path",
+      "keeps a GPU's choice of product algorithms: later starts are faster, and compute the same bits"));
   t.push_back(Budget());
   t.push_back(Size(
       "memory", "kv_cache", [](S& s) -> uint64_t& { return s.engine.kv_cache_bytes; },
@@ -260,9 +271,10 @@ std::vector<OptionInfo> MakeTable() {
   t.push_back(Choice<BackingChoice>(
       "memory", "backing", [](S& s) -> BackingChoice& { return s.engine.backing; },
       {{"host", BackingChoice::kHost},
+       {"peer", BackingChoice::kPeer},
        {"nvme", BackingChoice::kNvme},
        {"none", BackingChoice::kNone}},
-      "where weights live that are away; none: they never leave"));
+      "where weights live that are away; peer: another GPU; none: they never leave"));
   t.push_back(Text(
       "memory", "backing_directory",
       [](S& s) -> std::string& { return s.engine.backing_directory; }, "a directory",

@@ -15,4 +15,8 @@ std::string VersionNumber() {
   return WEIR_VERSION;
 }
 
+std::string CommitText() {
+  return WEIR_COMMIT;
+}
+
 }  // namespace weir::cli

@@ -125,7 +125,7 @@ TEST_F(SmolLm2Test, HiddenStatesAndLogitsAreClose) {
   const auto engine = Open();
   ASSERT_TRUE(engine);
   BlockManager& blocks = engine->core().memory().blocks();
-  CpuCompute& compute = engine->compute();
+  auto& compute = dynamic_cast<CpuCompute&>(engine->compute());
   for (const json& prompt : Expected()["prompts"]) {
     if (!prompt.contains("detail")) continue;
     const json& detail = prompt["detail"];
@@ -142,7 +142,7 @@ TEST_F(SmolLm2Test, HiddenStatesAndLogitsAreClose) {
       }
       held.push_back(blocks.Allocate().value());
     }
-    sequence.blocks.assign(held.begin(), held.end());
+    sequence.blocks = held;
     for (uint32_t i = 0; i < batch.rows(); ++i) batch.positions.push_back(static_cast<int32_t>(i));
     batch.sequences.push_back(sequence);
     compute.set_layer_probe([&](uint32_t layer, std::span<const float> rows) {
@@ -158,9 +158,11 @@ TEST_F(SmolLm2Test, HiddenStatesAndLogitsAreClose) {
     });
     WeightPager& weights = engine->core().memory().weights();
     ASSERT_TRUE(weights.BeginStep().ok());
-    ASSERT_TRUE(compute.Run(batch, weights).ok());
+    ASSERT_TRUE(compute.Submit(batch, weights).ok());
+    StepOutcome outcome;
+    ASSERT_TRUE(compute.Collect(&outcome).ok());
     ASSERT_TRUE(weights.EndStep().ok());
-    const std::span<float> logits = compute.logits(0);
+    const std::vector<float> logits = compute.ReadLogits(0).value();
     for (size_t i = 0; i < detail["top_tokens"].size(); ++i) {
       EXPECT_NEAR(logits[detail["top_tokens"][i].get<size_t>()],
                   detail["top_logits"][i].get<float>(), kLogitTolerance);

@@ -104,7 +104,7 @@ TEST_P(TransformersTest, GreedyTokensAreEqual) {
 
 TEST_P(TransformersTest, LogitsAndHiddenStatesAreClose) {
   BlockManager& blocks = engine_->core().memory().blocks();
-  CpuCompute& compute = engine_->compute();
+  auto& compute = dynamic_cast<CpuCompute&>(engine_->compute());
   for (const json& prompt : expected_["prompts"]) {
     const auto tokens = prompt["tokens"].get<std::vector<int32_t>>();
     const auto n = static_cast<uint32_t>(tokens.size());
@@ -124,7 +124,7 @@ TEST_P(TransformersTest, LogitsAndHiddenStatesAreClose) {
         }
         held.push_back(blocks.Allocate().value());
       }
-      sequence.blocks.assign(held.begin(), held.end());
+      sequence.blocks = held;
       for (uint32_t i = begin; i < end; ++i) {
         batch.tokens.push_back(tokens[i]);
         batch.positions.push_back(static_cast<int32_t>(i));
@@ -137,11 +137,13 @@ TEST_P(TransformersTest, LogitsAndHiddenStatesAreClose) {
       });
       WeightPager& weights = engine_->core().memory().weights();
       ASSERT_TRUE(weights.BeginStep().ok());
-      ASSERT_TRUE(compute.Run(batch, weights).ok());
+      ASSERT_TRUE(compute.Submit(batch, weights).ok());
+      StepOutcome outcome;
+      ASSERT_TRUE(compute.Collect(&outcome).ok());
       ASSERT_TRUE(weights.EndStep().ok());
     }
     const auto want = prompt["last_logits"].get<std::vector<float>>();
-    const std::span<float> have = compute.logits(0);
+    const std::vector<float> have = compute.ReadLogits(0).value();
     ASSERT_EQ(have.size(), want.size());
     for (size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(have[i], want[i], kLogitTolerance);
     ASSERT_EQ(hidden.size(), prompt["layer_hidden"].size());

@@ -24,7 +24,7 @@ class BackingStoreContract : public testing::TestWithParam<Param> {
     driver_ = test::MakeDriver(GetParam().driver);
     ASSERT_NE(driver_, nullptr);
     auto store = GetParam().tier == Tier::kHost
-                     ? CreateHostBackingStore(*driver_, kBytes)
+                     ? CreateMemoryBackingStore(*driver_, Tier::kHost, kBytes)
                      : CreateFileBackingStore(*driver_, kBytes, {.io_bytes = 64 * kKiB});
     ASSERT_TRUE(store.ok()) << store.status().ToString();
     store_ = std::move(*store);

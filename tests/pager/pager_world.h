@@ -77,7 +77,7 @@ class World {
     space = std::move(*AddressSpace::Create(driver, *pool, {.poison_freed = options_.poison}));
     if (options_.backing != Backing::kNone) {
       auto made = options_.backing == Backing::kHost
-                      ? CreateHostBackingStore(driver, options_.layout.region_bytes)
+                      ? CreateMemoryBackingStore(driver, Tier::kHost, options_.layout.region_bytes)
                       : CreateFileBackingStore(driver, options_.layout.region_bytes,
                                                {.io_bytes = 8 * kKiB});
       EXPECT_TRUE(made.ok()) << made.status().ToString();

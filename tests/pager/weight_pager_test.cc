@@ -187,7 +187,7 @@ TEST_P(WeightPagerTest, CallsInTheWrongStateAreRefusedAndChangeNothing) {
   ASSERT_TRUE(w.pager->BeginStep().ok());
   EXPECT_EQ(w.pager->BeginStep().code(), StatusCode::kBadState);
   EXPECT_EQ(w.pager->Apply({.granules_per_layer = 1}).code(), StatusCode::kBadState);
-  EXPECT_EQ(w.pager->CheckIntegrity().code(), StatusCode::kBadState);
+  EXPECT_TRUE(w.pager->CheckIntegrity().ok());
   EXPECT_EQ(w.pager->Arrive(1000).code(), StatusCode::kInvalidArgument);
   ASSERT_TRUE(w.Compute().ok());
   ASSERT_TRUE(w.pager->EndStep().ok());

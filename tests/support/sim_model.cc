@@ -81,13 +81,15 @@ std::vector<int32_t> SimModel::Expected(const SimModelShape& shape, std::span<co
 }
 
 SimCompute::SimCompute(Driver& driver, const SimModelShape& shape, const ComputeLimits& limits,
-                       const Memory& memory, std::function<void(uint64_t)> advance)
+                       const Memory& memory, std::function<void(uint64_t)> advance,
+                       uint32_t depth)
     : driver_(driver),
       shape_(shape),
       limits_(limits),
       memory_(memory),
       advance_(std::move(advance)),
-      layout_(SimModel::Layout(shape)) {}
+      layout_(SimModel::Layout(shape)),
+      depth_(depth) {}
 
 Result<uint64_t> SimCompute::ReadWeights(StepGates& gates) {
   uint64_t digest = 0;
@@ -106,22 +108,52 @@ Result<uint64_t> SimCompute::ReadWeights(StepGates& gates) {
   return digest;
 }
 
-Status SimCompute::Run(const StepBatch& batch, StepGates& gates) {
-  const uint64_t digest = WEIR_TRY(ReadWeights(gates));
+Status SimCompute::Submit(const StepBatch& batch, StepGates& gates) {
+  Pending step{.batch = batch, .blocks = {}, .gates = &gates};
+  for (StepSequence& s : step.batch.sequences) {
+    step.blocks.emplace_back(s.blocks.begin(), s.blocks.end());
+    s.blocks = {};
+  }
+  pending_.push_back(std::move(step));
+  return OkStatus();
+}
+
+Status SimCompute::Collect(StepOutcome* outcome) {
+  const Pending step = std::move(pending_.front());
+  pending_.pop_front();
+  *outcome = {};
+  const TimeNs begin = driver_.Now();
+  Status status = Run(step, outcome);
+  outcome->compute_ns = driver_.Now() - begin;
+  if (!status.ok()) sampled_.clear();
+  return status;
+}
+
+Status SimCompute::Run(const Pending& step, StepOutcome* outcome) {
+  const StepBatch& batch = step.batch;
+  const uint64_t digest = WEIR_TRY(ReadWeights(*step.gates));
   logits_.clear();
-  for (const StepSequence& s : batch.sequences) {
+  for (size_t i = 0; i < batch.sequences.size(); ++i) {
+    const StepSequence& s = batch.sequences[i];
+    const std::vector<BlockId>& blocks = step.blocks[i];
     for (uint32_t r = s.first_row; r < s.first_row + s.rows; ++r) {
       const auto p = static_cast<uint64_t>(batch.positions[r]);
-      const uint64_t word = SimModel::Word(batch.tokens[r], p, digest);
+      int32_t token = batch.tokens[r];
+      if (token < 0) {
+        const auto before = static_cast<size_t>(-token - 1);
+        if (before >= sampled_.size()) return BadState("the step before sampled no such token");
+        token = sampled_[before];
+      }
+      const uint64_t word = SimModel::Word(token, p, digest);
       WEIR_TRY(
-          driver_.Write(WordAddress(s.blocks[p / 16], p % 16), std::as_bytes(std::span(&word, 1))));
+          driver_.Write(WordAddress(blocks[p / 16], p % 16), std::as_bytes(std::span(&word, 1))));
       advance_(kTokenNs);
     }
     if (!s.wants_logits) continue;
     uint64_t context = 0;
     for (uint32_t p = 0; p < s.context; ++p) {
       uint64_t word = 0;
-      WEIR_TRY(driver_.Read(WordAddress(s.blocks[p / 16], p % 16),
+      WEIR_TRY(driver_.Read(WordAddress(blocks[p / 16], p % 16),
                             std::as_writable_bytes(std::span(&word, 1))));
       context = Mix(context ^ word);
     }
@@ -129,10 +161,15 @@ Status SimCompute::Run(const StepBatch& batch, StepGates& gates) {
     row[context % shape_.vocab] = 1.0F;
     logits_.push_back(std::move(row));
   }
+  SampleOnHost(batch, sampler_, [this](uint32_t row) { return std::span(logits_[row]); }, outcome);
+  sampled_.clear();
+  for (const Result<SampledToken>& s : outcome->samples) {
+    sampled_.push_back(s.ok() ? s->token : -1);
+  }
   return OkStatus();
 }
 
-std::span<float> SimCompute::logits(uint32_t row) {
+Result<std::vector<float>> SimCompute::ReadLogits(uint32_t row) {
   return logits_[row];
 }
 

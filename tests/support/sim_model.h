@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <span>
 #include <vector>
@@ -51,18 +52,27 @@ class SimCompute final : public Compute {
   };
   // |advance(ns)| passes virtual time; called for each segment and token.
   SimCompute(Driver& driver, const SimModelShape& shape, const ComputeLimits& limits,
-             const Memory& memory, std::function<void(uint64_t)> advance);
+             const Memory& memory, std::function<void(uint64_t)> advance, uint32_t depth = 1);
 
   const ComputeLimits& limits() const override { return limits_; }
-  Status Run(const StepBatch& batch, StepGates& gates) override;
-  std::span<float> logits(uint32_t row) override;
+  uint32_t depth() const override { return depth_; }
+  // With depth 2 a step runs when it is collected, as late as it may.
+  Status Submit(const StepBatch& batch, StepGates& gates) override;
+  Status Collect(StepOutcome* outcome) override;
+  Result<std::vector<float>> ReadLogits(uint32_t row) override;
   uint64_t RecordedPointersDigest() const override { return memory_.weights ^ (memory_.kv << 1); }
   uint32_t recordings() const override { return 1; }
   std::string description() const override { return "simulated"; }
 
  private:
+  struct Pending {
+    StepBatch batch;
+    std::vector<std::vector<BlockId>> blocks;  // by sequence
+    StepGates* gates = nullptr;
+  };
+  Status Run(const Pending& step, StepOutcome* outcome);
   Result<uint64_t> ReadWeights(StepGates& gates);
-  VirtAddr WordAddress(int32_t block, uint64_t offset) const {
+  VirtAddr WordAddress(BlockId block, uint64_t offset) const {
     return memory_.kv + static_cast<uint64_t>(block) * memory_.kv_block_stride + offset * 8;
   }
 
@@ -72,6 +82,10 @@ class SimCompute final : public Compute {
   Memory memory_;
   std::function<void(uint64_t)> advance_;
   WeightLayout layout_;
+  uint32_t depth_;
+  std::deque<Pending> pending_;
+  Sampler sampler_;
+  std::vector<int32_t> sampled_;  // of the last step that ran
   std::vector<std::vector<float>> logits_;
 };
 

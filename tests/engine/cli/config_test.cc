@@ -66,8 +66,8 @@ TEST(Config, AnUnknownVariableOfOneOfOurSectionsIsAnError) {
 
 TEST(Config, AWrongTypeNamesWhatIsAccepted) {
   EXPECT_TRUE(Contains(ErrorOf("[scheduler]\nmax_num_seqs = \"many\""), "1 to 65536"));
-  EXPECT_TRUE(Contains(ErrorOf("[memory]\nbacking = true"), "host, nvme or none"));
-  EXPECT_TRUE(Contains(ErrorOf("[memory]\nbacking = \"disk\""), "host, nvme or none"));
+  EXPECT_TRUE(Contains(ErrorOf("[memory]\nbacking = true"), "host, peer, nvme or none"));
+  EXPECT_TRUE(Contains(ErrorOf("[memory]\nbacking = \"disk\""), "host, peer, nvme or none"));
   EXPECT_TRUE(Contains(ErrorOf("[memory]\nenable_prefix_caching = 1"), "true or false"));
   EXPECT_TRUE(Contains(ErrorOf("[memory]\nhbm_budget = 1.5"), "a size"));
   EXPECT_TRUE(Contains(ErrorOf("[sampling]\ntemperature = 9.0"), "0 to 2"));

@@ -1,5 +1,5 @@
-// The backing copy in host memory the copy engine can reach: LPDDR5X behind NVLink-C2C on a Grace,
-// ordinary memory behind PCIe elsewhere.
+// The backing copy in memory the copy engine can reach: LPDDR5X behind NVLink-C2C on a Grace,
+// ordinary host memory behind PCIe elsewhere, or a peer GPU's HBM behind NVLink.
 #include <algorithm>
 #include <vector>
 
@@ -13,12 +13,13 @@ namespace {
 // Mapping costs go by the piece, so pieces are large; but no larger than the store.
 constexpr uint64_t kPieceBytes = 32 * kMiB;
 
-class HostBackingStore final : public BackingStore {
+class MemoryBackingStore final : public BackingStore {
  public:
-  HostBackingStore(Driver& driver, uint64_t bytes) : driver_(driver), bytes_(bytes) {}
+  MemoryBackingStore(Driver& driver, Tier tier, uint64_t bytes)
+      : driver_(driver), tier_(tier), bytes_(bytes) {}
 
   // Undoes what Map did, also after a partial failure.
-  ~HostBackingStore() override {
+  ~MemoryBackingStore() override {
     for (size_t i = 0; i < pieces_.size(); ++i) {
       if (i < mapped_) {
         (void)Persist([&] { return driver_.Unmap(base_ + i * piece_bytes_); });
@@ -34,20 +35,25 @@ class HostBackingStore final : public BackingStore {
     const uint64_t count = CeilDiv(bytes_, piece_bytes_);
     base_ = WEIR_TRY(driver_.Reserve(count * piece_bytes_, granularity));
     for (uint64_t i = 0; i < count; ++i) {
-      pieces_.push_back(WEIR_TRY(driver_.Create(Tier::kHost, piece_bytes_)));
+      pieces_.push_back(WEIR_TRY(driver_.Create(tier_, piece_bytes_)));
       WEIR_TRY(driver_.Map(base_ + i * piece_bytes_, pieces_.back()));
       ++mapped_;
     }
     return driver_.SetAccess(base_, count * piece_bytes_, Access::kReadWrite);
   }
 
-  Tier tier() const override { return Tier::kHost; }
+  Tier tier() const override { return tier_; }
   uint64_t bytes() const override { return bytes_; }
 
   Status Store(uint64_t offset, std::span<const std::byte> data) override {
-    if (sealed_) return BadState("the host backing store is sealed: weights are clean for good");
+    if (sealed_) return BadState("the backing store is sealed: weights are clean for good");
     WEIR_TRY(CheckRange(offset, data.size()));
     return driver_.Write(base_ + offset, data);
+  }
+  Status StoreFrom(StreamId stream, uint64_t offset, uint64_t bytes, VirtAddr src) override {
+    if (sealed_) return BadState("the backing store is sealed: weights are clean for good");
+    WEIR_TRY(CheckRange(offset, bytes));
+    return driver_.Copy(stream, base_ + offset, src, bytes);
   }
   Status Seal() override {
     sealed_ = true;
@@ -71,6 +77,7 @@ class HostBackingStore final : public BackingStore {
   }
 
   Driver& driver_;
+  Tier tier_;
   uint64_t bytes_;
   uint64_t piece_bytes_ = 0;
   VirtAddr base_ = 0;
@@ -81,13 +88,14 @@ class HostBackingStore final : public BackingStore {
 
 }  // namespace
 
-Result<std::unique_ptr<BackingStore>> CreateHostBackingStore(Driver& driver, uint64_t bytes) {
+Result<std::unique_ptr<BackingStore>> CreateMemoryBackingStore(Driver& driver, Tier tier,
+                                                               uint64_t bytes) {
   if (bytes == 0 || !CheckedAlignUp(bytes, kPieceBytes)) {
-    return InvalidArgument("a host backing store of " + std::to_string(bytes) + " bytes");
+    return InvalidArgument("a backing store of " + std::to_string(bytes) + " bytes");
   }
-  auto store = std::make_unique<HostBackingStore>(driver, bytes);
+  auto store = std::make_unique<MemoryBackingStore>(driver, tier, bytes);
   const Status mapped = store->Map();
-  if (!mapped.ok()) return mapped.WithContext("backing store in host memory");
+  if (!mapped.ok()) return mapped.WithContext("backing store in " + std::string(TierName(tier)) + " memory");
   return std::unique_ptr<BackingStore>(std::move(store));
 }
 

@@ -1,0 +1,127 @@
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <utility>
+
+#include <cuda_runtime_api.h>
+
+#include "engine/backend.h"
+#include "engine/cuda_compute.h"
+#include "vmm/cuda_driver.h"
+
+namespace weir {
+namespace {
+
+// Of the memory that is free at start-up, as vLLM's gpu_memory_utilization; the rest is for what
+// the CUDA libraries take behind our back.
+constexpr double kShareOfFreeMemory = 0.9;
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(const ModelConfig& config, const ComputeLimits& limits)
+      : config_(config), limits_(limits) {
+    map_ = WeightMap::Make(config, WeightFormat::kCuda);
+  }
+
+  Status Open(const EngineOptions& options) {
+    CudaDriverOptions cuda;
+    cuda.device = static_cast<int>(options.device_index);
+    if (options.backing == BackingChoice::kPeer) cuda.peer_device = static_cast<int>(options.peer_index);
+    device_ = cuda.device;
+    algorithms_ = options.gemm_algorithms;
+    algorithm_file_ = options.gemm_algorithm_file;
+    if (algorithms_.empty() && !algorithm_file_.empty()) {
+      std::ifstream in(algorithm_file_);
+      algorithms_.assign(std::istreambuf_iterator<char>(in), {});
+    }
+    driver_ = WEIR_TRY(CudaDriver::Create(cuda));
+    if (const cudaError_t error = cudaSetDevice(device_); error != cudaSuccess) {
+      return DriverError(std::string("cudaSetDevice: ") + cudaGetErrorString(error));
+    }
+    stream_ = WEIR_TRY(driver_->CreateStream("weir-compute"));
+    scratch_bytes_ = WEIR_TRY(CudaCompute::ScratchBytes(config_, map_, limits_));
+    return OkStatus();
+  }
+
+  Driver& driver() override { return *driver_; }
+
+  void Describe(MemoryOptions* memory) const override {
+    memory->weights = map_.layout;
+    memory->scratch_bytes = scratch_bytes_;
+    memory->kv_block_bytes = CudaCompute::KvBlockBytes(config_, map_);
+    memory->pager.device_gates = true;
+    memory->pager.max_steps_under_way = 2;
+    size_t free = 0, total = 0;
+    if (memory->hbm_budget_bytes == 0 && memory->kv_wanted_bytes == 0 &&
+        cudaMemGetInfo(&free, &total) == cudaSuccess) {
+      memory->hbm_budget_bytes =
+          static_cast<uint64_t>(kShareOfFreeMemory * static_cast<double>(free));
+    }
+  }
+
+  Result<WeightLoadReport> Load(const Checkpoint& checkpoint, Memory& memory,
+                                const ProgressFn& progress) override {
+    const MakeMatrixFn make = [&](uint64_t offset, uint64_t count, const DummyTensor& tensor) {
+      return CudaCompute::MakeWeights(memory.weights(), *driver_, stream_,
+                                      driver_->native_stream(stream_), memory.scratch(),
+                                      scratch_bytes_, offset, count,
+                                      tensor.seed * 0x9e3779b97f4a7c15ULL + tensor.tensor_id,
+                                      tensor.scale);
+    };
+    return LoadWeights(
+        checkpoint, map_, memory.weights(),
+        [&](uint64_t done, uint64_t total) {
+          if (progress) progress("loading weights", done, total);
+        },
+        make);
+  }
+
+  Result<std::unique_ptr<Compute>> MakeCompute(Memory& memory,
+                                               const ProgressFn& progress) override {
+    const DeviceGates gates = memory.weights().device_gates();
+    std::unique_ptr<CudaCompute> compute = WEIR_TRY(
+        CudaCompute::Create(config_, limits_, map_,
+                            {.weights = memory.weights().base(),
+                             .kv = memory.kv().base(),
+                             .kv_block_stride = memory.kv().block_stride(),
+                             .scratch = memory.scratch(),
+                             .stream = driver_->native_stream(stream_),
+                             .produced = gates.produced,
+                             .consumed = gates.consumed},
+                            {.device = device_, .algorithms = algorithms_},
+                            [&](uint64_t done, uint64_t total) {
+                              if (progress) progress("choosing kernels", done, total);
+                            }));
+    if (!algorithm_file_.empty() && compute->algorithms() != algorithms_) {
+      std::ofstream out(algorithm_file_, std::ios::trunc);
+      out << compute->algorithms();
+      if (!out.flush()) return IoError("cannot write gemm_algorithm_file " + algorithm_file_);
+    }
+    return std::unique_ptr<Compute>(std::move(compute));
+  }
+
+ private:
+  const ModelConfig config_;
+  const ComputeLimits limits_;
+  int device_ = 0;
+  std::string algorithms_;
+  std::string algorithm_file_;
+  std::unique_ptr<CudaDriver> driver_;
+  StreamId stream_;
+  uint64_t scratch_bytes_ = 0;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Backend>> MakeCudaBackend(const EngineOptions& options,
+                                                 const ModelConfig& config,
+                                                 const ComputeLimits& limits) {
+  if (options.kv_cache_dtype == KvCacheDtype::kF32) {
+    return Unsupported("kv_cache_dtype f32: on a GPU the KV cache is bf16");
+  }
+  auto backend = std::make_unique<CudaBackend>(config, limits);
+  WEIR_TRY(backend->Open(options));
+  return std::unique_ptr<Backend>(std::move(backend));
+}
+
+}  // namespace weir

@@ -1,0 +1,432 @@
+#include "engine/cuda_compute.h"
+
+#include <algorithm>
+#include <array>
+#include <deque>
+
+#include "engine/cuda_inputs.h"
+#include "engine/cuda_layout.h"
+#include "engine/cuda_recorder.h"
+#include "kernels/cpu/rope.h"
+#include "kernels/cuda/fill.h"
+
+namespace weir {
+namespace {
+
+Status FromCuda(cudaError_t error, const char* what) {
+  return ToStatus(cuda::LaunchStatus::Of(error, what));
+}
+
+// Row counts for which the products of eager steps get algorithms of their own.
+std::vector<uint32_t> RowBuckets(const std::vector<uint32_t>& decode, uint32_t max_rows) {
+  std::vector<uint32_t> buckets = decode;
+  uint32_t b = buckets.empty() ? 1 : buckets.back();
+  while (b < max_rows) {
+    b += b < 512 ? 64 : b < 2048 ? 256 : 1024;
+    buckets.push_back(std::min(b, max_rows));
+  }
+  return buckets;
+}
+
+struct GraphDeleter {
+  void operator()(cudaGraphExec_t graph) const { (void)cudaGraphExecDestroy(graph); }
+};
+using Graph = std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, GraphDeleter>;
+
+// A decode step of up to |bucket| sequences.
+struct CapturedStep {
+  uint32_t bucket = 0;
+  cuda::AttentionPlan plan;
+  Graph graph;
+};
+
+}  // namespace
+
+struct CudaCompute::Impl {
+  // What one step under way needs of the host.
+  struct Slot {
+    CudaInputs inputs;
+    PinnedBuffer outputs, decode_int, prefill_int;
+    cudaEvent_t done = nullptr;
+    CudaStepShape shape;
+    StepGates* gates = nullptr;
+    bool behind_another = false;  // submitted while the one before it was under way
+    std::vector<int32_t> logprobs;  // by logit row: how many top ones were asked for; -1: none
+    std::vector<uint8_t> sampled;   // by logit row
+  };
+
+  Impl(const ModelConfig& c, const ComputeLimits& l, const WeightMap& m, const Memory& mem,
+       const Options& o)
+      : config(c), limits(l), map(m), memory(mem), options(o) {}
+  ~Impl() {
+    if (memory.stream != nullptr) (void)cudaStreamSynchronize(memory.stream);
+    for (Slot& s : slots) {
+      if (s.done != nullptr) (void)cudaEventDestroy(s.done);
+    }
+  }
+
+  Status Use() const { return FromCuda(cudaSetDevice(options.device), "cudaSetDevice"); }
+  std::byte* scratch() const { return reinterpret_cast<std::byte*>(memory.scratch); }
+  Status Build(const std::function<void(uint64_t, uint64_t)>& progress);
+  Status MakeSlots();
+  Status FillRopeTables();
+  Status Capture(uint32_t bucket);
+  Status Plan(Slot& slot, CapturedStep* captured, cuda::AttentionPlan* decode,
+              cuda::AttentionPlan* prefill);
+  Status Upload(const Slot& slot);
+  Status Download(const Slot& slot);
+  CapturedStep* StepOf(uint32_t bucket);
+  void ReadSamples(const Slot& slot, StepOutcome* outcome) const;
+
+  const ModelConfig config;
+  const ComputeLimits limits;
+  const WeightMap map;
+  const Memory memory;
+  const Options options;
+  CudaLayout layout;
+  std::unique_ptr<cuda::GemmPlanner> gemm;
+  std::unique_ptr<CudaRecorder> recorder;
+  std::vector<CapturedStep> captured;
+  std::array<Slot, 2> slots;
+  uint64_t submitted = 0, collected = 0;
+  uint32_t recordings = 0;
+  uint64_t graph_bytes = 0;
+  std::string gpu;
+  uint64_t last_end_ns = 0;
+};
+
+// --- Making --------------------------------------------------------------------------------------
+
+Result<uint64_t> CudaCompute::ScratchBytes(const ModelConfig& config, const WeightMap& map,
+                                           const ComputeLimits& limits) {
+  const CudaLayout layout = WEIR_TRY(CudaLayout::Make(config, map, limits));
+  return layout.bytes;
+}
+
+uint64_t CudaCompute::KvBlockBytes(const ModelConfig& config, const WeightMap& map) {
+  return static_cast<uint64_t>(CudaKvLayoutOf(config, map).BlockBytes());
+}
+
+Status CudaCompute::MakeWeights(WeightPager& pager, Driver& driver, StreamId stream_id,
+                                CUstream_st* stream, VirtAddr scratch, uint64_t bytes,
+                                uint64_t offset, uint64_t count, uint64_t seed, float scale) {
+  const uint64_t per_piece = AlignDown(bytes, 4096) / sizeof(cuda::Bf16);
+  for (uint64_t at = 0; at < count; at += per_piece) {
+    const uint64_t n = std::min(per_piece, count - at);
+    WEIR_TRY(ToStatus(cuda::FillNormal({.dst = reinterpret_cast<cuda::Bf16*>(scratch),
+                                        .count = static_cast<int64_t>(n),
+                                        .seed = seed,
+                                        .first_index = at,
+                                        .scale = scale},
+                                       {.stream = stream})));
+    WEIR_TRY(pager.WriteFrom(stream_id, offset + at * 2, n * 2, scratch));
+  }
+  const EventId made = WEIR_TRY(driver.Record(stream_id));
+  return driver.Wait(made);
+}
+
+CudaCompute::CudaCompute(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+CudaCompute::~CudaCompute() = default;
+
+Result<std::unique_ptr<CudaCompute>> CudaCompute::Create(
+    const ModelConfig& config, const ComputeLimits& limits, const WeightMap& map,
+    const Memory& memory, const Options& options,
+    const std::function<void(uint64_t, uint64_t)>& progress) {
+  auto impl = std::make_unique<Impl>(config, limits, map, memory, options);
+  WEIR_TRY(impl->Build(progress));
+  return std::unique_ptr<CudaCompute>(new CudaCompute(std::move(impl)));
+}
+
+Status CudaCompute::Impl::Build(const std::function<void(uint64_t, uint64_t)>& progress) {
+  WEIR_TRY(Use());
+  cudaDeviceProp properties = {};
+  WEIR_TRY(FromCuda(cudaGetDeviceProperties(&properties, options.device), "the device"));
+  gpu = properties.name;
+  layout = WEIR_TRY(CudaLayout::Make(config, map, limits));
+  WEIR_TRY(FromCuda(cudaMemsetAsync(scratch(), 0, layout.bytes, memory.stream), "step buffers"));
+  WEIR_TRY(FillRopeTables());
+  WEIR_TRY(MakeSlots());
+
+  cuda::KvPool kv{.base = reinterpret_cast<cuda::Bf16*>(memory.kv),
+                  .block_stride = static_cast<int64_t>(memory.kv_block_stride / 2),
+                  .layout = CudaKvLayoutOf(config, map)};
+  recorder = std::make_unique<CudaRecorder>(config, limits, map, layout,
+                                            reinterpret_cast<std::byte*>(memory.weights), kv,
+                                            scratch(), reinterpret_cast<uint64_t*>(memory.produced),
+                                            reinterpret_cast<uint64_t*>(memory.consumed),
+                                            memory.stream);
+  WEIR_TRY(ToStatus(cuda::GemmPlanner::Create({.workspace = scratch() + layout.gemm_workspace,
+                                               .workspace_bytes = kGemmWorkspaceBytes,
+                                               .candidates = 6,
+                                               .rounds = 3},
+                                              &gemm)));
+  // Choices of another library version or GPU are of no use; then they are made anew.
+  if (!options.algorithms.empty()) (void)gemm->Import(options.algorithms);
+  const std::vector<uint32_t> rows = RowBuckets(layout.decode_buckets, limits.max_rows);
+  const uint64_t total = rows.size() + layout.decode_buckets.size();
+  uint64_t done = 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const bool decode = i < layout.decode_buckets.size();
+    WEIR_TRY(recorder->Prepare(*gemm, rows[i], decode ? rows[i] : 0));
+    if (progress) progress(++done, total);
+  }
+  ++recordings;
+  size_t before = 0, after = 0, all = 0;
+  WEIR_TRY(FromCuda(cudaMemGetInfo(&before, &all), "free memory"));
+  for (const uint32_t bucket : layout.decode_buckets) {
+    WEIR_TRY(Capture(bucket).WithContext("capturing the decode step of " + std::to_string(bucket) +
+                                         " sequences"));
+    if (progress) progress(++done, total);
+  }
+  WEIR_TRY(FromCuda(cudaStreamSynchronize(memory.stream), "capturing"));
+  WEIR_TRY(FromCuda(cudaMemGetInfo(&after, &all), "free memory"));
+  graph_bytes = before > after ? before - after : 0;
+  return OkStatus();
+}
+
+Status CudaCompute::Impl::MakeSlots() {
+  for (Slot& s : slots) {
+    s.inputs = WEIR_TRY(CudaInputs::Create(layout));
+    s.outputs = WEIR_TRY(PinnedBuffer::Create(layout.out.bytes));
+    s.decode_int = WEIR_TRY(PinnedBuffer::Create(layout.decode_int_bytes));
+    s.prefill_int = WEIR_TRY(PinnedBuffer::Create(layout.prefill_int_bytes));
+    WEIR_TRY(FromCuda(cudaEventCreateWithFlags(&s.done, cudaEventDisableTiming), "an event"));
+  }
+  return OkStatus();
+}
+
+Status CudaCompute::Impl::FillRopeTables() {
+  const std::vector<float> frequencies = RopeInverseFrequencies(config);
+  const size_t n = size_t{limits.max_context} * (config.head_dim / 2);
+  std::vector<float> cos(n), sin(n);
+  cpu::FillRopeTable(frequencies.data(), config.head_dim / 2, 0, limits.max_context,
+                     RopeAttentionScale(config), cos.data(), sin.data());
+  WEIR_TRY(FromCuda(cudaStreamSynchronize(memory.stream), "rope tables"));
+  WEIR_TRY(FromCuda(cudaMemcpy(scratch() + layout.rope_cos, cos.data(), n * sizeof(float),
+                               cudaMemcpyHostToDevice),
+                    "rope tables"));
+  return FromCuda(cudaMemcpy(scratch() + layout.rope_sin, sin.data(), n * sizeof(float),
+                             cudaMemcpyHostToDevice),
+                  "rope tables");
+}
+
+// Captures with a batch of nothing but padding: the launches depend on the bucket only.
+Status CudaCompute::Impl::Capture(uint32_t bucket) {
+  CapturedStep step;
+  step.bucket = bucket;
+  CudaStepShape shape;
+  shape.bucket = bucket;
+  std::vector<int32_t> q_indptr(bucket + 1), page_indptr(bucket + 1, 0), contexts(bucket, 0);
+  for (uint32_t i = 0; i <= bucket; ++i) q_indptr[i] = static_cast<int32_t>(i);
+  const cuda::PlanRequest request{
+      .kernel = cuda::AttentionKernel::kFa2,
+      .shape = AttentionShapeOf(config, map),
+      .batch = {q_indptr.data(), page_indptr.data(), contexts.data(), static_cast<int32_t>(bucket)},
+      .use = cuda::PlanUse::kDecodeGraph};
+  WEIR_TRY(ToStatus(cuda::PlanAttention(
+      request, recorder->decode_buffers(slots[0].decode_int.At<void>(0)), memory.stream,
+      &step.plan)));
+  WEIR_TRY(FromCuda(cudaStreamSynchronize(memory.stream), "planning"));
+
+  WEIR_TRY(FromCuda(cudaStreamBeginCapture(memory.stream, cudaStreamCaptureModeThreadLocal),
+                    "cudaStreamBeginCapture"));
+  const Status enqueued =
+      recorder->Enqueue(*gemm, shape, {.decode = &step.plan, .prefill = nullptr}, true);
+  cudaGraph_t graph = nullptr;
+  const cudaError_t ended = cudaStreamEndCapture(memory.stream, &graph);
+  Status status = enqueued.ok() ? FromCuda(ended, "cudaStreamEndCapture") : enqueued;
+  if (status.ok()) {
+    cudaGraphExec_t exec = nullptr;
+    status = FromCuda(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
+    step.graph.reset(exec);
+    if (status.ok()) status = FromCuda(cudaGraphUpload(exec, memory.stream), "cudaGraphUpload");
+  }
+  if (graph != nullptr) (void)cudaGraphDestroy(graph);
+  if (status.ok()) captured.push_back(std::move(step));
+  return status;
+}
+
+// --- Running -------------------------------------------------------------------------------------
+
+CapturedStep* CudaCompute::Impl::StepOf(uint32_t bucket) {
+  const auto at = std::lower_bound(captured.begin(), captured.end(), bucket,
+                                   [](const CapturedStep& s, uint32_t b) { return s.bucket < b; });
+  return &*at;
+}
+
+Status CudaCompute::Impl::Plan(Slot& slot, CapturedStep* step, cuda::AttentionPlan* decode,
+                               cuda::AttentionPlan* prefill) {
+  cuda::PlanRequest request{.kernel = cuda::AttentionKernel::kFa2,
+                            .shape = AttentionShapeOf(config, map),
+                            .use = step != nullptr ? cuda::PlanUse::kDecodeGraph
+                                                   : cuda::PlanUse::kEager};
+  if (slot.shape.decode_sequences > 0) {
+    request.batch = slot.inputs.decode(slot.shape, layout);
+    WEIR_TRY(ToStatus(cuda::PlanAttention(
+        request, recorder->decode_buffers(slot.decode_int.At<void>(0)), memory.stream, decode)));
+    if (step != nullptr && !cuda::SameLaunch(*decode, step->plan)) {
+      return BadState("the attention plan of " + std::to_string(step->bucket) +
+                      " sequences is not the captured one");
+    }
+  }
+  if (slot.shape.prefill_sequences > 0) {
+    request.kernel = cuda::PrefillKernel();
+    request.batch = slot.inputs.prefill(slot.shape, layout);
+    WEIR_TRY(ToStatus(cuda::PlanAttention(
+        request, recorder->prefill_buffers(slot.prefill_int.At<void>(0)), memory.stream, prefill)));
+  }
+  return OkStatus();
+}
+
+Status CudaCompute::Impl::Upload(const Slot& slot) {
+  WEIR_TRY(FromCuda(cudaMemcpyAsync(scratch() + layout.inputs, slot.inputs.block(),
+                                    slot.shape.input_bytes, cudaMemcpyHostToDevice, memory.stream),
+                    "uploading a step"));
+  if (slot.shape.edits == 0) return OkStatus();
+  return FromCuda(cudaMemcpyAsync(scratch() + layout.edits, slot.inputs.edits(),
+                                  slot.shape.edits * sizeof(cuda::LogitEdit),
+                                  cudaMemcpyHostToDevice, memory.stream),
+                  "uploading penalties");
+}
+
+Status CudaCompute::Impl::Download(const Slot& slot) {
+  const bool all = slot.shape.wants_top_logprobs || slot.shape.armed;
+  WEIR_TRY(FromCuda(cudaMemcpyAsync(slot.outputs.At<std::byte>(0), scratch() + layout.outputs,
+                                    all ? layout.out.bytes : layout.out.usual_bytes,
+                                    cudaMemcpyDeviceToHost, memory.stream),
+                    "downloading a step"));
+  return FromCuda(cudaEventRecord(slot.done, memory.stream), "ending a step");
+}
+
+Status CudaCompute::Submit(const StepBatch& batch, StepGates& gates) {
+  Impl& m = *impl_;
+  WEIR_CHECK(batch.rows() > 0 && batch.rows() <= m.limits.max_rows, "step rows");
+  WEIR_CHECK(batch.sequences.size() <= m.limits.max_sequences, "step sequences");
+  WEIR_CHECK(m.submitted - m.collected < depth(), "collect a step first");
+  WEIR_TRY(m.Use());
+  Impl::Slot& slot = m.slots[m.submitted % m.slots.size()];
+  slot.shape = WEIR_TRY(slot.inputs.Fill(batch, gates.device_gates(), m.layout));
+  slot.gates = &gates;
+  slot.behind_another = m.submitted != m.collected;
+  slot.logprobs.clear();
+  slot.sampled.clear();
+  for (const StepSequence& s : batch.sequences) {
+    if (!s.wants_logits) continue;
+    slot.logprobs.push_back(s.sample.params != nullptr ? s.sample.params->logprobs : -1);
+    slot.sampled.push_back(s.sample.params != nullptr ? 1 : 0);
+  }
+  CapturedStep* step = slot.shape.bucket > 0 ? m.StepOf(slot.shape.bucket) : nullptr;
+  WEIR_TRY(m.Upload(slot));
+  cuda::AttentionPlan decode, prefill;
+  WEIR_TRY(m.Plan(slot, step, &decode, &prefill));
+  if (step != nullptr) {
+    WEIR_TRY(FromCuda(cudaGraphLaunch(step->graph.get(), m.memory.stream), "cudaGraphLaunch"));
+  } else {
+    WEIR_TRY(m.recorder->Enqueue(
+        *m.gemm, slot.shape,
+        {.decode = slot.shape.decode_sequences > 0 ? &decode : nullptr,
+         .prefill = slot.shape.prefill_sequences > 0 ? &prefill : nullptr},
+        false));
+  }
+  WEIR_TRY(m.Download(slot));
+  ++m.submitted;
+  return OkStatus();
+}
+
+Status CudaCompute::Collect(StepOutcome* outcome) {
+  Impl& m = *impl_;
+  *outcome = {};
+  WEIR_CHECK(m.collected < m.submitted, "no step is under way");
+  Impl::Slot& slot = m.slots[m.collected++ % m.slots.size()];
+  WEIR_TRY(m.Use());
+  WEIR_TRY(FromCuda(cudaEventSynchronize(slot.done), "a step"));
+  const cuda::StepLog& log = *slot.outputs.At<cuda::StepLog>(m.layout.out.log);
+  outcome->compute_ns = log.end_ns - log.begin_ns;
+  if (slot.behind_another) {
+    outcome->idle_before_ns = log.begin_ns > m.last_end_ns ? log.begin_ns - m.last_end_ns : 0;
+  }
+  m.last_end_ns = log.end_ns;
+  if (slot.shape.armed) {
+    WEIR_TRY(slot.gates->Report({.passed = log.passed,
+                                 .departed = log.departed,
+                                 .faults = log.faults,
+                                 .failed_gate = log.failed_gate,
+                                 .stall_ns = log.stall_ns,
+                                 .max_stall_ns = log.max_stall_ns}));
+  }
+  m.ReadSamples(slot, outcome);
+  return OkStatus();
+}
+
+void CudaCompute::Impl::ReadSamples(const Slot& slot, StepOutcome* outcome) const {
+  const auto* results = slot.outputs.At<cuda::SampleResult>(layout.out.results);
+  outcome->samples.reserve(slot.shape.logit_rows);
+  for (uint32_t row = 0; row < slot.shape.logit_rows; ++row) {
+    if (slot.sampled[row] == 0) continue;
+    const cuda::SampleResult& r = results[row];
+    switch (r.error) {
+      case cuda::SampleError::kNone: break;
+      case cuda::SampleError::kNan:
+        outcome->samples.emplace_back(
+            DataLoss("the model produced a logit that is not a number"));
+        continue;
+      case cuda::SampleError::kInfinite:
+        outcome->samples.emplace_back(DataLoss("the model produced an infinite logit"));
+        continue;
+      case cuda::SampleError::kNothingPossible:
+        outcome->samples.emplace_back(
+            DataLoss("no token is possible: every logit is -infinity"));
+        continue;
+    }
+    SampledToken token{.token = r.token, .logprob = r.logprob};
+    const size_t first = size_t{row} * cuda::kMaxTopLogprobs;
+    for (int32_t i = 0; i < slot.logprobs[row]; ++i) {
+      const int32_t id = slot.outputs.At<int32_t>(layout.out.top_tokens)[first + static_cast<size_t>(i)];
+      if (id < 0) break;
+      token.top.push_back(
+          {id, slot.outputs.At<float>(layout.out.top_logprobs)[first + static_cast<size_t>(i)]});
+    }
+    outcome->samples.emplace_back(std::move(token));
+  }
+}
+
+Result<std::vector<float>> CudaCompute::ReadLogits(uint32_t row) {
+  Impl& m = *impl_;
+  WEIR_TRY(m.Use());
+  if (m.collected != m.submitted) return BadState("a step is under way");
+  std::vector<float> logits(m.config.vocab_size);
+  WEIR_TRY(FromCuda(
+      cudaMemcpy(logits.data(),
+                 m.scratch() + m.layout.logits + uint64_t{row} * m.config.vocab_size * sizeof(float),
+                 logits.size() * sizeof(float), cudaMemcpyDeviceToHost),
+      "reading logits"));
+  return logits;
+}
+
+// --- Looking -------------------------------------------------------------------------------------
+
+const ComputeLimits& CudaCompute::limits() const {
+  return impl_->limits;
+}
+
+uint64_t CudaCompute::RecordedPointersDigest() const {
+  return impl_->recorder->pointer_digest();
+}
+
+uint32_t CudaCompute::recordings() const {
+  return impl_->recordings;
+}
+
+std::string CudaCompute::description() const {
+  return "cuda " + impl_->gpu + ", " + std::to_string(impl_->captured.size()) + " captured steps";
+}
+
+std::string CudaCompute::algorithms() const {
+  return impl_->gemm->Export();
+}
+
+uint64_t CudaCompute::graph_bytes() const {
+  return impl_->graph_bytes;
+}
+
+}  // namespace weir

@@ -1,0 +1,138 @@
+// The CUDA back-end against itself while weights move. Skipped, with the reason, where there is no
+// GPU.
+#include <fstream>
+#include <map>
+#include <random>
+
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include "engine/cuda_compute.h"
+#include "engine/engine.h"
+
+namespace weir {
+namespace {
+
+int Devices() {
+  int devices = 0;
+  return cudaGetDeviceCount(&devices) == cudaSuccess ? devices : 0;
+}
+
+using Tokens = std::map<RequestId, std::vector<int32_t>>;
+
+Tokens Finish(Engine& engine) {
+  Tokens got;
+  for (;;) {
+    const auto more = engine.Step();
+    EXPECT_TRUE(more.ok()) << more.status().ToString();
+    if (!more.ok()) break;
+    for (const GenerationOutput& out : engine.TakeOutputs()) {
+      EXPECT_TRUE(out.error.ok()) << out.error.ToString();
+      for (const SampledToken& t : out.tokens) got[out.id].push_back(t.token);
+    }
+    if (!*more) break;
+  }
+  return got;
+}
+
+constexpr char kMadeUp[] = R"({
+  "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+  "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12,
+  "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 8192,
+  "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+  "tie_word_embeddings": false, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2})";
+
+class CudaSluiceTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (Devices() == 0) GTEST_SKIP() << "no CUDA device";
+    config_ = ::testing::TempDir() + "/weir_cuda_sluice_config.json";
+    std::ofstream(config_) << kMadeUp;
+  }
+
+  struct Outcome {
+    Tokens tokens;
+    CoreStats stats;
+    WeightPagerStats pager;
+  };
+
+  // The same requests in the same order, with room for all: every policy gives the same schedule.
+  Outcome Run(const std::string& policy, BackingChoice backing) {
+    EngineOptions options;
+    options.model = config_;
+    options.dummy_weights = true;
+    options.device = DeviceKind::kCuda;
+    options.kv_cache_bytes = 256 * kMiB;
+    options.max_num_seqs = 24;
+    options.max_num_batched_tokens = 256;
+    options.max_model_len = 1024;
+    options.policy = policy;
+    options.backing = backing;
+    options.gemm_algorithms = algorithms_;
+    auto opened = Engine::Open(options);
+    EXPECT_TRUE(opened.ok()) << opened.status().ToString();
+    if (!opened.ok()) return {};
+    Engine& engine = **opened;
+    auto& compute = dynamic_cast<CudaCompute&>(engine.compute());
+    if (algorithms_.empty()) algorithms_ = compute.algorithms();
+    const uint64_t pointers = compute.RecordedPointersDigest();
+    std::mt19937 random(7);
+    for (int i = 0; i < 32; ++i) {
+      GenerationRequest request;
+      request.prompt_tokens.resize(20 + random() % 300);
+      for (int32_t& t : request.prompt_tokens) t = static_cast<int32_t>(random() % 8192);
+      request.sampling.temperature = i % 3 == 0 ? 0.0 : 0.8;
+      request.sampling.top_p = i % 4 == 1 ? 0.9 : 1.0;
+      request.sampling.top_k = i % 5 == 2 ? 40 : 0;
+      request.sampling.seed = static_cast<uint64_t>(i);
+      request.sampling.repetition_penalty = i == 31 ? 1.1 : 1.0;
+      request.sampling.max_tokens = 40 + static_cast<uint32_t>(random() % 60);
+      request.sampling.ignore_eos = true;
+      EXPECT_TRUE(engine.Submit(std::move(request)).ok());
+    }
+    Outcome outcome;
+    outcome.tokens = Finish(engine);
+    outcome.stats = engine.core().stats();
+    outcome.pager = engine.core().memory().weights().stats();
+    EXPECT_EQ(compute.recordings(), 1U);
+    EXPECT_EQ(compute.RecordedPointersDigest(), pointers);
+    EXPECT_EQ(outcome.stats.failed_steps, 0U) << engine.core().last_border_error().ToString();
+    const Status sound = engine.core().CheckIntegrity();
+    EXPECT_TRUE(sound.ok()) << sound.ToString();
+    std::printf("%s: %lu steps, %lu border moves, %lu gates, %lu faults, stall %.1f ms, %.1f MiB\n",
+                policy.c_str(), outcome.stats.steps, outcome.stats.border_moves,
+                outcome.pager.gate_arrivals, outcome.pager.faults,
+                static_cast<double>(outcome.pager.stall_ns) * 1e-6,
+                static_cast<double>(outcome.pager.bytes_copied) / (1 << 20));
+    return outcome;
+  }
+
+  std::string config_;
+  std::string algorithms_;
+};
+
+TEST_F(CudaSluiceTest, TheSameScheduleGivesTheSameTokensWhateverIsAway) {
+  const Outcome resident = Run("resident", BackingChoice::kHost);
+  ASSERT_EQ(resident.tokens.size(), 32U);
+  std::vector<BackingChoice> backings{BackingChoice::kHost};
+  if (Devices() > 1) backings.push_back(BackingChoice::kPeer);
+  for (const BackingChoice backing : backings) {
+    for (const char* policy : {"fixed{granules_per_layer=1}", "fixed{granules_per_layer=4}",
+                               "stress_random{hold_steps=0; seed=3}"}) {
+      SCOPED_TRACE(policy);
+      const Outcome moved = Run(policy, backing);
+      EXPECT_EQ(moved.tokens, resident.tokens);
+      EXPECT_EQ(moved.stats.steps, resident.stats.steps);
+      EXPECT_GT(moved.stats.border_moves, 0U);
+      EXPECT_GT(moved.pager.bytes_copied, 0U);
+    }
+  }
+}
+
+TEST_F(CudaSluiceTest, TwoRunsGiveTheSameTokens) {
+  const Outcome first = Run("resident", BackingChoice::kNone);
+  EXPECT_EQ(Run("resident", BackingChoice::kNone).tokens, first.tokens);
+}
+
+}  // namespace
+}  // namespace weir
