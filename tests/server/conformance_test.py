@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Starts `weir serve` with the default model and a key, and runs conformance.py against it with the
 official client from PyPI. Skipped where WEIR_SMOLLM2_GGUF names no model or PyPI cannot be reached.
-Usage: conformance_test.py WEIR"""
+Usage: conformance_test.py WEIR, or --prepare to fetch the client only"""
 import os
 import pathlib
 import subprocess
@@ -15,6 +15,9 @@ KEY = "conformance-key"
 
 def main():
     weir = sys.argv[1]
+    if weir == "--prepare":
+        serving.venv("conformance", HERE / "openai-requirements.txt", hashes=True)
+        return 0
     model = os.environ.get("WEIR_SMOLLM2_GGUF")
     if not model:
         serving.skip("WEIR_SMOLLM2_GGUF does not name the default model (tools/get_model.sh)")
