@@ -287,6 +287,21 @@ TEST(AsyncEngine, AnAbortEndsADrainAtOnce) {
   EXPECT_TRUE(sink->ended());
 }
 
+TEST(AsyncEngine, WhatAnAbortEndedDidNotEndInTimeHoweverSoonItWasGone) {
+  Server s;
+  const auto sink = s.MustSend(1'000'000'000);
+  s.engine->Abort();
+  sink->AwaitEnd();
+  ASSERT_TRUE(Eventually([&] { return s.engine->stats().unfinished == 0; }));
+  EXPECT_FALSE(s.engine->Drain(3600 * kSecond));
+}
+
+TEST(AsyncEngine, AnAbortWithNothingToDoIsACleanEnd) {
+  Server s;
+  s.engine->Abort();
+  EXPECT_TRUE(s.engine->Drain(3600 * kSecond));
+}
+
 TEST(AsyncEngine, TheDestructorGivesEverySinkItsEnd) {
   std::vector<std::shared_ptr<Gather>> sinks;
   std::optional<Admission> outlives;
