@@ -10,6 +10,13 @@
 namespace weir {
 namespace {
 
+// A preemption throws away a sequence's KV, which costs some hundred tokens of prefill; a block kept
+// free costs a share of one sequence. In a steady overload (ShareGPT's lengths, KV of 30 to 100
+// sequences) these settle near one block a sequence. docs/performance.md has the measurement.
+constexpr double kHeadroomRise = 0.1;
+constexpr double kHeadroomMost = 4;
+constexpr double kHeadroomFall = 1.0 / 512;
+
 uint32_t BlocksFor(uint32_t tokens) {
   return static_cast<uint32_t>(CeilDiv(tokens, kBlockTokens));
 }
@@ -60,6 +67,7 @@ void Scheduler::ReleaseBlocks(Sequence& sequence) {
 
 void Scheduler::Preempt(Sequence* sequence) {
   ++stats_.preemptions;
+  headroom_ = std::min(kHeadroomMost, headroom_ + kHeadroomRise);
   ++sequence->preemptions;
   stats_.recomputed_tokens += sequence->computed;
   running_.erase(running_.iterator_to(*sequence));
@@ -93,6 +101,7 @@ uint32_t Scheduler::ChunkOf(const Sequence& sequence, uint32_t budget) const {
 std::vector<ScheduledSequence> Scheduler::Schedule() {
   std::vector<ScheduledSequence> batch;
   uint32_t budget = options_.max_batched_tokens;
+  headroom_ -= headroom_ * kHeadroomFall;
   const uint64_t preemptions = stats_.preemptions;
   ScheduleRunning(&budget, &batch);
   // After a preemption nothing is admitted: its blocks belong to those already running.
@@ -141,8 +150,9 @@ void Scheduler::AdmitWaiting(uint32_t* budget, std::vector<ScheduledSequence>* b
     // half-prefilled sequences would preempt each other.
     const uint32_t need =
         BlocksFor(sequence.length()) - static_cast<uint32_t>(sequence.blocks.size());
-    if (blocks_.counts().free < need) grow_(need - blocks_.counts().free);
-    if (blocks_.available() < need || !ReserveBlocks(sequence, hit + chunk)) {
+    const auto spare = static_cast<uint32_t>(headroom_ * static_cast<double>(running_.size()));
+    if (blocks_.counts().free < need + spare) grow_(need + spare - blocks_.counts().free);
+    if (blocks_.available() < need + spare || !ReserveBlocks(sequence, hit + chunk)) {
       ReleaseBlocks(sequence);
       return;
     }

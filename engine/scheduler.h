@@ -3,7 +3,8 @@
 // Continuous batching with chunked prefill (Orca, OSDI'22; Sarathi-Serve, OSDI'24; the token-budget
 // form of vLLM V1): running sequences first, in order of admission, then waiting ones while token
 // budget, sequence slots and KV blocks last. A sequence that cannot get the blocks of its next
-// tokens preempts the last admitted one; a preempted sequence is recomputed.
+// tokens preempts the last admitted one; a preempted sequence is recomputed. Where that happens
+// again and again, admission keeps some blocks free for those already running to grow into.
 // Blocks are allocated here, before the step is submitted: a running sequence cannot run out of KV
 // in the middle of a step. Engine thread only; pure bookkeeping.
 #pragma once
@@ -107,6 +108,9 @@ class Scheduler {
   SchedulerOptions options_;
   GrowFn grow_;
   KvDemand demand_;
+  // Blocks to be left free at an admission, for each running sequence: rises with every preemption
+  // and falls with every step.
+  double headroom_ = 0;
   Queue waiting_;
   Queue running_;  // in order of admission
   SchedulerStats stats_;

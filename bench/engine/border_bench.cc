@@ -3,6 +3,7 @@
 //
 //   weir_border_bench MODEL [--dummy] [--device cuda] [--backing peer] [--budget BYTES]
 //                     [--batch N] [--context N] [--steps N] [--granules 0,2,4,...] [--tokens N]
+//                     [--ring N]
 //
 // Each row: granules away from each layer, bytes streamed a step, the step's time (median, p99),
 // the time it waited in gates, what the link delivered, and how long the move to this border took.
@@ -70,6 +71,8 @@ bool Parse(int argc, char** argv, Args* args) {
       args->context = small;
     } else if (flag == "--steps") {
       args->steps = small;
+    } else if (flag == "--ring") {
+      e.ring_slots = small;
     } else if (flag == "--tokens") {
       e.max_num_batched_tokens = small;
     } else if (flag == "--granules") {
@@ -176,7 +179,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr,
                  "usage: weir_border_bench MODEL [--dummy] [--device cuda|cpu] [--backing peer|host] "
                  "[--budget BYTES] [--batch N] [--context N] [--steps N] [--tokens N] "
-                 "[--granules 0,2,4]\n");
+                 "[--granules 0,2,4] [--ring N]\n");
     return 2;
   }
   const weir::Status status = weir::Run(args);
