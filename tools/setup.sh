@@ -6,7 +6,7 @@ set -euo pipefail
 build_packages=(g++ cmake ninja-build ccache pkg-config python3 python3-pip
   libboost-dev libcli11-dev libfmt-dev libnuma-dev libpcre2-dev libspdlog-dev libssl-dev libtomlplusplus-dev
   liburing-dev libxxhash-dev nlohmann-json3-dev)
-test_packages=(git libgtest-dev librapidcheck-dev clang libclang-rt-dev clang-format)
+test_packages=(git libgtest-dev librapidcheck-dev clang libclang-rt-dev clang-format python3-venv)
 
 wanted=("${build_packages[@]}")
 [ "${1:-build}" = test ] && wanted+=("${test_packages[@]}")

@@ -12,15 +12,11 @@
 #include <thread>
 #include <vector>
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <pthread.h>
-#include <sys/epoll.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <time.h>
-#include <unistd.h>
 
+#include "bench/server/stream_client.h"
 #include "engine/server/http.h"
 
 namespace {
@@ -48,60 +44,6 @@ double ThreadCpuSeconds(std::thread& thread) {
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
 }
 
-struct Stream {
-  int fd = -1;
-  Clock::time_point began;
-  double first_byte_s = -1;
-  std::string tail;
-};
-
-// Connects all, sends the requests, reads until every stream ended. Returns how many failed.
-size_t RunClient(uint16_t port, std::vector<Stream>& streams, double& cpu_s) {
-  const int poll = epoll_create1(0);
-  sockaddr_in to = {};
-  to.sin_family = AF_INET;
-  to.sin_port = htons(port);
-  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  const std::string request = "GET /stream HTTP/1.1\r\nHost: bench\r\n\r\n";
-  size_t failed = 0, open = 0;
-  for (size_t i = 0; i < streams.size(); ++i) {
-    Stream& stream = streams[i];
-    stream.began = Clock::now();
-    stream.fd = socket(AF_INET, SOCK_STREAM, 0);
-    const bool sent = connect(stream.fd, reinterpret_cast<sockaddr*>(&to), sizeof(to)) == 0 &&
-                      send(stream.fd, request.data(), request.size(), MSG_NOSIGNAL) ==
-                          static_cast<ssize_t>(request.size());
-    epoll_event event = {.events = EPOLLIN, .data = {.u64 = i}};
-    if (!sent || epoll_ctl(poll, EPOLL_CTL_ADD, stream.fd, &event) != 0) {
-      ++failed;
-    } else {
-      ++open;
-    }
-  }
-  std::vector<char> bytes(64 << 10);
-  while (open > 0) {
-    epoll_event events[256];
-    const int ready = epoll_wait(poll, events, 256, 10'000);
-    if (ready <= 0) return failed + open;
-    for (int i = 0; i < ready; ++i) {
-      Stream& stream = streams[events[i].data.u64];
-      const ssize_t got = recv(stream.fd, bytes.data(), bytes.size(), 0);
-      if (got > 0 && stream.first_byte_s < 0) {
-        stream.first_byte_s = Seconds(Clock::now() - stream.began);
-      }
-      if (got > 0) stream.tail.append(bytes.data(), static_cast<size_t>(got));
-      if (stream.tail.size() > 5) stream.tail.erase(0, stream.tail.size() - 5);
-      if (got > 0 && stream.tail != "0\r\n\r\n") continue;
-      if (got <= 0) ++failed;
-      close(stream.fd);
-      --open;
-    }
-  }
-  close(poll);
-  cpu_s = CpuSeconds(RUSAGE_THREAD);
-  return failed;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -119,7 +61,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", server.status().ToString().c_str());
     return 1;
   }
-  std::vector<Stream> streams(connections);
+  std::vector<weir::bench::StreamResult> streams(connections);
   size_t failed = 0;
   double client_cpu_s = 0;
   const auto count = [&] {
@@ -127,7 +69,10 @@ int main(int argc, char** argv) {
     return exchanges.size();
   };
   const uint16_t port = (*server)->port();
-  std::thread client([&] { failed = RunClient(port, streams, client_cpu_s); });
+  std::thread client([&] {
+    const std::string request = "GET /stream HTTP/1.1\r\nHost: bench\r\n\r\n";
+    failed = weir::bench::RunStreams(port, request, streams, client_cpu_s);
+  });
   const Clock::time_point give_up = Clock::now() + std::chrono::seconds(20);
   while (count() < connections && Clock::now() < give_up) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -156,15 +101,14 @@ int main(int argc, char** argv) {
   const double server_cpu =
       CpuSeconds(RUSAGE_SELF) - cpu_before - (client_cpu_s - client_cpu_before);
   std::vector<double> first;
-  for (const Stream& stream : streams) first.push_back(stream.first_byte_s);
-  std::sort(first.begin(), first.end());
+  for (const auto& stream : streams) first.push_back(stream.first_byte_s);
   const double total = static_cast<double>(writes * exchanges.size());
   std::printf(
       "{\"connections\": %zu, \"writes\": %.0f, \"failed\": %zu, \"held\": %zu, \"wall_s\": %.3f, "
       "\"writes_per_s\": %.0f, \"server_cpu_s\": %.3f, \"writes_per_server_core_s\": %.0f, "
       "\"first_byte_p50_ms\": %.1f, \"first_byte_p99_ms\": %.1f}\n",
       connections, total, failed, held, wall, total / wall, server_cpu, total / server_cpu,
-      first[first.size() / 2] * 1e3, first[first.size() * 99 / 100] * 1e3);
+      weir::bench::Percentile(first, 50) * 1e3, weir::bench::Percentile(first, 99) * 1e3);
   exchanges.clear();
   return failed == 0 ? 0 : 1;
 }

@@ -54,17 +54,16 @@ void Answer::Report() {
   if (context_->options.on_request_end) context_->options.on_request_end(record_);
 }
 
-void Answer::Reply(HttpResponse response) {
+void Answer::Reply(HttpResponse response, const std::string& error) {
   if (!Complete(response.status)) return;
+  record_.error = error;
   response.headers.emplace_back("x-request-id", record_.request_id);
   exchange_->Reply(std::move(response));
   Report();
 }
 
 void Answer::Fail(const ApiError& error) {
-  if (complete()) return;
-  record_.error = error.message;
-  Reply(ErrorResponse(error, context_->options.retry_after_s));
+  Reply(ErrorResponse(error, context_->options.retry_after_s), error.message);
 }
 
 void Answer::BeginStream() {
@@ -74,9 +73,11 @@ void Answer::BeginStream() {
                           {"x-request-id", record_.request_id}});
 }
 
-void Answer::EndStream() {
+void Answer::EndStream(std::string last, const std::string& error) {
+  // In this order, so that whoever left before the end is a client that left.
+  if (!exchange_->EndStreamWith(std::move(last))) return ClientLeft();
   if (!Complete(200)) return;
-  exchange_->EndStream();
+  record_.error = error;
   Report();
 }
 

@@ -27,7 +27,8 @@ struct ApiContext {
 };
 
 // Represents the answer to one request: its id, its record, and the right to complete it once.
-// Thread-safe as HttpExchange is; the record's fields are written by one thread at a time.
+// Thread-safe as HttpExchange is. Status and error of the record are written by whoever completes
+// the answer; its other fields by one thread at a time, and not while another one completes it.
 class Answer {
  public:
   Answer(std::shared_ptr<ApiContext> context, std::shared_ptr<HttpExchange> exchange);
@@ -40,11 +41,11 @@ class Answer {
   HttpExchange& exchange() const { return *exchange_; }
   RequestRecord& record() { return record_; }
 
-  void Reply(HttpResponse response);
+  void Reply(HttpResponse response, const std::string& error = {});
   void Fail(const ApiError& error);
   void BeginStream();
-  // Ends a stream: status is that of |record|.
-  void EndStream();
+  // Ends a stream with |last|. An error that |last| tells goes into the record.
+  void EndStream(std::string last, const std::string& error = {});
   void Abort(unsigned status, std::string why);
   void ClientLeft();
   bool complete() const { return complete_.load(); }

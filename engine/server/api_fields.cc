@@ -77,7 +77,8 @@ constexpr FieldSpec kFields[] = {
     {"frequency_penalty", kGenerate, FieldKind::kNumber, -2, 2, false, "",
      "subtracted once for each time a token was generated before",
      WEIR_SET(sampling.frequency_penalty, double)},
-    {"repetition_penalty", kGenerate, FieldKind::kNumber, 0, 2, true, "",
+    // Far smaller ones would make logits infinite.
+    {"repetition_penalty", kGenerate, FieldKind::kNumber, 0.01, 2, false, "",
      "divides (or multiplies, if negative) the logits of tokens in prompt and output",
      WEIR_SET(sampling.repetition_penalty, double)},
     {"seed", kGenerate, FieldKind::kCustom, 0, 0, false,

@@ -62,7 +62,10 @@ std::optional<ApiError> GenerationCall::Accept(ApiRequest* request,
                                                std::vector<std::unique_ptr<QueuePlace>>* places) {
   const ServedModel& model = context_.model;
   const RequestLimits limits{model.vocab_size, model.max_model_len};
-  if (auto error = ParseRequest(endpoint_, answer_->request().body, limits, request)) return error;
+  // Not kept while tokens are generated.
+  if (auto error = ParseRequest(endpoint_, answer_->exchange().TakeBody(), limits, request)) {
+    return error;
+  }
   if (!request->model.empty() && request->model != model.id) {
     return ApiError{404, "the model is not served here; GET /v1/models lists what is", "model",
                     "model_not_found"};
@@ -153,24 +156,29 @@ std::vector<uint64_t> GenerationCall::Deliver(size_t index, GenerationOutput& ou
   choice.cached_tokens = output.cached_tokens;
   choice.finish = output.finished ? output.reason : FinishReason::kNone;
   if (output.finished) --unfinished_;
+  std::string events;
   if (request_.stream) {
-    if (!WriteChunks(choice, index, output)) {
-      answer_->Abort(499, "the client left or read too slowly");
-      return Close();
-    }
+    events = Events(choice, index, output);
   } else {
     Collect(choice, index, output);
   }
-  if (unfinished_ == 0) Finish();
+  if (unfinished_ == 0) {
+    Finish(std::move(events));
+  } else if (request_.stream && !answer_->exchange().Write(std::move(events))) {
+    RecordUsage();
+    answer_->Abort(499, "the client left or read too slowly");
+    return Close();
+  }
   return {};
 }
 
 // One event a token, also for tokens without text: clients count them.
-bool GenerationCall::WriteChunks(Choice& choice, size_t index, const GenerationOutput& output) {
+std::string GenerationCall::Events(Choice& choice, size_t index, const GenerationOutput& output) {
   if (!streaming_) {
     answer_->BeginStream();
     streaming_ = true;
   }
+  std::string out;
   const size_t events = std::max<size_t>(output.tokens.size(), output.finished ? 1 : 0);
   const PreparedPrompt& prompt = prompts_[index / request_.n];
   for (size_t i = 0; i < events; ++i) {
@@ -192,11 +200,9 @@ bool GenerationCall::WriteChunks(Choice& choice, size_t index, const GenerationO
     if (last) chunk.finish = choice.finish;
     choice.started = true;
     const Usage usage = request_.continuous_usage ? TotalUsage() : Usage{};
-    std::string event;
-    format_->AppendChunk(chunk, request_.continuous_usage ? &usage : nullptr, &event);
-    if (!answer_->exchange().Write(std::move(event))) return false;
+    format_->AppendChunk(chunk, request_.continuous_usage ? &usage : nullptr, &out);
   }
-  return true;
+  return out;
 }
 
 void GenerationCall::Collect(Choice& choice, size_t index, const GenerationOutput& output) {
@@ -210,20 +216,14 @@ void GenerationCall::Collect(Choice& choice, size_t index, const GenerationOutpu
   }
 }
 
-// Every choice has ended well.
-void GenerationCall::Finish() {
+// Every choice has ended well. |last_events| of a stream have not been written yet.
+void GenerationCall::Finish(std::string last_events) {
   done_ = true;
-  const Usage usage = TotalUsage();
-  answer_->record().completion_tokens = usage.completion_tokens;
-  answer_->record().cached_tokens = usage.cached_tokens;
+  const Usage usage = RecordUsage();
   if (request_.stream) {
-    std::string end;
-    if (request_.include_usage) format_->AppendUsageChunk(usage, &end);
-    end += "data: [DONE]\n\n";
-    if (!answer_->exchange().Write(std::move(end))) {
-      return answer_->Abort(499, "the client left or read too slowly");
-    }
-    return answer_->EndStream();
+    if (request_.include_usage) format_->AppendUsageChunk(usage, &last_events);
+    last_events += "data: [DONE]\n\n";
+    return answer_->EndStream(std::move(last_events));
   }
   std::vector<ChoiceText> choices;
   for (size_t i = 0; i < choices_.size(); ++i) {
@@ -249,13 +249,19 @@ Usage GenerationCall::TotalUsage() const {
   return usage;
 }
 
+Usage GenerationCall::RecordUsage() {
+  const Usage usage = TotalUsage();
+  answer_->record().completion_tokens = usage.completion_tokens;
+  answer_->record().cached_tokens = usage.cached_tokens;
+  return usage;
+}
+
 std::vector<uint64_t> GenerationCall::FailLocked(const ApiError& error) {
+  RecordUsage();
   if (!streaming_) {
     answer_->Fail(error);
   } else {
-    answer_->record().error = error.message;
-    answer_->exchange().Write("data: " + ErrorJson(error) + "\n\n");
-    answer_->EndStream();
+    answer_->EndStream("data: " + ErrorJson(error) + "\n\n", error.message);
   }
   return Close();
 }
@@ -270,11 +276,14 @@ std::vector<uint64_t> GenerationCall::Close() {
 }
 
 void GenerationCall::ClientLeft() {
-  answer_->ClientLeft();
   std::vector<uint64_t> cancel;
   {
     MutexLock lock(mutex_);
-    if (!done_) cancel = Close();
+    if (!done_) {
+      RecordUsage();
+      cancel = Close();
+    }
+    answer_->ClientLeft();
   }
   CancelAll(cancel);
 }

@@ -52,11 +52,12 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
   std::vector<uint64_t> Close() WEIR_REQUIRES(mutex_);
   std::vector<uint64_t> FailLocked(const ApiError& error) WEIR_REQUIRES(mutex_);
   std::vector<uint64_t> Deliver(size_t index, GenerationOutput& output) WEIR_REQUIRES(mutex_);
-  bool WriteChunks(Choice& choice, size_t index, const GenerationOutput& output)
+  std::string Events(Choice& choice, size_t index, const GenerationOutput& output)
       WEIR_REQUIRES(mutex_);
   void Collect(Choice& choice, size_t index, const GenerationOutput& output) WEIR_REQUIRES(mutex_);
-  void Finish() WEIR_REQUIRES(mutex_);
+  void Finish(std::string last_events) WEIR_REQUIRES(mutex_);
   Usage TotalUsage() const WEIR_REQUIRES(mutex_);
+  Usage RecordUsage() WEIR_REQUIRES(mutex_);
   void CancelAll(const std::vector<uint64_t>& tickets);
 
   const Endpoint endpoint_;

@@ -125,7 +125,7 @@ class Service final : public ApiService {
   static void ReplyText(Endpoint endpoint, Answer& answer) {
     const ServedModel& model = answer.context().model;
     ApiRequest request;
-    FieldError error = ParseRequest(endpoint, answer.request().body,
+    FieldError error = ParseRequest(endpoint, answer.exchange().TakeBody(),
                                     {model.vocab_size, model.max_model_len}, &request);
     if (!error && !request.model.empty() && request.model != model.id) {
       error = ApiError{404, "the model is not served here; GET /v1/models lists what is", "model",

@@ -4,6 +4,8 @@
 #include <thread>
 #include <utility>
 
+#include <pthread.h>
+
 #include "engine/server/engine_loop.h"
 #include "engine/server/mailbox.h"
 #include "engine/server/metrics.h"
@@ -73,8 +75,10 @@ Result<std::unique_ptr<AsyncEngine>> AsyncEngine::Start(std::unique_ptr<StepEngi
   impl->mailbox = std::make_shared<Mailbox>(options, impl->engine->limits());
   Impl* const shared = impl.get();
   std::unique_ptr<AsyncEngine> started(new AsyncEngine(std::move(impl)));
-  shared->thread = std::thread(
-      [shared] { EngineLoop(*shared->engine, *shared->mailbox, shared->options).Run(); });
+  shared->thread = std::thread([shared] {
+    pthread_setname_np(pthread_self(), "weir-engine");
+    EngineLoop(*shared->engine, *shared->mailbox, shared->options).Run();
+  });
   return started;
 }
 

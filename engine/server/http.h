@@ -1,6 +1,6 @@
 // HTTP: a small server for JSON requests and streamed (SSE) replies. No route or model is known
-// here. http_parser.cc is the only file that knows Boost.Beast, http_server.cc the only one that
-// knows Boost.Asio.
+// here. http_parser.cc is the only file that knows Boost.Beast; http_connection and http_server are
+// the only ones that know Boost.Asio.
 //
 // Life of an exchange: the server reads a whole request within its limits, calls the handler on an
 // I/O thread, and keeps the exchange until it was answered or the client left. The handler must not
@@ -42,15 +42,18 @@ struct HttpResponse {
 };
 
 // Represents one request in flight and the right to answer it, once: Reply, or BeginStream, any
-// number of Write, and EndStream. Thread-safe; calls after the client left do nothing. Dropping the
-// last reference unanswered sends a 500, or in the middle of a stream resets the connection. The
-// server itself writes Content-Length, Transfer-Encoding, Connection and Date, and leaves the body
-// out of answers to HEAD. A FIN while an answer is being made counts as the client having left: it
-// cannot be told from a half-closed connection.
+// number of Write, and EndStream or EndStreamWith. Thread-safe; calls after the client left do
+// nothing. Dropping the last reference unanswered sends a 500, or in the middle of a stream resets
+// the connection. The server itself writes Content-Length, Transfer-Encoding, Connection and Date,
+// and leaves the body out of answers to HEAD. A FIN while an answer is being made counts as the
+// client having left: it cannot be told from a half-closed connection.
 class HttpExchange {
  public:
   virtual ~HttpExchange() = default;
   virtual const HttpRequest& request() const = 0;
+  // The body, once, by whoever reads it: it does not count for HttpOptions::max_bodies_bytes any
+  // more, and request() has none from then on.
+  virtual std::string TakeBody() = 0;
   virtual void Reply(HttpResponse response) = 0;
   virtual void BeginStream(unsigned status, std::string content_type, HeaderList headers) = 0;
   // Queues |bytes|; writes that queue up while one is under way leave together, in order. False
@@ -59,6 +62,9 @@ class HttpExchange {
   // a write of any size passes.
   virtual bool Write(std::string bytes) = 0;
   virtual void EndStream() = 0;
+  // Write and EndStream in one: a client that closes when it has read |bytes| does not count as
+  // having left. The limit of unsent bytes does not hold for them. False: the client has left.
+  virtual bool EndStreamWith(std::string bytes) = 0;
   // Closes the connection now.
   virtual void Abort() = 0;
   virtual size_t buffered_bytes() const = 0;
@@ -76,6 +82,8 @@ struct HttpOptions {
   uint32_t max_headers = 100;
   uint32_t max_uri_bytes = 8 << 10;
   uint64_t max_body_bytes = 4 << 20;
+  // Of all bodies that have arrived and not been taken; what would pass it is answered 503.
+  uint64_t max_bodies_bytes = 256 << 20;
   uint32_t max_buffered_bytes = 256 << 10;  // unsent bytes of one stream
   uint32_t max_connections = 4096;          // more are answered 503 and closed
   TimeNs idle_timeout_ns = 30'000'000'000;  // between requests of one connection
@@ -89,6 +97,7 @@ struct HttpStats {
   uint64_t accepted = 0;
   uint64_t requests = 0;
   uint64_t rejected = 0;  // answered by the server itself: malformed, too large, too slow, too many
+  uint64_t body_bytes = 0;  // of max_bodies_bytes, now
 };
 
 class HttpServer {

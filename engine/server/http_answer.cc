@@ -70,9 +70,28 @@ void HttpAnswer::BeginStream(unsigned status, std::string_view content_type,
 bool HttpAnswer::Write(std::string_view bytes) {
   const MutexLock lock(mutex_);
   if (state_ != State::kStreaming) return false;
-  if (bytes.empty() || bodiless_) return true;
   // One write passes whatever its size when nothing waits: otherwise it could never be sent.
   if (unsent_ > 0 && unsent_ + bytes.size() > max_buffered_bytes_) return false;
+  Queue(bytes);
+  Wake();
+  return true;
+}
+
+bool HttpAnswer::EndStreamWith(std::string_view bytes) {
+  std::function<void()> left;
+  const MutexLock lock(mutex_);
+  if (state_ != State::kStreaming) return false;
+  Queue(bytes);
+  if (chunked_ && !bodiless_) {
+    queued_ += kLastChunk;
+    unsent_ += kLastChunk.size();
+  }
+  Finish(State::kComplete, left);
+  return true;
+}
+
+void HttpAnswer::Queue(std::string_view bytes) {
+  if (bytes.empty() || bodiless_) return;
   const size_t before = queued_.size();
   if (chunked_) {
     AppendChunk(queued_, bytes);
@@ -80,19 +99,6 @@ bool HttpAnswer::Write(std::string_view bytes) {
     queued_ += bytes;
   }
   unsent_ += queued_.size() - before;
-  Wake();
-  return true;
-}
-
-void HttpAnswer::EndStream() {
-  std::function<void()> left;
-  const MutexLock lock(mutex_);
-  if (state_ != State::kStreaming) return;
-  if (chunked_ && !bodiless_) {
-    queued_ += kLastChunk;
-    unsent_ += kLastChunk.size();
-  }
-  Finish(State::kComplete, left);
 }
 
 void HttpAnswer::Abort() {

@@ -35,7 +35,8 @@ class HttpAnswer {
   void Reply(const HttpResponse& response);
   void BeginStream(unsigned status, std::string_view content_type, const HeaderList& headers);
   bool Write(std::string_view bytes);
-  void EndStream();
+  void EndStream() { (void)EndStreamWith({}); }
+  bool EndStreamWith(std::string_view bytes);
   void Abort();
   size_t buffered_bytes() const;
   void OnClientLeft(std::function<void()> left);
@@ -58,6 +59,7 @@ class HttpAnswer {
   enum class State : uint8_t { kOpen, kStreaming, kComplete, kAborted, kGone };
   void Begin(unsigned status, std::string_view content_type, const HeaderList& headers,
              uint64_t length, bool stream) WEIR_REQUIRES(mutex_);
+  void Queue(std::string_view bytes) WEIR_REQUIRES(mutex_);
   void Finish(State state, std::function<void()>& left) WEIR_REQUIRES(mutex_);
   void Wake() WEIR_REQUIRES(mutex_);
 

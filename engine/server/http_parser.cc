@@ -12,7 +12,8 @@ namespace {
 namespace beast = boost::beast;
 namespace http = boost::beast::http;
 
-constexpr size_t kFirstBodyReserve = 256 << 10;
+// A length that is only announced must not cost much.
+constexpr size_t kFirstBodyReserve = 16 << 10;
 
 std::string_view View(beast::string_view text) {
   return {text.data(), text.size()};
@@ -123,6 +124,7 @@ class HttpParser::Impl final : public http::basic_parser<true> {
 
   State state() const { return state_; }
   bool expects_continue() const { return expects_continue_ && state_ == State::kBody; }
+  size_t body_bytes() const { return request_.body.size(); }
   bool http11() const { return version_ >= 11; }
   HttpRequest TakeRequest() { return std::move(request_); }
   const HttpRefusal& refusal() const { return refusal_; }
@@ -257,6 +259,9 @@ size_t HttpParser::Feed(std::string_view bytes) {
 }
 HttpParser::State HttpParser::state() const {
   return impl_->state();
+}
+size_t HttpParser::body_bytes() const {
+  return impl_->body_bytes();
 }
 bool HttpParser::expects_continue() const {
   return impl_->expects_continue();

@@ -36,6 +36,7 @@ class HttpParser {
   size_t Feed(std::string_view bytes);
 
   State state() const;
+  size_t body_bytes() const;  // read so far
   // The client waits for "100 Continue" before it sends the body.
   bool expects_continue() const;
 

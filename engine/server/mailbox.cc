@@ -116,8 +116,9 @@ bool Mailbox::Drain(TimeNs timeout_ns) {
     }
     lock.WaitFor(settled_, std::min<TimeNs>(timeout_ns - waited, 1'000'000'000));
   }
-  if (in_time) return true;
-  aborted_ = true;
+  // What an Abort ended meanwhile did not end in time, however soon it was gone.
+  if (in_time && !cut_short_) return true;
+  CutShort();
   wake_.notify_one();
   // Reservations end with an error at Put; they need not be waited for.
   while (unfinished_ > 0) lock.Wait(settled_);
@@ -128,17 +129,22 @@ void Mailbox::Abort() {
   {
     const MutexLock lock(mutex_);
     BeginDrain();
-    aborted_ = true;
+    CutShort();
   }
   wake_.notify_one();
   settled_.notify_all();
+}
+
+void Mailbox::CutShort() {
+  aborted_ = true;
+  cut_short_ = cut_short_ || unfinished_ > 0 || reserved_ > 0;
 }
 
 void Mailbox::Stop() {
   {
     const MutexLock lock(mutex_);
     BeginDrain();
-    aborted_ = true;
+    CutShort();
     stopped_ = true;
   }
   wake_.notify_one();

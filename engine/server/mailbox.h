@@ -89,6 +89,7 @@ class Mailbox {
  private:
   bool HasWork() const WEIR_REQUIRES(mutex_);
   void BeginDrain() WEIR_REQUIRES(mutex_);
+  void CutShort() WEIR_REQUIRES(mutex_);
   // What waits under |ticket|, taken out; nothing if it does not wait.
   bool TakeWaiting(uint64_t ticket, RequestEntry* entry) WEIR_REQUIRES(mutex_);
   RequestEntry Release(uint64_t ticket) WEIR_REQUIRES(mutex_);
@@ -113,6 +114,7 @@ class Mailbox {
   Health health_ WEIR_GUARDED_BY(mutex_) = Health::kReady;
   Status failure_ WEIR_GUARDED_BY(mutex_);
   bool aborted_ WEIR_GUARDED_BY(mutex_) = false;
+  bool cut_short_ WEIR_GUARDED_BY(mutex_) = false;  // aborted while there was something to do
   bool stopped_ WEIR_GUARDED_BY(mutex_) = false;
   AsyncStats stats_ WEIR_GUARDED_BY(mutex_);
 };

@@ -114,7 +114,7 @@ void ServerMetrics::OnFinished(const FinishedRequest& r) {
 
 std::string ServerMetrics::Render(const AsyncStats& stats, const HttpStats& http) const {
   Exposition out({{"model_name", options_.model_name}, {"engine", "0"}});
-  RenderRequests(out, "weir:", stats);
+  RenderRequests(out, "weir_", stats);
   if (options_.compat == MetricsCompat::kVllm) {
     RenderRequests(out, "vllm:", stats);
     RenderOldNames(out, stats);

@@ -1,9 +1,9 @@
 // ServerMetrics: what GET /metrics shows.
 //
 // Represents counters and histograms of requests, kept as they happen, and the names under which
-// they and the engine's own figures are shown. Request figures have vLLM's names, under `weir:`
+// they and the engine's own figures are shown. Request figures have vLLM's names, under `weir_`
 // and, with MetricsCompat::kVllm, under `vllm:` too, so that dashboards made for vLLM work
-// unchanged; memory figures are under `weir:` alone. On* of requests are called on the engine
+// unchanged; memory figures are under `weir_` alone. On* of requests are called on the engine
 // thread; OnRejected and Render on any.
 #pragma once
 

@@ -2,11 +2,18 @@
 
 #include <utility>
 
+#include <pthread.h>
+
 namespace weir::server {
 
 WorkerPool::WorkerPool(unsigned threads, uint32_t max_jobs, uint64_t max_bytes)
     : max_jobs_(max_jobs), max_bytes_(max_bytes) {
-  for (unsigned i = 0; i < threads; ++i) threads_.emplace_back([this] { Run(); });
+  for (unsigned i = 0; i < threads; ++i) {
+    threads_.emplace_back([this] {
+      pthread_setname_np(pthread_self(), "weir-api");
+      Run();
+    });
+  }
 }
 
 WorkerPool::~WorkerPool() {

@@ -1,18 +1,23 @@
 #!/usr/bin/env python3
-"""The official openai client, and the request formats of vLLM's and SGLang's benchmarks, against a
-running `weir serve`. Needs the PyPI package openai.
+"""The official openai client, the request formats of vLLM's and SGLang's benchmarks, and every field
+(conformance_fields.py) against a running `weir serve` with the default model. Needs the PyPI package
+openai; conformance_test.py brings it and the server.
 
-    weir serve -m model.gguf --port 8123 &
-    tests/server/conformance.py http://127.0.0.1:8123
+    weir serve -m "$(tools/get_model.sh)" --port 8123 &
+    tests/server/conformance.py http://127.0.0.1:8123 [KEY]
 
 Prints one line for each behaviour; the exit status is the number of failures.
 """
 import json
+import shutil
+import subprocess
 import sys
 import urllib.error
 import urllib.request
 
 import openai
+
+import conformance_fields
 
 BASE = sys.argv[1].rstrip("/")
 client = openai.OpenAI(base_url=BASE + "/v1", api_key=sys.argv[2] if len(sys.argv) > 2 else "none",
@@ -200,17 +205,37 @@ def a_health_check_needs_no_key():
     assert urllib.request.urlopen(BASE + "/health").status == 200
 
 
+@test
+def promtool_finds_nothing_wrong_with_the_metrics():
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        print("        (no promtool on the PATH; weir_metrics_test checks its rules)")
+        return
+    request = urllib.request.Request(BASE + "/metrics",
+                                     headers={"authorization": "Bearer " + client.api_key})
+    lines = urllib.request.urlopen(request).read().decode().splitlines(keepends=True)
+    # vLLM's names have colons, which promtool keeps for recording rules.
+    own = "".join(line for line in lines if "vllm:" not in line)
+    checked = subprocess.run([promtool, "check", "metrics"], input=own, text=True,
+                             capture_output=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 def main():
+    api = conformance_fields.Api(BASE, client.api_key)
+    cases = [(function.__name__, function) for function in tests]
+    cases += [(function.__name__, lambda function=function: function(api))
+              for function in conformance_fields.tests]
     failures = 0
-    for function in tests:
-        name = function.__name__.replace("_", " ")
+    for name, run in cases:
+        name = name.replace("_", " ")
         try:
-            function()
+            run()
             print("ok    ", name)
         except Exception as error:  # every failure is reported, whatever it is
             failures += 1
             print("FAILED", name, "-", type(error).__name__, str(error)[:300])
-    print(f"{len(tests) - failures} of {len(tests)}")
+    print(f"{len(cases) - failures} of {len(cases)}")
     return failures
 
 

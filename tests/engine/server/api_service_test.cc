@@ -16,6 +16,7 @@ using nlohmann::json;
 class FakeExchange : public HttpExchange {
  public:
   const HttpRequest& request() const override { return request_; }
+  std::string TakeBody() override { return std::exchange(request_.body, {}); }
   void Reply(HttpResponse response) override {
     response_ = std::move(response);
     done_ = true;
@@ -32,6 +33,11 @@ class FakeExchange : public HttpExchange {
     return true;
   }
   void EndStream() override { done_ = true; }
+  bool EndStreamWith(std::string bytes) override {
+    response_.body += bytes;
+    done_ = true;
+    return true;
+  }
   void Abort() override { aborted_ = done_ = true; }
   size_t buffered_bytes() const override { return 0; }
   void OnClientLeft(std::function<void()> left) override { left_ = std::move(left); }
@@ -240,6 +246,37 @@ TEST_F(ApiServiceTest, AClientThatLeavesIsCancelled) {
   EXPECT_EQ(records_.back().status, 499U);
 }
 
+// What the client was sent is complete, so its leaving right after that is no early end.
+TEST_F(ApiServiceTest, TheLastTokensEventAndTheEndAreOneWrite) {
+  engine_->texts_ = {"a"};
+  const auto x = Call("POST", "/v1/completions", std::string(kPrompt) + R"(,"stream":true})");
+  EXPECT_EQ(x->writes_left_, 1 << 20);
+  EXPECT_NE(x->response_.body.find(R"("text":"a")"), std::string::npos);
+  EXPECT_TRUE(x->response_.body.ends_with("data: [DONE]\n\n"));
+}
+
+TEST_F(ApiServiceTest, AClientThatLeavesAsTheAnswerEndsIsReportedOnce) {
+  engine_->hold_ = true;
+  engine_->texts_.clear();
+  for (uint64_t round = 1; round <= 300; ++round) {
+    const char* stream = round % 2 == 0 ? R"(,"stream":true})" : "}";
+    const auto x = Call("POST", "/v1/completions", kPrompt + std::string(stream), "", false);
+    while (engine_->ticket_ < round) std::this_thread::yield();
+    std::thread client([&] { x->left_(); });
+    GenerationOutput output;
+    output.tokens.push_back({.token = 1});
+    output.finished = true;
+    output.reason = round % 3 == 0 ? FinishReason::kError : FinishReason::kLength;
+    if (round % 3 == 0) output.error = NoMemory("too big");
+    engine_->sinks_.back()->OnOutput(std::move(output), {});
+    client.join();
+    ASSERT_EQ(records_.size(), round);
+    const RequestRecord& record = records_.back();
+    ASSERT_EQ(record.error.empty(), record.status == 200 && round % 3 != 0) << round;
+    EXPECT_EQ(api_->in_flight(), 0U);
+  }
+}
+
 TEST_F(ApiServiceTest, BadRequestsNameTheField) {
   const std::map<std::string, std::string> cases = {
       {R"("temperature":2.1)", "temperature"},
@@ -263,6 +300,7 @@ TEST_F(ApiServiceTest, BadRequestsNameTheField) {
       {R"("echo":true,"logprobs":1)", "echo"},
       {R"("ignore_eos":0)", "ignore_eos"},
       {R"("repetition_penalty":0)", "repetition_penalty"},
+      {R"("repetition_penalty":5e-324)", "repetition_penalty"},
       {R"("presence_penalty":3)", "presence_penalty"},
       {R"("frequency_penalty":-3)", "frequency_penalty"},
       {R"("cache_salt":"")", "cache_salt"},

@@ -287,6 +287,21 @@ TEST(AsyncEngine, AnAbortEndsADrainAtOnce) {
   EXPECT_TRUE(sink->ended());
 }
 
+TEST(AsyncEngine, WhatAnAbortEndedDidNotEndInTimeHoweverSoonItWasGone) {
+  Server s;
+  const auto sink = s.MustSend(1'000'000'000);
+  s.engine->Abort();
+  sink->AwaitEnd();
+  ASSERT_TRUE(Eventually([&] { return s.engine->stats().unfinished == 0; }));
+  EXPECT_FALSE(s.engine->Drain(3600 * kSecond));
+}
+
+TEST(AsyncEngine, AnAbortWithNothingToDoIsACleanEnd) {
+  Server s;
+  s.engine->Abort();
+  EXPECT_TRUE(s.engine->Drain(3600 * kSecond));
+}
+
 TEST(AsyncEngine, TheDestructorGivesEverySinkItsEnd) {
   std::vector<std::shared_ptr<Gather>> sinks;
   std::optional<Admission> outlives;
@@ -415,7 +430,7 @@ TEST(AsyncEngine, TheMetricsCountWhatVllmsWould) {
   expect("vllm:iteration_tokens_total_sum", "", kRequests * (kTokens + 3));
   expect("vllm:prompt_tokens_total", "", kRequests * 3);
   expect("vllm:generation_tokens_total", "", kRequests * kTokens);
-  expect("weir:generation_tokens_total", "", kRequests * kTokens);
+  expect("weir_generation_tokens_total", "", kRequests * kTokens);
   expect("vllm:request_success_total", ",finished_reason=\"length\"", kRequests);
   expect("vllm:request_success_total", ",finished_reason=\"abort\"", 0);
   expect("vllm:e2e_request_latency_seconds_count", "", kRequests);
@@ -423,7 +438,7 @@ TEST(AsyncEngine, TheMetricsCountWhatVllmsWould) {
   expect("vllm:num_requests_running", "", 0);
   expect("vllm:num_requests_waiting", "", 0);
   expect("vllm:admission_rejections_total", ",reason=\"not_ready\"", 1);
-  expect("weir:health", ",state=\"draining\"", 1);
+  expect("weir_health", ",state=\"draining\"", 1);
 }
 
 // Threads that submit, cancel, set deadlines, admit without submitting, while one drains: each

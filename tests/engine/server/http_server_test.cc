@@ -184,6 +184,38 @@ TEST_F(HttpServerTest, EveryLimitHasItsStatus) {
   EXPECT_EQ(server_->stats().rejected, std::size(cases));
 }
 
+TEST_F(HttpServerTest, BodiesAreBoundedInAllUntilTheyAreTaken) {
+  HttpOptions options;
+  options.max_body_bytes = 1000;
+  options.max_bodies_bytes = 2500;
+  Start(options);
+  const auto post = [](size_t sent) {
+    return "POST /hold HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n" +
+           std::string(sent, 'x');
+  };
+  Client whole = Connect();
+  whole.Send(post(1000));
+  const auto exchange = Held(1)[0];
+  EXPECT_EQ(server_->stats().body_bytes, 1000U);
+  auto part = std::make_unique<Client>(server_->port());
+  part->Send(post(900));
+  ASSERT_TRUE(Soon([&] { return server_->stats().body_bytes == 1900; }));
+  const std::string answer = Ask(post(1000));
+  EXPECT_NE(answer.find(" 503 "), std::string::npos) << answer;
+  EXPECT_NE(answer.find("Retry-After: 1"), std::string::npos);
+  EXPECT_EQ(exchange->TakeBody(), std::string(1000, 'x'));
+  EXPECT_EQ(server_->stats().body_bytes, 900U);
+  EXPECT_EQ(exchange->request().body, "");
+  Client next = Connect();
+  next.Send(post(1000));
+  const auto held = Held(1)[0];
+  part->Close();
+  EXPECT_TRUE(Soon([&] { return server_->stats().body_bytes == 1000; }));
+  // What the server does not outlive keeps its share.
+  server_.reset();
+  EXPECT_EQ(held->TakeBody().size(), 1000U);
+}
+
 TEST_F(HttpServerTest, ASlowRequestGets408AndAnIdleConnectionIsClosed) {
   HttpOptions options;
   options.request_timeout_ns = 200'000'000;
@@ -273,6 +305,23 @@ TEST_F(HttpServerTest, AClientThatLeavesWhileQueuedOrStreamingIsNoticed) {
     EXPECT_EQ(late, 1);
   }
   EXPECT_TRUE(Soon([&] { return server_->stats().connections == 0; }));
+}
+
+TEST_F(HttpServerTest, AClientThatLeavesWithTheLastBytesHasNotLeftEarly) {
+  Start();
+  for (int i = 0; i < 50; ++i) {
+    Client client = Connect();
+    client.Send(Get("/hold"));
+    const auto exchange = Held(1)[0];
+    exchange->BeginStream(200, "text/event-stream", {});
+    exchange->Write("data: 1\n\n");
+    EXPECT_TRUE(exchange->EndStreamWith("data: [DONE]\n\n"));
+    EXPECT_FALSE(exchange->EndStreamWith("more"));
+    client.ReadUntil("[DONE]");
+    client.Close();
+  }
+  EXPECT_TRUE(Soon([&] { return server_->stats().connections == 0; }));
+  EXPECT_EQ(left_, 0);
 }
 
 TEST_F(HttpServerTest, ASlowReaderIsBoundedAndThenCutOff) {

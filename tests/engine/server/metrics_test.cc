@@ -45,7 +45,7 @@ TEST(Metrics, EveryMetricOfTheDashboardExists) {
     const size_t end = std::min(queries.find_first_not_of(kNameChars, at), queries.size());
     const std::string name = queries.substr(at, end - at);
     at = end;
-    if (!name.starts_with("weir:") && !name.starts_with("vllm:") && !name.starts_with("process_")) {
+    if (!name.starts_with("weir_") && !name.starts_with("vllm:") && !name.starts_with("process_")) {
       continue;
     }
     ++found;
@@ -85,7 +85,7 @@ TEST(Metrics, VllmsNamesAreThereUnlessTurnedOff) {
   }
   const std::string off = ServerMetrics(Options(MetricsCompat::kNone)).Render({}, {});
   EXPECT_EQ(off.find("vllm:"), std::string::npos);
-  EXPECT_TRUE(SampleNames(off).contains("weir:num_requests_running"));
+  EXPECT_TRUE(SampleNames(off).contains("weir_num_requests_running"));
 }
 
 // The rules promtool checks, but for vLLM's own names (colons, a histogram called a total).
@@ -105,6 +105,7 @@ TEST(Metrics, FamiliesHaveHelpATypeAndAFittingNameOnce) {
       continue;
     }
     EXPECT_EQ(help_of, name);
+    EXPECT_EQ(name.find(':') != std::string::npos, name.starts_with("vllm:")) << name;
     if (name == "vllm:iteration_tokens_total") continue;
     EXPECT_EQ(type == "counter", name.ends_with("_total")) << name;
   }
@@ -143,7 +144,7 @@ TEST(Metrics, RejectionsAreCountedByReason) {
   const std::string text = metrics.Render({}, {});
   for (const char* sample : {"reason=\"queue_full\"} 2\n", "reason=\"tenant_share\"} 1\n",
                              "reason=\"not_ready\"} 1\n"}) {
-    EXPECT_NE(text.find(std::string("weir:admission_rejections_total{model_name=\"tiny\","
+    EXPECT_NE(text.find(std::string("weir_admission_rejections_total{model_name=\"tiny\","
                                     "engine=\"0\",") +
                         sample),
               std::string::npos)
