@@ -80,6 +80,8 @@ class Compute {
  public:
   virtual ~Compute() = default;
   virtual const ComputeLimits& limits() const = 0;
+  // Whether a sequence's tokens are the same in every batch; if not, they are so for one schedule.
+  virtual bool schedule_invariant() const { return true; }
   // How many steps may be submitted and not collected.
   virtual uint32_t depth() const { return 1; }
   // Puts the step on its way, between WeightPager::BeginStep and the EndStep that follows its

@@ -59,6 +59,7 @@ class CudaCompute final : public Compute {
   ~CudaCompute() override;
 
   const ComputeLimits& limits() const override;
+  bool schedule_invariant() const override { return false; }
   uint32_t depth() const override { return 2; }
   Status Submit(const StepBatch& batch, StepGates& gates) override;
   Status Collect(StepOutcome* outcome) override;

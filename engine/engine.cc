@@ -84,6 +84,7 @@ Status Engine::Build(const ProgressFn& progress) {
   info_.startup.calibration = lap();
   info_.device = compute_->description();
   info_.driver = driver().properties().name;
+  info_.schedule_invariant = compute_->schedule_invariant();
   info_.policy = options_.policy;
   info_.max_model_len = options_.max_model_len;
   if (trace_ != nullptr) {
