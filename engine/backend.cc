@@ -15,8 +15,9 @@ Result<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& options,
   if (gpu) return MakeCudaBackend(options, config, limits);
 #else
   if (options.device == DeviceKind::kCuda) {
-    return Unsupported("device cuda: this weir was built without CUDA kernels; build it where nvcc "
-                       "is found, or use device cpu or auto");
+    return Unsupported(
+        "device cuda: this weir was built without CUDA kernels; build it where nvcc "
+        "is found, or use device cpu or auto");
   }
 #endif
   return MakeCpuBackend(options, config, limits);

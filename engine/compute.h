@@ -37,10 +37,10 @@ struct SampleRequest {
 struct StepSequence {
   uint32_t first_row = 0;  // rows [first_row, first_row + rows) of the batch are its new tokens
   uint32_t rows = 0;
-  uint32_t context = 0;            // tokens in its KV once this step has written its rows
-  std::span<const BlockId> blocks; // block table covering |context| tokens; valid during Submit
-  bool wants_logits = false;       // of its last row
-  SampleRequest sample;            // params == nullptr: logits only
+  uint32_t context = 0;             // tokens in its KV once this step has written its rows
+  std::span<const BlockId> blocks;  // block table covering |context| tokens; valid during Submit
+  bool wants_logits = false;        // of its last row
+  SampleRequest sample;             // params == nullptr: logits only
 };
 
 struct StepBatch {

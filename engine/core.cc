@@ -300,7 +300,8 @@ bool EngineCore::SubmitStep() {
   auto step = std::make_unique<StepUnderWay>(std::move(scheduled), std::move(batch), driver_,
                                              memory_.weights().stats().steps + under_way_.size());
   for (const ScheduledSequence& s : step->scheduled) {
-    if (s.sequence->first_scheduled_ns == 0) s.sequence->first_scheduled_ns = step->trace.start_ns();
+    if (s.sequence->first_scheduled_ns == 0)
+      s.sequence->first_scheduled_ns = step->trace.start_ns();
   }
   scheduler_.OnSubmitted(step->scheduled);
   for (size_t i = 0; i < step->scheduled.size(); ++i) {

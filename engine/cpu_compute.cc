@@ -266,7 +266,8 @@ Status CpuCompute::Submit(const StepBatch& batch, StepGates& gates) {
   FillInputs(batch);
   WEIR_TRY(Replay(gates));
   outcome_.compute_ns = static_cast<uint64_t>((std::chrono::steady_clock::now() - start).count());
-  SampleOnHost(batch, sampler_, [this](uint32_t row) { return logits(row); }, &outcome_);
+  SampleOnHost(
+      batch, sampler_, [this](uint32_t row) { return logits(row); }, &outcome_);
   return OkStatus();
 }
 

@@ -12,8 +12,8 @@
 #include <variant>
 
 #include "engine/compute.h"
-#include "engine/weight_map.h"
 #include "engine/model/model_config.h"
+#include "engine/weight_map.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/gemm.h"

@@ -26,7 +26,8 @@ class CudaBackend final : public Backend {
   Status Open(const EngineOptions& options) {
     CudaDriverOptions cuda;
     cuda.device = static_cast<int>(options.device_index);
-    if (options.backing == BackingChoice::kPeer) cuda.peer_device = static_cast<int>(options.peer_index);
+    if (options.backing == BackingChoice::kPeer)
+      cuda.peer_device = static_cast<int>(options.peer_index);
     device_ = cuda.device;
     algorithms_ = options.gemm_algorithms;
     algorithm_file_ = options.gemm_algorithm_file;
@@ -62,11 +63,10 @@ class CudaBackend final : public Backend {
   Result<WeightLoadReport> Load(const Checkpoint& checkpoint, Memory& memory,
                                 const ProgressFn& progress) override {
     const MakeMatrixFn make = [&](uint64_t offset, uint64_t count, const DummyTensor& tensor) {
-      return CudaCompute::MakeWeights(memory.weights(), *driver_, stream_,
-                                      driver_->native_stream(stream_), memory.scratch(),
-                                      scratch_bytes_, offset, count,
-                                      tensor.seed * 0x9e3779b97f4a7c15ULL + tensor.tensor_id,
-                                      tensor.scale);
+      return CudaCompute::MakeWeights(
+          memory.weights(), *driver_, stream_, driver_->native_stream(stream_), memory.scratch(),
+          scratch_bytes_, offset, count, tensor.seed * 0x9e3779b97f4a7c15ULL + tensor.tensor_id,
+          tensor.scale);
     };
     return LoadWeights(
         checkpoint, map_, memory.weights(),
@@ -79,19 +79,18 @@ class CudaBackend final : public Backend {
   Result<std::unique_ptr<Compute>> MakeCompute(Memory& memory,
                                                const ProgressFn& progress) override {
     const DeviceGates gates = memory.weights().device_gates();
-    std::unique_ptr<CudaCompute> compute = WEIR_TRY(
-        CudaCompute::Create(config_, limits_, map_,
-                            {.weights = memory.weights().base(),
-                             .kv = memory.kv().base(),
-                             .kv_block_stride = memory.kv().block_stride(),
-                             .scratch = memory.scratch(),
-                             .stream = driver_->native_stream(stream_),
-                             .produced = gates.produced,
-                             .consumed = gates.consumed},
-                            {.device = device_, .algorithms = algorithms_},
-                            [&](uint64_t done, uint64_t total) {
-                              if (progress) progress("choosing kernels", done, total);
-                            }));
+    std::unique_ptr<CudaCompute> compute = WEIR_TRY(CudaCompute::Create(
+        config_, limits_, map_,
+        {.weights = memory.weights().base(),
+         .kv = memory.kv().base(),
+         .kv_block_stride = memory.kv().block_stride(),
+         .scratch = memory.scratch(),
+         .stream = driver_->native_stream(stream_),
+         .produced = gates.produced,
+         .consumed = gates.consumed},
+        {.device = device_, .algorithms = algorithms_}, [&](uint64_t done, uint64_t total) {
+          if (progress) progress("choosing kernels", done, total);
+        }));
     if (!algorithm_file_.empty() && compute->algorithms() != algorithms_) {
       std::ofstream out(algorithm_file_, std::ios::trunc);
       out << compute->algorithms();

@@ -50,7 +50,7 @@ struct CudaCompute::Impl {
     cudaEvent_t done = nullptr;
     CudaStepShape shape;
     StepGates* gates = nullptr;
-    bool behind_another = false;  // submitted while the one before it was under way
+    bool behind_another = false;    // submitted while the one before it was under way
     std::vector<int32_t> logprobs;  // by logit row: how many top ones were asked for; -1: none
     std::vector<uint8_t> sampled;   // by logit row
   };
@@ -150,11 +150,10 @@ Status CudaCompute::Impl::Build(const std::function<void(uint64_t, uint64_t)>& p
   cuda::KvPool kv{.base = reinterpret_cast<cuda::Bf16*>(memory.kv),
                   .block_stride = static_cast<int64_t>(memory.kv_block_stride / 2),
                   .layout = CudaKvLayoutOf(config, map)};
-  recorder = std::make_unique<CudaRecorder>(config, limits, map, layout,
-                                            reinterpret_cast<std::byte*>(memory.weights), kv,
-                                            scratch(), reinterpret_cast<uint64_t*>(memory.produced),
-                                            reinterpret_cast<uint64_t*>(memory.consumed),
-                                            memory.stream);
+  recorder = std::make_unique<CudaRecorder>(
+      config, limits, map, layout, reinterpret_cast<std::byte*>(memory.weights), kv, scratch(),
+      reinterpret_cast<uint64_t*>(memory.produced), reinterpret_cast<uint64_t*>(memory.consumed),
+      memory.stream);
   WEIR_TRY(ToStatus(cuda::GemmPlanner::Create({.workspace = scratch() + layout.gemm_workspace,
                                                .workspace_bytes = kGemmWorkspaceBytes,
                                                .candidates = 6,
@@ -223,9 +222,9 @@ Status CudaCompute::Impl::Capture(uint32_t bucket) {
       .shape = AttentionShapeOf(config, map),
       .batch = {q_indptr.data(), page_indptr.data(), contexts.data(), static_cast<int32_t>(bucket)},
       .use = cuda::PlanUse::kDecodeGraph};
-  WEIR_TRY(ToStatus(cuda::PlanAttention(
-      request, recorder->decode_buffers(slots[0].decode_int.At<void>(0)), memory.stream,
-      &step.plan)));
+  WEIR_TRY(ToStatus(cuda::PlanAttention(request,
+                                        recorder->decode_buffers(slots[0].decode_int.At<void>(0)),
+                                        memory.stream, &step.plan)));
   WEIR_TRY(FromCuda(cudaStreamSynchronize(memory.stream), "planning"));
 
   WEIR_TRY(FromCuda(cudaStreamBeginCapture(memory.stream, cudaStreamCaptureModeThreadLocal),
@@ -256,10 +255,10 @@ CapturedStep* CudaCompute::Impl::StepOf(uint32_t bucket) {
 
 Status CudaCompute::Impl::Plan(Slot& slot, CapturedStep* step, cuda::AttentionPlan* decode,
                                cuda::AttentionPlan* prefill) {
-  cuda::PlanRequest request{.kernel = cuda::AttentionKernel::kFa2,
-                            .shape = AttentionShapeOf(config, map),
-                            .use = step != nullptr ? cuda::PlanUse::kDecodeGraph
-                                                   : cuda::PlanUse::kEager};
+  cuda::PlanRequest request{
+      .kernel = cuda::AttentionKernel::kFa2,
+      .shape = AttentionShapeOf(config, map),
+      .use = step != nullptr ? cuda::PlanUse::kDecodeGraph : cuda::PlanUse::kEager};
   if (slot.shape.decode_sequences > 0) {
     request.batch = slot.inputs.decode(slot.shape, layout);
     WEIR_TRY(ToStatus(cuda::PlanAttention(
@@ -322,11 +321,10 @@ Status CudaCompute::Submit(const StepBatch& batch, StepGates& gates) {
   if (step != nullptr) {
     WEIR_TRY(FromCuda(cudaGraphLaunch(step->graph.get(), m.memory.stream), "cudaGraphLaunch"));
   } else {
-    WEIR_TRY(m.recorder->Enqueue(
-        *m.gemm, slot.shape,
-        {.decode = slot.shape.decode_sequences > 0 ? &decode : nullptr,
-         .prefill = slot.shape.prefill_sequences > 0 ? &prefill : nullptr},
-        false));
+    WEIR_TRY(m.recorder->Enqueue(*m.gemm, slot.shape,
+                                 {.decode = slot.shape.decode_sequences > 0 ? &decode : nullptr,
+                                  .prefill = slot.shape.prefill_sequences > 0 ? &prefill : nullptr},
+                                 false));
   }
   WEIR_TRY(m.Download(slot));
   ++m.submitted;
@@ -367,21 +365,20 @@ void CudaCompute::Impl::ReadSamples(const Slot& slot, StepOutcome* outcome) cons
     switch (r.error) {
       case cuda::SampleError::kNone: break;
       case cuda::SampleError::kNan:
-        outcome->samples.emplace_back(
-            DataLoss("the model produced a logit that is not a number"));
+        outcome->samples.emplace_back(DataLoss("the model produced a logit that is not a number"));
         continue;
       case cuda::SampleError::kInfinite:
         outcome->samples.emplace_back(DataLoss("the model produced an infinite logit"));
         continue;
       case cuda::SampleError::kNothingPossible:
-        outcome->samples.emplace_back(
-            DataLoss("no token is possible: every logit is -infinity"));
+        outcome->samples.emplace_back(DataLoss("no token is possible: every logit is -infinity"));
         continue;
     }
     SampledToken token{.token = r.token, .logprob = r.logprob};
     const size_t first = size_t{row} * cuda::kMaxTopLogprobs;
     for (int32_t i = 0; i < slot.logprobs[row]; ++i) {
-      const int32_t id = slot.outputs.At<int32_t>(layout.out.top_tokens)[first + static_cast<size_t>(i)];
+      const int32_t id =
+          slot.outputs.At<int32_t>(layout.out.top_tokens)[first + static_cast<size_t>(i)];
       if (id < 0) break;
       token.top.push_back(
           {id, slot.outputs.At<float>(layout.out.top_logprobs)[first + static_cast<size_t>(i)]});
@@ -395,11 +392,11 @@ Result<std::vector<float>> CudaCompute::ReadLogits(uint32_t row) {
   WEIR_TRY(m.Use());
   if (m.collected != m.submitted) return BadState("a step is under way");
   std::vector<float> logits(m.config.vocab_size);
-  WEIR_TRY(FromCuda(
-      cudaMemcpy(logits.data(),
-                 m.scratch() + m.layout.logits + uint64_t{row} * m.config.vocab_size * sizeof(float),
-                 logits.size() * sizeof(float), cudaMemcpyDeviceToHost),
-      "reading logits"));
+  WEIR_TRY(FromCuda(cudaMemcpy(logits.data(),
+                               m.scratch() + m.layout.logits +
+                                   uint64_t{row} * m.config.vocab_size * sizeof(float),
+                               logits.size() * sizeof(float), cudaMemcpyDeviceToHost),
+                    "reading logits"));
   return logits;
 }
 

@@ -12,8 +12,8 @@ Result<PinnedBuffer> PinnedBuffer::Create(uint64_t bytes) {
   void* data = nullptr;
   if (const cudaError_t error = cudaMallocHost(&data, std::max<uint64_t>(bytes, 1));
       error != cudaSuccess) {
-    return NoMemory("pinning " + std::to_string(bytes) + " bytes of host memory: " +
-                    cudaGetErrorString(error));
+    return NoMemory("pinning " + std::to_string(bytes) +
+                    " bytes of host memory: " + cudaGetErrorString(error));
   }
   buffer.data_ = static_cast<std::byte*>(data);
   return buffer;
@@ -81,7 +81,8 @@ Status CudaInputs::AddSample(const StepSequence& s, uint32_t row, CudaStepShape*
       cuda::LogitEdit& e = edit(entry.token);
       e.repetition = static_cast<float>(p.repetition_penalty);
       if (entry.output_count == 0) continue;
-      e.frequency = static_cast<float>(p.frequency_penalty) * static_cast<float>(entry.output_count);
+      e.frequency =
+          static_cast<float>(p.frequency_penalty) * static_cast<float>(entry.output_count);
       e.presence = static_cast<float>(p.presence_penalty);
     }
   }
@@ -134,8 +135,9 @@ Result<CudaStepShape> CudaInputs::Fill(const StepBatch& batch, const DeviceGates
       const auto position = static_cast<uint32_t>(batch.positions[r]);
       tokens[row] = batch.tokens[r];
       positions[row] = batch.positions[r];
-      slots[row] = static_cast<int32_t>(s.blocks[position / cuda::kBlockTokens] *
-                                            cuda::kBlockTokens + position % cuda::kBlockTokens);
+      slots[row] =
+          static_cast<int32_t>(s.blocks[position / cuda::kBlockTokens] * cuda::kBlockTokens +
+                               position % cuda::kBlockTokens);
     }
     last_row[i] = row - 1;
     if (decode) {
@@ -172,11 +174,11 @@ Result<CudaStepShape> CudaInputs::Fill(const StepBatch& batch, const DeviceGates
 
 cuda::AttentionBatch CudaInputs::decode(const CudaStepShape& shape,
                                         const CudaLayout& layout) const {
-  return {.q_indptr_host = block_.At<int32_t>(layout.in.decode.q_indptr),
-          .page_indptr_host = block_.At<int32_t>(layout.in.decode.page_indptr),
-          .context_host = decode_contexts_.data(),
-          .sequences = static_cast<int32_t>(shape.bucket > 0 ? shape.bucket
-                                                             : shape.decode_sequences)};
+  return {
+      .q_indptr_host = block_.At<int32_t>(layout.in.decode.q_indptr),
+      .page_indptr_host = block_.At<int32_t>(layout.in.decode.page_indptr),
+      .context_host = decode_contexts_.data(),
+      .sequences = static_cast<int32_t>(shape.bucket > 0 ? shape.bucket : shape.decode_sequences)};
 }
 
 cuda::AttentionBatch CudaInputs::prefill(const CudaStepShape& shape,

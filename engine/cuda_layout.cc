@@ -110,8 +110,8 @@ Result<CudaLayout> CudaLayout::Make(const ModelConfig& c, const WeightMap& map,
   };
   using cuda::AttentionKernel;
   using cuda::PlanUse;
-  WEIR_TRY(add(AttentionKernel::kFa2, PlanUse::kDecodeGraph, sequences, sequences,
-               &l.decode_int_bytes));
+  WEIR_TRY(
+      add(AttentionKernel::kFa2, PlanUse::kDecodeGraph, sequences, sequences, &l.decode_int_bytes));
   WEIR_TRY(add(AttentionKernel::kFa2, PlanUse::kEager, sequences, sequences, &l.decode_int_bytes));
   WEIR_TRY(add(cuda::PrefillKernel(), PlanUse::kEager, std::min(sequences, rows), rows,
                &l.prefill_int_bytes));

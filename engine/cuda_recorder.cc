@@ -64,20 +64,19 @@ std::vector<cuda::GemmParams> CudaRecorder::ProductsOf(const LayerOffsets& w) co
   using enum cuda::GemmOutput;
   const auto* normed = Scratch<Bf16>(layout_.normed);
   auto* x = Scratch<Bf16>(layout_.hidden);
-  return {Product(w.qkv, w.qkv_bias, q_size_ + 2 * kv_size_, hidden, normed,
-                  Scratch<Bf16>(layout_.qkv), kOverwrite),
-          Product(w.o, w.o_bias, hidden, q_size_, Scratch<Bf16>(layout_.attended), x, kAccumulate),
-          Product(w.gate_up, w.gate_up_bias, 2 * ffn, hidden, normed,
-                  Scratch<Bf16>(layout_.gate_up), kOverwrite),
-          Product(w.down, w.down_bias, hidden, ffn, Scratch<Bf16>(layout_.activated), x,
-                  kAccumulate)};
+  return {
+      Product(w.qkv, w.qkv_bias, q_size_ + 2 * kv_size_, hidden, normed, Scratch<Bf16>(layout_.qkv),
+              kOverwrite),
+      Product(w.o, w.o_bias, hidden, q_size_, Scratch<Bf16>(layout_.attended), x, kAccumulate),
+      Product(w.gate_up, w.gate_up_bias, 2 * ffn, hidden, normed, Scratch<Bf16>(layout_.gate_up),
+              kOverwrite),
+      Product(w.down, w.down_bias, hidden, ffn, Scratch<Bf16>(layout_.activated), x, kAccumulate)};
 }
 
 cuda::GemmParams CudaRecorder::Logits() const {
-  cuda::GemmParams p =
-      Product(map_.lm_head, LayerOffsets::kAbsent, config_.vocab_size, config_.hidden_size,
-              Scratch<Bf16>(layout_.gathered), Scratch<float>(layout_.logits),
-              cuda::GemmOutput::kOverwrite);
+  cuda::GemmParams p = Product(map_.lm_head, LayerOffsets::kAbsent, config_.vocab_size,
+                               config_.hidden_size, Scratch<Bf16>(layout_.gathered),
+                               Scratch<float>(layout_.logits), cuda::GemmOutput::kOverwrite);
   p.kind.type = cuda::GemmOutputType::kF32;
   return p;
 }
@@ -143,9 +142,9 @@ Status CudaRecorder::Enqueue(cuda::GemmPlanner& gemm, const CudaStepShape& shape
                                 .m = shape.rows(),
                                 .h = hidden,
                                 .begin = gates_.log};
-  for (const void* p : {static_cast<const void*>(embed.table), static_cast<const void*>(x),
-                        static_cast<const void*>(embed.tokens),
-                        static_cast<const void*>(embed.sampled)}) {
+  for (const void* p :
+       {static_cast<const void*>(embed.table), static_cast<const void*>(x),
+        static_cast<const void*>(embed.tokens), static_cast<const void*>(embed.sampled)}) {
     Digest(p);
   }
   WEIR_TRY(ToStatus(cuda::Embed(embed, launch)));
@@ -172,17 +171,16 @@ Status CudaRecorder::Enqueue(cuda::GemmPlanner& gemm, const CudaStepShape& shape
     Digest(logits.weights);
     Digest(logits.y);
     WEIR_TRY(ToStatus(gemm.Run(logits, stream_)));
-    WEIR_TRY(ToStatus(cuda::Sample(
-        {.logits = static_cast<const float*>(logits.y),
-         .row = Input<cuda::SampleRow>(layout_.in.samples),
-         .edits = Scratch<cuda::LogitEdit>(layout_.edits),
-         .tokens = Scratch<int32_t>(layout_.sampled),
-         .results = Output<cuda::SampleResult>(layout_.out.results),
-         .top_tokens = Output<int32_t>(layout_.out.top_tokens),
-         .top_logprobs = Output<float>(layout_.out.top_logprobs),
-         .rows = samples,
-         .vocab = config_.vocab_size},
-        launch)));
+    WEIR_TRY(ToStatus(cuda::Sample({.logits = static_cast<const float*>(logits.y),
+                                    .row = Input<cuda::SampleRow>(layout_.in.samples),
+                                    .edits = Scratch<cuda::LogitEdit>(layout_.edits),
+                                    .tokens = Scratch<int32_t>(layout_.sampled),
+                                    .results = Output<cuda::SampleResult>(layout_.out.results),
+                                    .top_tokens = Output<int32_t>(layout_.out.top_tokens),
+                                    .top_logprobs = Output<float>(layout_.out.top_logprobs),
+                                    .rows = samples,
+                                    .vocab = config_.vocab_size},
+                                   launch)));
   }
   return ToStatus(cuda::StepEnd(
       {.log = gates_.log, .gate = samples > 0 ? cuda::GatePoint{} : Gate(-1, last_gate)}, launch));
@@ -256,19 +254,19 @@ Status CudaRecorder::Attention(uint32_t layer, const CudaStepShape& shape,
   const auto run = [&](const cuda::AttentionPlan& plan, const cuda::PlanBuffers& buffers,
                        const CudaInputLayout::Tables& tables, int64_t first_row,
                        uint64_t first_page) {
-    return ToStatus(cuda::RunAttention(
-        plan, buffers,
-        {.q = Scratch<Bf16>(layout_.qkv) + first_row * (q_size_ + 2 * kv_size_),
-         .q_stride = q_size_ + 2 * kv_size_,
-         .out = Scratch<Bf16>(layout_.attended) + first_row * q_size_,
-         .scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim)),
-         .kv = kv_,
-         .layer = static_cast<int32_t>(layer),
-         .pages = {.blocks = Input<int32_t>(layout_.in.pages) + first_page,
-                   .page_indptr = Input<int32_t>(tables.page_indptr),
-                   .last_page_len = Input<int32_t>(tables.last_page_len),
-                   .q_indptr = Input<int32_t>(tables.q_indptr)}},
-        launch));
+    return ToStatus(
+        cuda::RunAttention(plan, buffers,
+                           {.q = Scratch<Bf16>(layout_.qkv) + first_row * (q_size_ + 2 * kv_size_),
+                            .q_stride = q_size_ + 2 * kv_size_,
+                            .out = Scratch<Bf16>(layout_.attended) + first_row * q_size_,
+                            .scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim)),
+                            .kv = kv_,
+                            .layer = static_cast<int32_t>(layer),
+                            .pages = {.blocks = Input<int32_t>(layout_.in.pages) + first_page,
+                                      .page_indptr = Input<int32_t>(tables.page_indptr),
+                                      .last_page_len = Input<int32_t>(tables.last_page_len),
+                                      .q_indptr = Input<int32_t>(tables.q_indptr)}},
+                           launch));
   };
   if (plans.decode != nullptr) {
     WEIR_TRY(run(*plans.decode, decode_buffers(nullptr), layout_.in.decode, 0, 0));

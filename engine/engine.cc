@@ -101,8 +101,7 @@ Status Engine::BuildMemory() {
   backend_->Describe(&m);
   const uint64_t tokens = std::min<uint64_t>(options_.max_model_len, kTokensWantedPerSequence);
   if (m.kv_wanted_bytes == 0) {
-    m.kv_wanted_bytes =
-        options_.max_num_seqs * CeilDiv(tokens, kBlockTokens) * m.kv_block_bytes;
+    m.kv_wanted_bytes = options_.max_num_seqs * CeilDiv(tokens, kBlockTokens) * m.kv_block_bytes;
   }
   m.kv_least_blocks = CeilDiv(std::min(options_.max_model_len, kLeastRequestTokens), kBlockTokens);
   switch (options_.backing) {

@@ -60,8 +60,8 @@ struct StartupTimes {
 };
 
 struct EngineInfo {
-  std::string device;  // "cpu avx512, 2 threads" ...
-  std::string driver;  // "host"
+  std::string device;              // "cpu avx512, 2 threads" ...
+  std::string driver;              // "host"
   bool schedule_invariant = true;  // Compute::schedule_invariant
   std::string policy;
   uint64_t granule_bytes = 0;

@@ -100,8 +100,7 @@ Status Memory::Build() {
   WEIR_TRY(MapScratch());
   if (options_.backing == BackingTier::kHost || options_.backing == BackingTier::kPeer) {
     const Tier tier = options_.backing == BackingTier::kHost ? Tier::kHost : Tier::kPeer;
-    backing_ =
-        WEIR_TRY(CreateMemoryBackingStore(driver_, tier, options_.weights.region_bytes));
+    backing_ = WEIR_TRY(CreateMemoryBackingStore(driver_, tier, options_.weights.region_bytes));
   } else if (options_.backing == BackingTier::kNvme) {
     backing_ =
         WEIR_TRY(CreateFileBackingStore(driver_, options_.weights.region_bytes, options_.file));

@@ -12,9 +12,9 @@
 namespace weir {
 namespace {
 
-// A preemption throws away a sequence's KV, which costs some hundred tokens of prefill; a block kept
-// free costs a share of one sequence. In a steady overload (ShareGPT's lengths, KV of 30 to 100
-// sequences) these settle near one block a sequence. docs/performance.md has the measurement.
+// A preemption throws away a sequence's KV, which costs some hundred tokens of prefill; a block
+// kept free costs a share of one sequence. In a steady overload (ShareGPT's lengths, KV of 30 to
+// 100 sequences) these settle near one block a sequence. docs/performance.md has the measurement.
 constexpr double kHeadroomRise = 0.1;
 constexpr double kHeadroomMost = 4;
 constexpr double kHeadroomFall = 1.0 / 512;

@@ -30,7 +30,7 @@ struct SchedulerOptions {
 
 struct ScheduledSequence {
   Sequence* sequence = nullptr;
-  uint32_t tokens = 0;       // [end - tokens, end) of the sequence
+  uint32_t tokens = 0;  // [end - tokens, end) of the sequence
   uint32_t end = 0;
   uint32_t preemptions = 0;  // of the sequence until then
   // Whether the step's KV still belongs to the sequence.

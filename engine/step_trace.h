@@ -9,9 +9,9 @@
 
 namespace weir {
 
-// Represents one step; made before WeightPager::BeginStep. |number| counts the pager's rounds: those
-// that have ended and those under way. Failed or Ended is called once. |batch| and |driver| outlive
-// it.
+// Represents one step; made before WeightPager::BeginStep. |number| counts the pager's rounds:
+// those that have ended and those under way. Failed or Ended is called once. |batch| and |driver|
+// outlive it.
 class StepTrace {
  public:
   StepTrace(StepKind kind, const StepBatch& batch, Driver& driver, uint64_t number)

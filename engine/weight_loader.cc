@@ -155,8 +155,8 @@ class Loader {
       const TensorSource source = WEIR_TRY(checkpoint_.Find(part.role, part.layer));
       const uint64_t end = i + 1 < target.parts.size() ? target.parts[i + 1].row : target.rows;
       WEIR_CHECK(source.dummy.has_value(), "a made-up checkpoint is made up throughout");
-      WEIR_TRY(make_(target.offset + row * target.cols * 2, (end - row) * target.cols,
-                     *source.dummy));
+      WEIR_TRY(
+          make_(target.offset + row * target.cols * 2, (end - row) * target.cols, *source.dummy));
       row = end;
     }
     return OkStatus();
@@ -187,8 +187,7 @@ class Loader {
   Status ReadInPlace(const TensorSource& source, const Part& part, const Target& target,
                      const std::function<void(uint64_t)>& advance) {
     const uint64_t bytes = source.rows() * source.cols() * 2;
-    const std::span<std::byte> to =
-        std::span(stored_).subspan(part.row * target.cols * 2, bytes);
+    const std::span<std::byte> to = std::span(stored_).subspan(part.row * target.cols * 2, bytes);
     std::vector<FileRequest> requests(CeilDiv(bytes, kPieceBytes));
     Status failed;
     for (size_t i = 0; i < requests.size() && failed.ok(); ++i) {

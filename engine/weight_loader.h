@@ -5,8 +5,8 @@
 #include <functional>
 #include <string>
 
-#include "engine/weight_map.h"
 #include "engine/model/checkpoint.h"
+#include "engine/weight_map.h"
 #include "pager/file_ring.h"
 #include "pager/weight_pager.h"
 #include "vmm/status.h"

@@ -95,7 +95,8 @@ Result<std::unique_ptr<BackingStore>> CreateMemoryBackingStore(Driver& driver, T
   }
   auto store = std::make_unique<MemoryBackingStore>(driver, tier, bytes);
   const Status mapped = store->Map();
-  if (!mapped.ok()) return mapped.WithContext("backing store in " + std::string(TierName(tier)) + " memory");
+  if (!mapped.ok())
+    return mapped.WithContext("backing store in " + std::string(TierName(tier)) + " memory");
   return std::unique_ptr<BackingStore>(std::move(store));
 }
 

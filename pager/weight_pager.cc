@@ -181,8 +181,7 @@ Status WeightPager::BeginStep() {
       WEIR_TRY(m.BringToRest());
       m.Restart(plan_, &stats_);
     }
-    if (Result<bool> health = m.driver.IsComplete(m.last_copy);
-        m.under_way == 0 && !health.ok()) {
+    if (Result<bool> health = m.driver.IsComplete(m.last_copy); m.under_way == 0 && !health.ok()) {
       // A copy of the prefix failed while nobody looked.
       WEIR_TRY(m.ReplaceStream());
       const uint64_t arrived =
@@ -270,8 +269,8 @@ Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t number) 
   const VirtAddr readers = gate_consumed != 0 ? gate_consumed : consumed;
   WEIR_TRY(driver.WaitCounter(copy_stream, readers, RequiredConsumed(plan, pass_base, number)));
   // Faults take their cause from what these functions note.
-  const bool traced = gate_produced == 0 && (TraceEnabled(TraceType::kCopy) ||
-                                             TraceEnabled(TraceType::kFaultMajor));
+  const bool traced = gate_produced == 0 &&
+                      (TraceEnabled(TraceType::kCopy) || TraceEnabled(TraceType::kFaultMajor));
   auto begin = traced ? std::make_shared<TimeNs>(0) : nullptr;
   if (traced) {
     WEIR_TRY(driver.HostFunction(copy_stream, [this, begin, number] {
@@ -291,7 +290,8 @@ Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t number) 
       return OkStatus();
     }));
   }
-  return driver.WriteCounter(copy_stream, gate_produced != 0 ? gate_produced : produced, number + 1);
+  return driver.WriteCounter(copy_stream, gate_produced != 0 ? gate_produced : produced,
+                             number + 1);
 }
 
 // On the copy stream, behind the copy and before `produced` says so.

@@ -73,9 +73,9 @@ struct WeightPager::Impl {
   uint64_t granule_bytes = 0;
 
   StreamId copy_stream;
-  EventId last_copy;       // recorded after the last chunk queued
+  EventId last_copy;                  // recorded after the last chunk queued
   std::deque<EventId> passes_copied;  // by step under way: recorded after its last chunk
-  StreamId repair_stream;  // made when first needed; never waits for a counter
+  StreamId repair_stream;             // made when first needed; never waits for a counter
   VirtAddr produced = 0;
   VirtAddr consumed = 0;
   // With device gates the copy stream writes and waits for these, and the two above do not exist: a
@@ -85,8 +85,8 @@ struct WeightPager::Impl {
 
   // By gate: its chunk, or -1 when it is open. Changes between steps, never moves (S1).
   std::vector<int32_t> gate_table;
-  uint64_t pass_base = 0;    // of the oldest step under way, or of the next one
-  uint32_t under_way = 0;    // steps begun and not ended
+  uint64_t pass_base = 0;        // of the oldest step under way, or of the next one
+  uint32_t under_way = 0;        // steps begun and not ended
   uint64_t queued = 0;           // the next chunk to be put on the stream
   bool restart_pending = false;  // a pass was given up and the stream has not come to rest yet
   bool first_round = true;       // no step has ended since the plan changed

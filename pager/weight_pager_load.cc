@@ -85,9 +85,8 @@ Status WeightPager::Write(uint64_t offset, std::span<const std::byte> data) {
   if (data.empty()) return OkStatus();
   const uint64_t end = offset + data.size();
   const auto part = [&](uint64_t lo, uint64_t hi) { return data.subspan(lo - offset, hi - lo); };
-  WEIR_TRY(m.ForCovered(offset, end, [&](uint64_t lo, uint64_t hi) {
-    return m.backing->Store(lo, part(lo, hi));
-  }));
+  WEIR_TRY(m.ForCovered(
+      offset, end, [&](uint64_t lo, uint64_t hi) { return m.backing->Store(lo, part(lo, hi)); }));
   WEIR_TRY(m.ForResident(offset, end, [&](uint64_t lo, uint64_t hi) {
     return m.driver.Write(base() + lo, part(lo, hi));
   }));

@@ -88,19 +88,21 @@ bool Parse(int argc, char** argv, Args* args) {
 
 double Percentile(std::vector<double> v, double p) {
   std::sort(v.begin(), v.end());
-  return v.empty() ? 0 : v[std::min(v.size() - 1, static_cast<size_t>(p * static_cast<double>(v.size())))];
+  return v.empty()
+             ? 0
+             : v[std::min(v.size() - 1, static_cast<size_t>(p * static_cast<double>(v.size())))];
 }
 
 Status Run(const Args& args) {
   std::unique_ptr<Engine> engine = WEIR_TRY(Engine::Open(args.engine));
   EngineCore& core = engine->core();
   const StartupTimes& t = engine->info().startup;
-  std::printf("%s, granule %.0f MiB, link %.1f GB/s, ready in %.1f s (%.1f memory, %.1f weights, "
-              "%.1f kernels, %.1f calibration)\n",
-              engine->info().device.c_str(),
-              static_cast<double>(engine->info().granule_bytes) / (1 << 20),
-              core.memory().link_bytes_per_ns(), t.memory + t.weights + t.kernels + t.calibration,
-              t.memory, t.weights, t.kernels, t.calibration);
+  std::printf(
+      "%s, granule %.0f MiB, link %.1f GB/s, ready in %.1f s (%.1f memory, %.1f weights, "
+      "%.1f kernels, %.1f calibration)\n",
+      engine->info().device.c_str(), static_cast<double>(engine->info().granule_bytes) / (1 << 20),
+      core.memory().link_bytes_per_ns(), t.memory + t.weights + t.kernels + t.calibration, t.memory,
+      t.weights, t.kernels, t.calibration);
   std::mt19937 random(1);
   for (uint32_t i = 0; i < args.batch; ++i) {
     GenerationRequest request;
@@ -120,8 +122,8 @@ Status Run(const Args& args) {
     (void)engine->TakeOutputs();
   }
   std::printf("batch %u, context %u\n", args.batch, args.context);
-  std::printf("%9s %9s %9s %9s %9s %9s %9s %8s %8s %9s\n", "granules", "GiB/step", "p50 ms", "p99 ms",
-              "stall ms", "faults", "GB/s", "move ms", "freed G", "first ms");
+  std::printf("%9s %9s %9s %9s %9s %9s %9s %8s %8s %9s\n", "granules", "GiB/step", "p50 ms",
+              "p99 ms", "stall ms", "faults", "GB/s", "move ms", "freed G", "first ms");
   std::vector<std::unique_ptr<FixedPolicy>> policies;
   for (const uint32_t granules : args.granules) {
     policies.push_back(std::make_unique<FixedPolicy>(FixedConfig{.granules_per_layer = granules}));
@@ -146,14 +148,16 @@ Status Run(const Args& args) {
     }
     double worst_first = 0;
     for (size_t i = first; i < begin; ++i) {
-      worst_first = std::max(worst_first, static_cast<double>(core.step_records()[i].step_ns) * 1e-6);
+      worst_first =
+          std::max(worst_first, static_cast<double>(core.step_records()[i].step_ns) * 1e-6);
     }
     const double n = static_cast<double>(ms.size());
     const double bytes = static_cast<double>(after.bytes_copied - before.bytes_copied) / n;
     const double p50 = Percentile(ms, 0.5);
     std::printf("%9u %9.3f %9.3f %9.3f %9.4f %9lu %9.1f %8.1f %8.2f %9.2f\n", granules,
-                bytes / (1 << 30), p50, Percentile(ms, 0.99), stall / n, after.faults - before.faults,
-                bytes / (p50 * 1e6), static_cast<double>(core.stats().border_ns - border_before) * 1e-6,
+                bytes / (1 << 30), p50, Percentile(ms, 0.99), stall / n,
+                after.faults - before.faults, bytes / (p50 * 1e6),
+                static_cast<double>(core.stats().border_ns - border_before) * 1e-6,
                 static_cast<double>(core.memory().weights().plan().freed_granules()) *
                     static_cast<double>(engine->info().granule_bytes) / (1 << 30),
                 worst_first);
@@ -163,9 +167,10 @@ Status Run(const Args& args) {
   }
   const CoreStats& s = core.stats();
   if (s.queued_steps > 0) {
-    std::printf("device idle between queued steps: %.1f us, %.2f %%\n",
-                static_cast<double>(s.idle_ns) / static_cast<double>(s.queued_steps) * 1e-3,
-                100 * static_cast<double>(s.idle_ns) / static_cast<double>(s.idle_ns + s.queued_ns));
+    std::printf(
+        "device idle between queued steps: %.1f us, %.2f %%\n",
+        static_cast<double>(s.idle_ns) / static_cast<double>(s.queued_steps) * 1e-3,
+        100 * static_cast<double>(s.idle_ns) / static_cast<double>(s.idle_ns + s.queued_ns));
   }
   return OkStatus();
 }
@@ -176,10 +181,11 @@ Status Run(const Args& args) {
 int main(int argc, char** argv) {
   weir::Args args;
   if (!weir::Parse(argc, argv, &args)) {
-    std::fprintf(stderr,
-                 "usage: weir_border_bench MODEL [--dummy] [--device cuda|cpu] [--backing peer|host] "
-                 "[--budget BYTES] [--batch N] [--context N] [--steps N] [--tokens N] "
-                 "[--granules 0,2,4] [--ring N]\n");
+    std::fprintf(
+        stderr,
+        "usage: weir_border_bench MODEL [--dummy] [--device cuda|cpu] [--backing peer|host] "
+        "[--budget BYTES] [--batch N] [--context N] [--steps N] [--tokens N] "
+        "[--granules 0,2,4] [--ring N]\n");
     return 2;
   }
   const weir::Status status = weir::Run(args);

@@ -214,12 +214,11 @@ Status RunRatio(const Args& args, double ratio, Json* rows) {
   const Checkpoint checkpoint = WEIR_TRY(OpenCheckpoint(options));
   MemoryOptions sizes;
   {
-    const auto backend =
-        WEIR_TRY(MakeBackend(options, checkpoint.config(),
-                             {.max_rows = options.max_num_batched_tokens,
-                              .max_sequences = options.max_num_seqs,
-                              .max_context = options.max_model_len,
-                              .vocab_size = checkpoint.config().vocab_size}));
+    const auto backend = WEIR_TRY(MakeBackend(options, checkpoint.config(),
+                                              {.max_rows = options.max_num_batched_tokens,
+                                               .max_sequences = options.max_num_seqs,
+                                               .max_context = options.max_model_len,
+                                               .vocab_size = checkpoint.config().vocab_size}));
     backend->Describe(&sizes);
   }
   const auto weights = static_cast<double>(sizes.weights.region_bytes);
@@ -235,11 +234,12 @@ Status RunRatio(const Args& args, double ratio, Json* rows) {
   w.max_model_len = options.max_model_len;
   const bench::Workload workload = WEIR_TRY(bench::MakeWorkload(w));
   const double bound = Bound(capacity, weights, args.hbm_gb_s, link);
-  std::printf("\nW/C %.2f: %.2f GiB = weights %.2f + KV %.2f (and %.2f of step buffers), link %.0f "
-              "GB/s, %s\nbound: %.2fx resident\n",
-              ratio, capacity / (1 << 30), weights / (1 << 30), (capacity - weights) / (1 << 30),
-              static_cast<double>(sizes.scratch_bytes) / (1 << 30), link,
-              engine->info().device.c_str(), bound);
+  std::printf(
+      "\nW/C %.2f: %.2f GiB = weights %.2f + KV %.2f (and %.2f of step buffers), link %.0f "
+      "GB/s, %s\nbound: %.2fx resident\n",
+      ratio, capacity / (1 << 30), weights / (1 << 30), (capacity - weights) / (1 << 30),
+      static_cast<double>(sizes.scratch_bytes) / (1 << 30), link, engine->info().device.c_str(),
+      bound);
   std::printf("%-30s %9s %6s %8s %8s %8s %7s %8s %8s %7s %7s %6s\n", "policy", "tokens/s", "gain",
               "running", "step ms", "p99 ms", "stall%", "away GiB", "KV blk", "GB/s", "preempt",
               "moves");
@@ -249,8 +249,7 @@ Status RunRatio(const Args& args, double ratio, Json* rows) {
   for (const std::string& name : args.policies) {
     const std::unique_ptr<Policy> policy = WEIR_TRY(MakePolicy(name));
     engine->core().SetPolicy(*policy);
-    const Measured m =
-        WEIR_TRY(Runner(*engine, workload, salt).Run(args.warm_s, args.measure_s));
+    const Measured m = WEIR_TRY(Runner(*engine, workload, salt).Run(args.warm_s, args.measure_s));
     salt += 1000;
     if (name == "resident") resident = m.tokens_per_s;
     std::printf("%-30s %9.0f %6.3f %8.1f %8.3f %8.3f %7.2f %8.2f %8.0f %7.1f %7lu %6lu\n",
@@ -277,7 +276,8 @@ Status RunRatio(const Args& args, double ratio, Json* rows) {
     engine->core().SetPolicy(*home);
     for (int i = 0; i < 3; ++i) WEIR_TRY(engine->Step());
     if (engine->core().memory().view().granules_per_layer != 0) {
-      return BadState("weights did not come home: " + engine->core().last_border_error().ToString());
+      return BadState("weights did not come home: " +
+                      engine->core().last_border_error().ToString());
     }
   }
   return OkStatus();
@@ -298,10 +298,11 @@ Status Run(const Args& args) {
 int main(int argc, char** argv) {
   weir::Args args;
   if (!weir::Parse(argc, argv, &args)) {
-    std::fprintf(stderr,
-                 "usage: weir_overload_bench MODEL [--dummy] [--device cuda|cpu] [--backing peer|host] "
-                 "[--ratios 0.73,0.8] [--policies \"resident;tide\"] [--dataset NAME] [--seqs N] "
-                 "[--tokens N] [--warm S] [--measure S] [--hbm GB/s] [--algorithms FILE] [--json FILE]\n");
+    std::fprintf(
+        stderr,
+        "usage: weir_overload_bench MODEL [--dummy] [--device cuda|cpu] [--backing peer|host] "
+        "[--ratios 0.73,0.8] [--policies \"resident;tide\"] [--dataset NAME] [--seqs N] "
+        "[--tokens N] [--warm S] [--measure S] [--hbm GB/s] [--algorithms FILE] [--json FILE]\n");
     return 2;
   }
   const weir::Status status = weir::Run(args);

@@ -52,7 +52,8 @@ class ReplayCompute final : public Compute {
       next_.push_back(NextToken(batch.tokens[row], static_cast<uint64_t>(batch.positions[row])));
     }
     outcome_.compute_ns = driver_.Now() - start;
-    SampleOnHost(batch, sampler_, [this](uint32_t row) { return Logits(row); }, &outcome_);
+    SampleOnHost(
+        batch, sampler_, [this](uint32_t row) { return Logits(row); }, &outcome_);
     return OkStatus();
   }
   Status Collect(StepOutcome* outcome) override {

@@ -32,7 +32,7 @@ struct Samples {
   uint64_t streamed_bytes = 0, gate_arrivals = 0, gate_faults = 0;
   TimeNs stall_ns = 0, compute_ns = 0, wall_ns = 0;
   uint64_t iterations = 0;
-  CoreStats core;  // of device time, summed
+  CoreStats core;    // of device time, summed
   BenchRun trouble;  // the first iteration that failed
 };
 

@@ -49,9 +49,12 @@ Json ModelJson(const Settings& settings, const ModelConfig& m) {
 }
 
 Json MemoryJson(const EngineInfo& info) {
-  return {{"budget_bytes", info.budget_bytes},     {"granule_bytes", info.granule_bytes},
-          {"weight_bytes", info.weight_bytes},     {"scratch_bytes", info.scratch_bytes},
-          {"kv_block_bytes", info.kv_block_bytes}, {"most_kv_blocks", info.most_kv_blocks},
+  return {{"budget_bytes", info.budget_bytes},
+          {"granule_bytes", info.granule_bytes},
+          {"weight_bytes", info.weight_bytes},
+          {"scratch_bytes", info.scratch_bytes},
+          {"kv_block_bytes", info.kv_block_bytes},
+          {"most_kv_blocks", info.most_kv_blocks},
           {"max_model_len", info.max_model_len},
           {"startup_s",
            {{"memory", info.startup.memory},

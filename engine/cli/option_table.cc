@@ -259,7 +259,8 @@ std::vector<OptionInfo> MakeTable() {
   t.push_back(Text(
       "compute", "gemm_algorithm_file",
       [](S& s) -> std::string& { return s.engine.gemm_algorithm_file; }, "a path",
-      "keeps a GPU's choice of product algorithms: later starts are faster, and compute the same bits"));
+      "keeps a GPU's choice of product algorithms: later starts are faster, and compute the same "
+      "bits"));
   t.push_back(Budget());
   t.push_back(Size(
       "memory", "kv_cache", [](S& s) -> uint64_t& { return s.engine.kv_cache_bytes; },

@@ -81,8 +81,7 @@ std::vector<int32_t> SimModel::Expected(const SimModelShape& shape, std::span<co
 }
 
 SimCompute::SimCompute(Driver& driver, const SimModelShape& shape, const ComputeLimits& limits,
-                       const Memory& memory, std::function<void(uint64_t)> advance,
-                       uint32_t depth)
+                       const Memory& memory, std::function<void(uint64_t)> advance, uint32_t depth)
     : driver_(driver),
       shape_(shape),
       limits_(limits),
@@ -161,7 +160,8 @@ Status SimCompute::Run(const Pending& step, StepOutcome* outcome) {
     row[context % shape_.vocab] = 1.0F;
     logits_.push_back(std::move(row));
   }
-  SampleOnHost(batch, sampler_, [this](uint32_t row) { return std::span(logits_[row]); }, outcome);
+  SampleOnHost(
+      batch, sampler_, [this](uint32_t row) { return std::span(logits_[row]); }, outcome);
   sampled_.clear();
   for (const Result<SampledToken>& s : outcome->samples) {
     sampled_.push_back(s.ok() ? s->token : -1);
