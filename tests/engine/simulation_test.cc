@@ -188,6 +188,7 @@ class World {
 
   void ArmFailingSubmits() {
     if (!random_.Chance(0.3)) return;
+    compute_->failed_submits_run = random_.Chance(0.5);
     compute_->submit_fails = [this] {
       return random_.Chance(0.02) ? DriverError("injected: a launch fails") : OkStatus();
     };
@@ -213,6 +214,12 @@ class World {
     }
     ASSERT_LT(step, kMostSteps) << "no end: a request neither finished nor failed (S3)\n"
                                 << Describe();
+  }
+
+  // Stops in the middle, with steps under way.
+  void RunSome(uint64_t steps) {
+    for (Client& c : clients_) Arrive(c);
+    for (uint64_t i = 0; i < steps; ++i) ASSERT_TRUE(core_->Step().ok());
   }
 
   void CheckTokens() {
@@ -428,6 +435,22 @@ TEST_P(FailingCall, IsSurvivedOrReported) {
 INSTANTIATE_TEST_SUITE_P(Seeds, FailingCall,
                          ::testing::Values(std::pair{21, Gates::kHost}, std::pair{42, Gates::kHost},
                                            std::pair{42, Gates::kDevice}));
+
+TEST(Simulation, AnEngineThatEndsInTheMiddleLeavesNothingBehind) {
+  for (uint64_t seed = 1; seed <= 100; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    for (const Gates gates : {Gates::kHost, Gates::kDevice}) {
+      World world(seed, Faults::kInjected, gates);
+      ASSERT_TRUE(world.Build().ok());
+      world.MakeClients();
+      world.ArmFaults();
+      world.RunSome(seed % 25);
+      world.Close();
+      world.CheckLeaks();
+    }
+    if (HasFailure()) return;
+  }
+}
 
 TEST(Simulation, SameSeedIsTheSameRun) {
   for (uint64_t seed = 1; seed <= 20; ++seed) {

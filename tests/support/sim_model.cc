@@ -118,7 +118,6 @@ Result<uint64_t> SimCompute::ReadWeights(Pending& step) {
 }
 
 Status SimCompute::Submit(const StepBatch& batch, StepGates& gates) {
-  if (submit_fails) WEIR_TRY(submit_fails());
   Pending step{.batch = batch, .blocks = {}, .gates = &gates, .device = {}};
   const DeviceGates device = gates.device_gates();
   if (device.produced != 0) step.device.emplace(driver_, device, advance_);
@@ -126,8 +125,21 @@ Status SimCompute::Submit(const StepBatch& batch, StepGates& gates) {
     step.blocks.emplace_back(s.blocks.begin(), s.blocks.end());
     s.blocks = {};
   }
+  if (Status failed = submit_fails ? submit_fails() : OkStatus(); !failed.ok()) {
+    if (failed_submits_run) failed_submit_.emplace(std::move(step));
+    RunFailedSubmit();
+    return failed;
+  }
   pending_.push_back(std::move(step));
   return OkStatus();
+}
+
+void SimCompute::RunFailedSubmit() {
+  if (!failed_submit_ || !pending_.empty()) return;
+  Pending step = std::move(*failed_submit_);
+  failed_submit_.reset();
+  StepOutcome nobodys;
+  (void)Run(step, &nobodys);
 }
 
 Status SimCompute::Collect(StepOutcome* outcome) {
@@ -143,6 +155,7 @@ Status SimCompute::Collect(StepOutcome* outcome) {
   } else if (!status.ok()) {
     sampled_.clear();
   }
+  RunFailedSubmit();
   return status;
 }
 

@@ -68,6 +68,8 @@ class SimCompute final : public Compute {
   std::string description() const override { return "simulated"; }
 
   std::function<Status()> submit_fails;  // asked at each Submit; empty: none does
+  // The kernels of a step whose Submit failed run all the same, in their turn.
+  bool failed_submits_run = false;
 
  private:
   struct Pending {
@@ -76,6 +78,7 @@ class SimCompute final : public Compute {
     StepGates* gates = nullptr;
     std::optional<SimStepGates> device;
   };
+  void RunFailedSubmit();
   Status Run(Pending& step, StepOutcome* outcome);
   Result<uint64_t> ReadWeights(Pending& step);
   Status Arrive(Pending& step, uint32_t gate);
@@ -92,6 +95,7 @@ class SimCompute final : public Compute {
   WeightLayout layout_;
   uint32_t depth_;
   std::deque<Pending> pending_;
+  std::optional<Pending> failed_submit_;  // behind those
   Sampler sampler_;
   std::vector<int32_t> sampled_;  // of the last step that ran
   std::vector<std::vector<float>> logits_;
