@@ -75,9 +75,15 @@ Status EngineCore::Calibrate() {
       const StepTrace trace(StepKind::kCalibration, batch, driver_, weights.stats().steps);
       StepOutcome outcome;
       status = weights.BeginStep();
-      if (status.ok()) status = compute_.Submit(batch, weights);
-      if (status.ok()) status = compute_.Collect(&outcome);
-      if (status.ok()) status = weights.EndStep();
+      if (status.ok()) {
+        status = compute_.Submit(batch, weights);
+        if (!status.ok()) weights.CancelStep();
+      }
+      if (status.ok()) {
+        status = compute_.Collect(&outcome);
+        Status ended = weights.EndStep();
+        if (status.ok()) status = std::move(ended);
+      }
       const TimeNs took = compute_.depth() > 1 ? outcome.compute_ns : driver_.Now() - start;
       if (status.ok()) {
         trace.Ended(took, weights.stats().stall_ns - stall, weights.stats().bytes_copied - bytes);

@@ -328,7 +328,7 @@ Status EngineCore::Submit(StepUnderWay& step) {
   WEIR_TRY(weights.BeginStep());
   step.bytes_queued = weights.stats().bytes_copied - bytes_before;
   Status submitted = compute_.Submit(step.batch, weights);
-  if (!submitted.ok()) (void)weights.EndStep();  // its gates were not passed
+  if (!submitted.ok()) weights.CancelStep();
   return submitted;
 }
 

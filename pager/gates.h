@@ -25,7 +25,7 @@ struct DeviceGates {
 
 // What the kernels of one step found.
 struct DeviceGateLog {
-  uint32_t passed = 0;       // armed gates
+  uint32_t passed = 0;       // armed gates left behind; in a failed step opened or not
   uint32_t departed = 0;     // chunks, in order
   uint32_t faults = 0;       // gates reached before their stripe
   int32_t failed_gate = -1;  // waited in vain

@@ -1,7 +1,6 @@
 #include "pager/weight_pager.h"
 
 #include <algorithm>
-#include <thread>
 
 #include "pager/weight_pager_impl.h"
 #include "vmm/trace.h"
@@ -176,8 +175,8 @@ Status WeightPager::BeginStep() {
   if (m.state != Impl::State::kInStep) WEIR_TRY(m.CheckServing());
   if (m.under_way == m.options.max_steps_under_way) return BadState("a step is under way");
   if (m.armed(plan_)) {
-    if (m.restart_pending) {
-      if (m.under_way > 0) return BadState("a step under way has failed");
+    if (m.restart_pending || m.queued_in_vain) {
+      if (m.under_way > 0) return BadState("a step was given up; those under way must end first");
       WEIR_TRY(m.BringToRest());
       m.Restart(plan_, &stats_);
     }
@@ -194,12 +193,26 @@ Status WeightPager::BeginStep() {
     Status queued = m.QueueUpTo(plan_, end, &stats_);
     const EventId copied = m.last_copy;
     if (queued.ok()) queued = m.QueueUpTo(plan_, end + plan_.prefix_chunks(), &stats_);
-    if (!queued.ok()) return queued.WithContext("queueing the copies of a step");
+    if (!queued.ok()) {
+      m.queued_in_vain = true;
+      return queued.WithContext("queueing the copies of a step");
+    }
     m.passes_copied.push_back(copied);
   }
   ++m.under_way;
   m.state = Impl::State::kInStep;
   return OkStatus();
+}
+
+void WeightPager::CancelStep() {
+  Impl& m = *impl_;
+  WEIR_CHECK(m.under_way > 0, "no step has begun");
+  --m.under_way;
+  if (m.under_way == 0) m.state = Impl::State::kServing;
+  if (!m.armed(plan_)) return;
+  // Some of its kernels may run all the same and depart from its chunks: nobody else may use them.
+  m.passes_copied.pop_back();
+  m.queued_in_vain = true;
 }
 
 Status WeightPager::EndStep() {
@@ -338,8 +351,10 @@ WaitOutcome WeightPager::Impl::AwaitProduced(uint64_t at_least, Status* stream_e
     const uint64_t left = waited < options.gate_timeout_ns ? options.gate_timeout_ns - waited : 0;
     // Under virtual time a wait ends by itself as soon as nothing can open the gate any more.
     const uint64_t slice = driver.properties().virtual_time ? left : std::min(left, kHealthCheckNs);
-    Status status = gate_produced != 0 ? AwaitLastCopy(slice)
-                                       : driver.HostWaitCounter(produced, at_least, slice);
+    // With device gates the host learns of the last copy only.
+    Status status = gate_produced == 0  ? driver.HostWaitCounter(produced, at_least, slice)
+                    : last_copy.valid() ? driver.WaitFor(last_copy, slice)
+                                        : OkStatus();
     if (status.ok()) return WaitOutcome::kArrived;
     if (status.code() != StatusCode::kShouldWait) {
       *stream_error = std::move(status);
@@ -352,15 +367,6 @@ WaitOutcome WeightPager::Impl::AwaitProduced(uint64_t at_least, Status* stream_e
       }
     }
     if (left <= slice) return WaitOutcome::kTimedOut;
-  }
-}
-
-// With device gates the host learns of the last copy only.
-Status WeightPager::Impl::AwaitLastCopy(uint64_t timeout_ns) {
-  for (const TimeNs begin = driver.Now();;) {
-    if (!last_copy.valid() || WEIR_TRY(driver.IsComplete(last_copy))) return OkStatus();
-    if (driver.Now() - begin >= timeout_ns) return ShouldWait("copies are under way");
-    std::this_thread::yield();
   }
 }
 
@@ -386,8 +392,13 @@ Status WeightPager::Impl::BringToRest() {
     return OkStatus();
   };
   if (!copy_stream.valid()) return replace();
-  // No compute runs: a pass that was given up has no readers left.
+  // No compute runs: a pass that was given up, or was not begun, has no readers left.
+  if (queued_in_vain) restart_pending = true;
   if (restart_pending) SetConsumed(queued);
+  // Not the last copy that QueueUpTo recorded: it may have given up behind that one.
+  Result<EventId> all = driver.Record(copy_stream);
+  if (!all.ok()) return replace();
+  last_copy = *all;
   Status error;
   switch (AwaitProduced(queued, &error)) {
     case WaitOutcome::kTimedOut:
@@ -396,10 +407,7 @@ Status WeightPager::Impl::BringToRest() {
     case WaitOutcome::kStreamFailed: return replace();
     case WaitOutcome::kArrived: break;
   }
-  const EventId event = WEIR_TRY(driver.Record(copy_stream));
-  if (!driver.Wait(event).ok()) return replace();
-  last_copy = event;
-  return OkStatus();
+  return driver.Wait(last_copy).ok() ? OkStatus() : replace();
 }
 
 void WeightPager::Impl::TracePlacement(const EvictionPlan& plan, uint64_t ahead_bytes) const {
@@ -411,6 +419,7 @@ void WeightPager::Impl::TracePlacement(const EvictionPlan& plan, uint64_t ahead_
 
 void WeightPager::Impl::Restart(const EvictionPlan& plan, WeightPagerStats* stats) {
   restart_pending = false;
+  queued_in_vain = false;
   uint64_t ahead = 0;
   for (uint32_t i = 0; i < plan.prefix_chunks(); ++i) ahead += plan.chunks()[i].count;
   TracePlacement(plan, ahead * granule_bytes);

@@ -84,6 +84,9 @@ class WeightPager final : public StepGates {
   // Queues this pass's copies. A no-op when nothing is evicted. Steps begin and end in order; with
   // max_steps_under_way > 1 the next may begin before this one ends.
   Status BeginStep();
+  // The step last begun will not be collected; those before it go on. Once they have ended the next
+  // one begins afresh.
+  void CancelStep();
   // The compute of the oldest step has ended. kBadState names the first armed gate that was not
   // passed or departed from; kDriver: a copy of this step failed unnoticed. Either way the step's
   // results are void, and the next step begins afresh.

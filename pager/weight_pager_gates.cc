@@ -95,7 +95,7 @@ Status WeightPager::Report(const DeviceGateLog& log) {
   Impl& m = *impl_;
   if (!m.armed(plan_)) return OkStatus();
   WeightPagerStats& stats = m.step.stats;
-  stats.gate_arrivals += log.passed + (log.failed_gate >= 0 ? 1 : 0);
+  stats.gate_arrivals += log.passed;
   stats.faults += log.faults;
   stats.stall_ns += log.stall_ns;
   stats.max_stall_ns = std::max(stats.max_stall_ns, log.max_stall_ns);

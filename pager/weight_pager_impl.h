@@ -89,7 +89,10 @@ struct WeightPager::Impl {
   uint32_t under_way = 0;        // steps begun and not ended
   uint64_t queued = 0;           // the next chunk to be put on the stream
   bool restart_pending = false;  // a pass was given up and the stream has not come to rest yet
-  bool first_round = true;       // no step has ended since the plan changed
+  // A pass was queued, in part or whole, whose step did not begin: its copies may wait for readers
+  // that never come. Those before it are good.
+  bool queued_in_vain = false;
+  bool first_round = true;  // no step has ended since the plan changed
   CopyProgress progress;
 
   // The step under way; written by the compute thread, read after it has ended.
@@ -131,11 +134,10 @@ struct WeightPager::Impl {
   // What `consumed` must have reached before chunk |number| may be copied.
   static uint64_t RequiredConsumed(const EvictionPlan& plan, uint64_t pass_base, uint64_t number);
   WaitOutcome AwaitProduced(uint64_t at_least, Status* stream_error);
-  Status AwaitLastCopy(uint64_t timeout_ns);
   // Destroys the (failed) copy stream and makes a new one.
   Status ReplaceStream();
-  // Copies queued so far have ended; the stream works (a failed one is replaced, and the pass is
-  // begun afresh).
+  // No step is under way. Copies queued so far have ended; the stream works (a failed one is
+  // replaced, and the pass is begun afresh).
   Status BringToRest();
   // Begins a fresh pass of |plan| with its prefix; the stream must be at rest.
   void Restart(const EvictionPlan& plan, WeightPagerStats* stats);

@@ -11,7 +11,7 @@
 //   D4 one allocation may be mapped at several addresses (alias): the bytes are the same;
 //   D5 Release of an allocation that is still mapped is kBadState;
 //   D6 work on one stream runs in order; streams run concurrently; nothing here waits for running
-//      work except Wait, HostWaitCounter, Read and Write;
+//      work except Wait, WaitFor, HostWaitCounter, Read and Write;
 //   D7 a failed call changed nothing.
 //
 // Thread: the engine thread makes all calls except LoadCounter, StoreCounter and HostWaitCounter,
@@ -24,6 +24,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <thread>
 
 #include "vmm/status.h"
 #include "vmm/types.h"
@@ -80,6 +81,17 @@ class Driver {
   // Whether |event| completed; the error if a preceding operation of its stream failed. Monotonic.
   virtual Result<bool> IsComplete(EventId event) = 0;
   virtual Status Wait(EventId event) = 0;
+  // Like Wait, but kShouldWait when |timeout_ns| has passed (under virtual time also as soon as
+  // nothing that is queued can ever complete it).
+  virtual Status WaitFor(EventId event, uint64_t timeout_ns) {
+    for (const TimeNs begin = Now();;) {
+      const Result<bool> complete = IsComplete(event);
+      if (!complete.ok()) return complete.status();
+      if (*complete) return OkStatus();
+      if (Now() - begin >= timeout_ns) return ShouldWait("work is under way");
+      std::this_thread::yield();
+    }
+  }
   virtual Status StreamWait(StreamId stream, EventId event) = 0;
 
   // --- Counters: 8-byte monotonic words in device memory

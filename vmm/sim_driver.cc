@@ -183,12 +183,25 @@ void SimDriver::Store(VirtAddr at, std::span<const std::byte> in) {
 }
 
 Status SimDriver::Read(VirtAddr src, std::span<std::byte> dst) {
+  if (src >= kCounterBase) {
+    const size_t index = WEIR_TRY(GateWordIndex(src));
+    if (dst.size() != sizeof(uint64_t)) return InvalidArgument("a gate word has 8 bytes");
+    std::memcpy(dst.data(), &counters_[index].value, sizeof(uint64_t));
+    return OkStatus();
+  }
   WEIR_TRY(table_.CheckAccess(src, dst.size(), Access::kRead));
   Load(src, dst);
   return OkStatus();
 }
 
 Status SimDriver::Write(VirtAddr dst, std::span<const std::byte> src) {
+  if (dst >= kCounterBase) {
+    const size_t index = WEIR_TRY(GateWordIndex(dst));
+    if (src.size() != sizeof(uint64_t)) return InvalidArgument("a gate word has 8 bytes");
+    NoteWriteHazards(dst);
+    std::memcpy(&counters_[index].value, src.data(), sizeof(uint64_t));
+    return OkStatus();
+  }
   WEIR_TRY(table_.CheckAccess(dst, src.size(), Access::kReadWrite));
   Store(dst, src);
   return OkStatus();
@@ -197,35 +210,71 @@ Status SimDriver::Write(VirtAddr dst, std::span<const std::byte> src) {
 // --- Counters
 // --------------------------------------------------------------------------------------
 
-Result<size_t> SimDriver::CounterIndex(VirtAddr counter) const {
-  const uint64_t index = (counter - kCounterBase) / kCounterBytes;
-  if (counter < kCounterBase || (counter - kCounterBase) % kCounterBytes != 0 ||
+Result<size_t> SimDriver::WordIndex(VirtAddr word) const {
+  const uint64_t index = (word - kCounterBase) / kCounterBytes;
+  if (word < kCounterBase || (word - kCounterBase) % kCounterBytes != 0 ||
       index >= counters_.size() || !counters_[index].alive) {
-    return InvalidArgument("there is no counter at " + HexAddress(counter));
+    return InvalidArgument("there is no counter or gate word at " + HexAddress(word));
   }
   return index;
 }
 
-Result<VirtAddr> SimDriver::CreateCounter() {
-  counters_.push_back({true, 0});
+Result<size_t> SimDriver::CounterIndex(VirtAddr counter) const {
+  const size_t index = WEIR_TRY(WordIndex(counter));
+  if (counters_[index].gate_word) {
+    return InvalidArgument(HexAddress(counter) + " is a gate word, no counter");
+  }
+  return index;
+}
+
+Result<size_t> SimDriver::GateWordIndex(VirtAddr word) const {
+  const size_t index = WEIR_TRY(WordIndex(word));
+  if (!counters_[index].gate_word) {
+    return InvalidArgument(HexAddress(word) + " is a counter, no gate word");
+  }
+  return index;
+}
+
+VirtAddr SimDriver::NewWord(bool gate_word) {
+  counters_.push_back({.alive = true, .gate_word = gate_word});
   return kCounterBase + (counters_.size() - 1) * kCounterBytes;
 }
 
-Status SimDriver::DestroyCounter(VirtAddr counter) {
-  const size_t index = WEIR_TRY(CounterIndex(counter));
+Status SimDriver::DestroyWord(VirtAddr word, size_t index) {
   for (const Stream& stream : streams_) {
     for (const Op& op : stream.queue) {
       const auto* wait = std::get_if<WaitCounterOp>(&op);
       const auto* write = std::get_if<WriteCounterOp>(&op);
-      if ((wait != nullptr && wait->counter == counter) ||
-          (write != nullptr && write->counter == counter)) {
-        return BadState("the counter at " + HexAddress(counter) + " is used by queued work of " +
+      if ((wait != nullptr && wait->counter == word) ||
+          (write != nullptr && write->counter == word)) {
+        return BadState("the word at " + HexAddress(word) + " is used by queued work of " +
                         stream.name);
       }
     }
   }
   counters_[index].alive = false;
   return OkStatus();
+}
+
+Result<VirtAddr> SimDriver::CreateCounter() {
+  return NewWord(false);
+}
+
+Status SimDriver::DestroyCounter(VirtAddr counter) {
+  return DestroyWord(counter, WEIR_TRY(CounterIndex(counter)));
+}
+
+Result<VirtAddr> SimDriver::CreateGateWord() {
+  return NewWord(true);
+}
+
+Status SimDriver::DestroyGateWord(VirtAddr word) {
+  return DestroyWord(word, WEIR_TRY(GateWordIndex(word)));
+}
+
+size_t SimDriver::word_count() const {
+  return static_cast<size_t>(
+      std::count_if(counters_.begin(), counters_.end(), [](const Counter& c) { return c.alive; }));
 }
 
 uint64_t SimDriver::LoadCounter(VirtAddr counter) {
@@ -243,6 +292,19 @@ void SimDriver::Violation(std::string what) {
   ++violations_;
   if (violation_list_.size() < 100) {
     violation_list_.push_back("at " + std::to_string(now_) + " ns: " + std::move(what));
+  }
+}
+
+void SimDriver::NoteWriteHazards(VirtAddr word) {
+  for (const Stream& stream : streams_) {
+    if (!stream.error.ok()) continue;  // its work has no effect any more
+    for (const Op& op : stream.queue) {
+      const auto* write = std::get_if<WriteCounterOp>(&op);
+      if (write == nullptr || write->counter != word) continue;
+      Violation("the gate word at " + HexAddress(word) +
+                " is written while queued work of stream " + stream.name + " writes it");
+      return;
+    }
   }
 }
 

@@ -9,7 +9,8 @@
 // Beyond the rules D1..D7, which give an error, it finds mistakes that hardware does not report and
 // counts them as violations:
 //   - Unmap of what a queued copy or fill, or running compute, still touches (M2);
-//   - an operation that finds its range not mapped, or without access, when it runs (M3).
+//   - an operation that finds its range not mapped, or without access, when it runs (M3);
+//   - a Write to a gate word that queued work of a stream writes too.
 // Such an operation also fails its stream. As with HostDriver, a failed stream has no more effects.
 // One thread only.
 #pragma once
@@ -80,6 +81,7 @@ class SimDriver final : public Driver {
   Result<bool> IsComplete(EventId event) override;
   // kDriver, naming what waits for what, when the event can never complete.
   Status Wait(EventId event) override;
+  Status WaitFor(EventId event, uint64_t timeout_ns) override;
   Status StreamWait(StreamId stream, EventId event) override;
 
   Result<VirtAddr> CreateCounter() override;
@@ -89,6 +91,9 @@ class SimDriver final : public Driver {
   uint64_t LoadCounter(VirtAddr counter) override;
   void StoreCounter(VirtAddr counter, uint64_t value) override;
   Status HostWaitCounter(VirtAddr counter, uint64_t at_least, uint64_t timeout_ns) override;
+  // Whoever plays the kernels reads and writes them with Read and Write.
+  Result<VirtAddr> CreateGateWord() override;
+  Status DestroyGateWord(VirtAddr word) override;
 
   Status Read(VirtAddr src, std::span<std::byte> dst) override;
   Status Write(VirtAddr dst, std::span<const std::byte> src) override;
@@ -111,6 +116,7 @@ class SimDriver final : public Driver {
   size_t allocation_count() const { return table_.allocation_count(); }
   size_t mapping_count() const { return table_.mapping_count(); }
   size_t reservation_count() const { return table_.reservations().size(); }
+  size_t word_count() const;  // counters and gate words
 
  private:
   struct CopyOp {
@@ -156,19 +162,25 @@ class SimDriver final : public Driver {
   };
   struct Counter {
     bool alive = false;
+    bool gate_word = false;
     uint64_t value = 0;
   };
 
   explicit SimDriver(const Options& options);
   Status CheckStream(StreamId stream) const;
   Status CheckEvent(EventId event) const;
+  Result<size_t> WordIndex(VirtAddr word) const;  // of a counter or a gate word
   Result<size_t> CounterIndex(VirtAddr counter) const;
+  Result<size_t> GateWordIndex(VirtAddr word) const;
+  VirtAddr NewWord(bool gate_word);
+  Status DestroyWord(VirtAddr word, size_t index);
   Status Submit(StreamId stream, Op op);
   Result<bool> EventState(EventId event) const;
 
   // The event loop (sim_streams.cc). True if anything was done at or before |limit|.
   bool Step(TimeNs limit);
   bool IsReady(const Op& op) const;
+  void TimeOut(TimeNs limit);
   void Start(Stream& stream);
   void Finish(Stream& stream);
   Status Effect(Op& op);
@@ -177,6 +189,7 @@ class SimDriver final : public Driver {
   Tier TierAt(VirtAddr at) const;
   Status CheckRunning(VirtAddr at, uint64_t bytes, Access access, const char* what);
   void NoteUnmapHazards(VirtAddr at, uint64_t bytes);
+  void NoteWriteHazards(VirtAddr word);
   void Violation(std::string what);
   std::string WhoWaits() const;
 

@@ -80,12 +80,12 @@ Status SimDriver::StreamWait(StreamId stream, EventId event) {
 }
 
 Status SimDriver::WriteCounter(StreamId stream, VirtAddr counter, uint64_t value) {
-  WEIR_TRY(CounterIndex(counter));
+  WEIR_TRY(WordIndex(counter));
   return Submit(stream, WriteCounterOp{counter, value});
 }
 
 Status SimDriver::WaitCounter(StreamId stream, VirtAddr counter, uint64_t at_least) {
-  WEIR_TRY(CounterIndex(counter));
+  WEIR_TRY(WordIndex(counter));
   return Submit(stream, WaitCounterOp{counter, at_least});
 }
 
@@ -120,11 +120,28 @@ Status SimDriver::Wait(EventId event) {
   }
 }
 
+Status SimDriver::WaitFor(EventId event, uint64_t timeout_ns) {
+  WEIR_TRY(CheckEvent(event));
+  if (in_loop_) return BadState("a host function may only use counters");
+  const TimeNs limit = timeout_ns > kForever - now_ ? kForever : now_ + timeout_ns;
+  for (;;) {
+    const Result<bool> state = EventState(event);
+    if (!state.ok()) return state.status();
+    if (*state) return OkStatus();
+    if (!Step(limit)) {
+      TimeOut(limit);
+      return ShouldWait("nothing completes the event within " + std::to_string(timeout_ns) +
+                        " ns; " + WhoWaits());
+    }
+  }
+}
+
 Status SimDriver::HostWaitCounter(VirtAddr counter, uint64_t at_least, uint64_t timeout_ns) {
   const size_t index = WEIR_TRY(CounterIndex(counter));
   const TimeNs limit = timeout_ns > kForever - now_ ? kForever : now_ + timeout_ns;
   while (counters_[index].value < at_least) {
     if (in_loop_ || !Step(limit)) {
+      TimeOut(limit);
       return ShouldWait("counter is at " + std::to_string(counters_[index].value) +
                         ", nothing raises it to " + std::to_string(at_least) + " within " +
                         std::to_string(timeout_ns) + " ns; " + WhoWaits());
@@ -149,6 +166,12 @@ Status SimDriver::DestroyStream(StreamId stream) {
   return OkStatus();
 }
 
+// Whoever waits in vain waits to the end, unless there is nothing to wait for.
+void SimDriver::TimeOut(TimeNs limit) {
+  const auto running = [](const Stream& s) { return s.running; };
+  if (!in_loop_ && std::any_of(streams_.begin(), streams_.end(), running)) AdvanceTo(limit);
+}
+
 void SimDriver::AdvanceTo(TimeNs time) {
   if (in_loop_ || time <= now_) return;
   while (Step(time)) {
@@ -161,7 +184,7 @@ void SimDriver::AdvanceTo(TimeNs time) {
 
 bool SimDriver::IsReady(const Op& op) const {
   if (const auto* wait = std::get_if<WaitCounterOp>(&op)) {
-    const Result<size_t> index = CounterIndex(wait->counter);
+    const Result<size_t> index = WordIndex(wait->counter);
     return index.ok() && counters_[*index].value >= wait->at_least;
   }
   if (const auto* wait = std::get_if<StreamWaitOp>(&op)) {
@@ -306,7 +329,7 @@ Status SimDriver::Effect(Op& op) {
   if (auto* function = std::get_if<HostFunctionOp>(&op)) return function->fn();
   if (const auto* wait = std::get_if<StreamWaitOp>(&op)) return EventState(wait->event).status();
   if (const auto* write = std::get_if<WriteCounterOp>(&op)) {
-    counters_[WEIR_TRY(CounterIndex(write->counter))].value = write->value;
+    counters_[WEIR_TRY(WordIndex(write->counter))].value = write->value;
     return OkStatus();
   }
   if (auto* compute = std::get_if<ComputeOp>(&op)) {

@@ -114,6 +114,10 @@ class FaultDriver final : public Driver {
     ++calls;
     return inner_.Wait(event);
   }
+  Status WaitFor(EventId event, uint64_t timeout_ns) override {
+    ++calls;
+    return inner_.WaitFor(event, timeout_ns);
+  }
   Status StreamWait(StreamId stream, EventId event) override {
     ++calls;
     return inner_.StreamWait(stream, event);
@@ -145,6 +149,14 @@ class FaultDriver final : public Driver {
   Status HostWaitCounter(VirtAddr counter, uint64_t at_least, uint64_t timeout_ns) override {
     ++calls;
     return inner_.HostWaitCounter(counter, at_least, timeout_ns);
+  }
+  Result<VirtAddr> CreateGateWord() override {
+    ++calls;
+    return inner_.CreateGateWord();
+  }
+  Status DestroyGateWord(VirtAddr word) override {
+    ++calls;
+    return inner_.DestroyGateWord(word);
   }
   Status Read(VirtAddr src, std::span<std::byte> dst) override {
     ++calls;

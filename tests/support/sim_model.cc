@@ -90,47 +90,78 @@ SimCompute::SimCompute(Driver& driver, const SimModelShape& shape, const Compute
       layout_(SimModel::Layout(shape)),
       depth_(depth) {}
 
-Result<uint64_t> SimCompute::ReadWeights(StepGates& gates) {
+Status SimCompute::Arrive(Pending& step, uint32_t gate) {
+  return step.device ? step.device->Arrive(gate) : step.gates->Arrive(gate);
+}
+
+Status SimCompute::Depart(Pending& step, uint32_t gate) {
+  if (step.device) return step.device->Depart(gate);
+  step.gates->Depart(gate);
+  return OkStatus();
+}
+
+Result<uint64_t> SimCompute::ReadWeights(Pending& step) {
   uint64_t digest = 0;
   uint32_t gate = 0;
   std::vector<std::byte> bytes;
   for (const auto& layer : layout_.layers) {
     for (const WeightSegment& s : layer) {
-      WEIR_TRY(gates.Arrive(gate));
+      WEIR_TRY(Arrive(step, gate));
       bytes.resize(s.bytes);
       WEIR_TRY(driver_.Read(memory_.weights + s.offset, bytes));
       digest = SimModel::Digest(bytes, digest);
       advance_(kSegmentNs);
-      gates.Depart(gate++);
+      WEIR_TRY(Depart(step, gate++));
     }
   }
   return digest;
 }
 
 Status SimCompute::Submit(const StepBatch& batch, StepGates& gates) {
-  Pending step{.batch = batch, .blocks = {}, .gates = &gates};
+  Pending step{.batch = batch, .blocks = {}, .gates = &gates, .device = {}};
+  const DeviceGates device = gates.device_gates();
+  if (device.produced != 0) step.device.emplace(driver_, device, advance_);
   for (StepSequence& s : step.batch.sequences) {
     step.blocks.emplace_back(s.blocks.begin(), s.blocks.end());
     s.blocks = {};
+  }
+  if (Status failed = submit_fails ? submit_fails() : OkStatus(); !failed.ok()) {
+    if (failed_submits_run) failed_submit_.emplace(std::move(step));
+    RunFailedSubmit();
+    return failed;
   }
   pending_.push_back(std::move(step));
   return OkStatus();
 }
 
+void SimCompute::RunFailedSubmit() {
+  if (!failed_submit_ || !pending_.empty()) return;
+  Pending step = std::move(*failed_submit_);
+  failed_submit_.reset();
+  StepOutcome nobodys;
+  (void)Run(step, &nobodys);
+}
+
 Status SimCompute::Collect(StepOutcome* outcome) {
-  const Pending step = std::move(pending_.front());
+  Pending step = std::move(pending_.front());
   pending_.pop_front();
   *outcome = {};
   const TimeNs begin = driver_.Now();
   Status status = Run(step, outcome);
   outcome->compute_ns = driver_.Now() - begin;
-  if (!status.ok()) sampled_.clear();
+  if (step.device) {
+    // What a failed step sampled is there for the one behind it, as bad as it is.
+    if (status.ok() && step.device->armed()) status = step.gates->Report(step.device->log());
+  } else if (!status.ok()) {
+    sampled_.clear();
+  }
+  RunFailedSubmit();
   return status;
 }
 
-Status SimCompute::Run(const Pending& step, StepOutcome* outcome) {
+Status SimCompute::Run(Pending& step, StepOutcome* outcome) {
   const StepBatch& batch = step.batch;
-  const uint64_t digest = WEIR_TRY(ReadWeights(*step.gates));
+  const uint64_t digest = WEIR_TRY(ReadWeights(step));
   logits_.clear();
   for (size_t i = 0; i < batch.sequences.size(); ++i) {
     const StepSequence& s = batch.sequences[i];

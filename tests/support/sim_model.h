@@ -10,11 +10,13 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "engine/compute.h"
 #include "pager/eviction_plan.h"
+#include "tests/support/sim_gates.h"
 #include "vmm/driver.h"
 
 namespace weir::testing {
@@ -56,7 +58,8 @@ class SimCompute final : public Compute {
 
   const ComputeLimits& limits() const override { return limits_; }
   uint32_t depth() const override { return depth_; }
-  // With depth 2 a step runs when it is collected, as late as it may.
+  // With depth 2 a step runs when it is collected, as late as it may. Where the pager has device
+  // gates it runs as kernels would: to its end, whatever happens at its gates.
   Status Submit(const StepBatch& batch, StepGates& gates) override;
   Status Collect(StepOutcome* outcome) override;
   Result<std::vector<float>> ReadLogits(uint32_t row) override;
@@ -64,14 +67,22 @@ class SimCompute final : public Compute {
   uint32_t recordings() const override { return 1; }
   std::string description() const override { return "simulated"; }
 
+  std::function<Status()> submit_fails;  // asked at each Submit; empty: none does
+  // The kernels of a step whose Submit failed run all the same, in their turn.
+  bool failed_submits_run = false;
+
  private:
   struct Pending {
     StepBatch batch;
     std::vector<std::vector<BlockId>> blocks;  // by sequence
     StepGates* gates = nullptr;
+    std::optional<SimStepGates> device;
   };
-  Status Run(const Pending& step, StepOutcome* outcome);
-  Result<uint64_t> ReadWeights(StepGates& gates);
+  void RunFailedSubmit();
+  Status Run(Pending& step, StepOutcome* outcome);
+  Result<uint64_t> ReadWeights(Pending& step);
+  Status Arrive(Pending& step, uint32_t gate);
+  Status Depart(Pending& step, uint32_t gate);
   VirtAddr WordAddress(BlockId block, uint64_t offset) const {
     return memory_.kv + static_cast<uint64_t>(block) * memory_.kv_block_stride + offset * 8;
   }
@@ -84,6 +95,7 @@ class SimCompute final : public Compute {
   WeightLayout layout_;
   uint32_t depth_;
   std::deque<Pending> pending_;
+  std::optional<Pending> failed_submit_;  // behind those
   Sampler sampler_;
   std::vector<int32_t> sampled_;  // of the last step that ran
   std::vector<std::vector<float>> logits_;

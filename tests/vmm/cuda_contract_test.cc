@@ -46,6 +46,8 @@ DriverFactory CudaFactory(std::string name, uint64_t granules) {
 INSTANTIATE_TEST_SUITE_P(OnDevice, DriverContract,
                          ::testing::Values(CudaFactory("Cuda", 1), CudaFactory("CudaLarge", 16)),
                          [](const auto& param) { return param.param.name; });
+INSTANTIATE_TEST_SUITE_P(OnDevice, GateWordContract, ::testing::Values(CudaFactory("Cuda", 1)),
+                         [](const auto& param) { return param.param.name; });
 
 class CudaDriverTest : public ::testing::Test {
  protected:

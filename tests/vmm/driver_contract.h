@@ -294,6 +294,17 @@ TEST_P(DriverContract, AnEventIsCompleteOnlyAfterTheWorkBeforeIt) {
   EXPECT_TRUE(driver_->IsComplete(before).value());
 }
 
+TEST_P(DriverContract, WaitForGivesUpAndLeavesTheWork) {
+  const VirtAddr counter = driver_->CreateCounter().value();
+  const StreamId stream = driver_->CreateStream("waiter").value();
+  ASSERT_OK(driver_->WaitCounter(stream, counter, 1));
+  const EventId done = driver_->Record(stream).value();
+  EXPECT_CODE(driver_->WaitFor(done, 0), kShouldWait);
+  EXPECT_CODE(driver_->WaitFor(done, 1'000'000), kShouldWait);
+  driver_->StoreCounter(counter, 1);
+  EXPECT_OK(driver_->WaitFor(done, kLongNs));
+}
+
 TEST_P(DriverContract, StreamWaitOrdersAcrossStreams) {
   const VirtAddr base = NewMapped(2);
   const StreamId producer = driver_->CreateStream("producer").value();
@@ -481,6 +492,81 @@ TEST_P(DriverContract, NowDoesNotGoBack) {
     EXPECT_GE(driver_->Now(), last);
     last = driver_->Now();
   }
+}
+
+// --- Gate words
+// ------------------------------------------------------------------------------------
+
+class GateWordContract : public DriverContract {
+ protected:
+  void SetUp() override {
+    DriverContract::SetUp();
+    if (IsSkipped()) return;
+    const auto word = driver_->CreateGateWord();
+    if (word.ok()) {
+      word_ = *word;
+      return;
+    }
+    EXPECT_CODE(word, kUnsupported);
+    EXPECT_CODE(driver_->DestroyGateWord(0), kInvalidArgument);
+    GTEST_SKIP() << word.status().ToString();
+  }
+  uint64_t Get(VirtAddr word) {
+    uint64_t value = 0;
+    EXPECT_OK(driver_->Read(word, std::as_writable_bytes(std::span(&value, 1))));
+    return value;
+  }
+  void Set(VirtAddr word, uint64_t value) {
+    EXPECT_OK(driver_->Write(word, std::as_bytes(std::span(&value, 1))));
+  }
+
+  VirtAddr word_ = 0;
+};
+
+TEST_P(GateWordContract, StartsAtZeroKeepsWhatIsWrittenAndIsDestroyedOnce) {
+  const VirtAddr other = driver_->CreateGateWord().value();
+  EXPECT_NE(word_, other);
+  EXPECT_EQ(Get(word_), 0u);
+  Set(word_, 7);
+  EXPECT_EQ(Get(word_), 7u);
+  EXPECT_EQ(Get(other), 0u);
+  EXPECT_OK(driver_->DestroyGateWord(word_));
+  EXPECT_CODE(driver_->DestroyGateWord(word_), kInvalidArgument);
+  EXPECT_EQ(Get(driver_->CreateGateWord().value()), 0u);
+}
+
+TEST_P(GateWordContract, IsNoCounterAndACounterIsNoGateWord) {
+  EXPECT_CODE(driver_->DestroyCounter(word_), kInvalidArgument);
+  const VirtAddr counter = driver_->CreateCounter().value();
+  EXPECT_CODE(driver_->DestroyGateWord(counter), kInvalidArgument);
+  EXPECT_EQ(Get(word_), 0u);
+  EXPECT_EQ(driver_->LoadCounter(counter), 0u);
+}
+
+TEST_P(GateWordContract, AStreamWritesItAfterTheWorkBeforeIt) {
+  const VirtAddr base = NewMapped(2);
+  const StreamId stream = driver_->CreateStream("writer").value();
+  ASSERT_OK(driver_->Write(base, Pattern(3, size_)));
+  ASSERT_OK(driver_->Copy(stream, base + size_, base, size_));
+  ASSERT_OK(driver_->WriteCounter(stream, word_, 5));
+  Finish(stream);
+  EXPECT_EQ(Get(word_), 5u);
+  EXPECT_EQ(ReadBytes(*driver_, base + size_, size_), Pattern(3, size_));
+}
+
+TEST_P(GateWordContract, AStreamWaitsForIt) {
+  const VirtAddr base = NewMapped(1);
+  const StreamId stream = driver_->CreateStream("waiter").value();
+  ASSERT_OK(driver_->Write(base, Pattern(3, size_)));
+  ASSERT_OK(driver_->WaitCounter(stream, word_, 3));
+  ASSERT_OK(driver_->Fill(stream, base, std::byte{8}, size_));
+  const EventId done = driver_->Record(stream).value();
+  Set(word_, 2);
+  EXPECT_CODE(driver_->WaitFor(done, 1'000'000), kShouldWait);
+  EXPECT_EQ(ReadBytes(*driver_, base, size_), Pattern(3, size_));
+  Set(word_, 4);  // past it is enough
+  ASSERT_OK(driver_->WaitFor(done, kLongNs));
+  EXPECT_EQ(ReadBytes(*driver_, base, size_), std::vector(size_, std::byte{8}));
 }
 
 // --- Shutdown

@@ -51,6 +51,8 @@ std::vector<DriverFactory> Factories() {
 
 INSTANTIATE_TEST_SUITE_P(All, DriverContract, ::testing::ValuesIn(Factories()),
                          [](const auto& param) { return param.param.name; });
+INSTANTIATE_TEST_SUITE_P(All, GateWordContract, ::testing::ValuesIn(Factories()),
+                         [](const auto& param) { return param.param.name; });
 
 }  // namespace
 }  // namespace weir

@@ -229,6 +229,39 @@ TEST_F(SimDriverTest, AHostFunctionMayOnlyUseCounters) {
 }
 
 // The same calls with the same seed: the same faults at the same nanosecond.
+TEST_F(SimDriverTest, AWaitThatRunsOutLetsItsTimePassAndADeadlockDoesNot) {
+  SimDriver::Options options;
+  options.hbm_bytes_per_s = 8192e9 / 1e6;  // a copy takes 1 ms
+  options.copy_latency_ns = 0;
+  Start(options);
+  const VirtAddr at = NewMapped(Tier::kHbm, 2 * kSize);
+  const StreamId stream = NewStream();
+  ASSERT_OK(driver_->Copy(stream, at, at + kSize, kSize));
+  const EventId copied = Record(stream);
+  EXPECT_CODE(driver_->WaitFor(copied, 400'000), kShouldWait);
+  EXPECT_EQ(driver_->Now(), 400'000u);
+  EXPECT_CODE(driver_->WaitFor(copied, 400'000), kShouldWait);
+  EXPECT_OK(driver_->WaitFor(copied, 400'000));
+  EXPECT_EQ(driver_->Now(), 1'000'000u);
+  ASSERT_OK(driver_->WaitCounter(stream, driver_->CreateGateWord().value(), 1));
+  EXPECT_CODE(driver_->WaitFor(Record(stream), kSize), kShouldWait);
+  EXPECT_EQ(driver_->Now(), 1'000'000u);
+}
+
+TEST_F(SimDriverTest, AGateWordThatAStreamIsAboutToWriteIsWrittenByNobodyElse) {
+  Start();
+  const VirtAddr word = driver_->CreateGateWord().value();
+  const StreamId stream = NewStream();
+  const uint64_t value = 3;
+  ASSERT_OK(driver_->WriteCounter(stream, word, 1));
+  ASSERT_OK(driver_->Write(word, std::as_bytes(std::span(&value, 1))));
+  EXPECT_EQ(driver_->violations(), 1u);
+  ASSERT_OK(driver_->Wait(Record(stream)));
+  ASSERT_OK(driver_->Write(word, std::as_bytes(std::span(&value, 1))));
+  EXPECT_EQ(driver_->violations(), 1u);
+  EXPECT_EQ(driver_->word_count(), 1u);
+}
+
 TEST_F(SimDriverTest, ARunIsAFunctionOfItsSeed) {
   const auto run = [&](uint64_t seed) {
     SimDriver::Options options;
