@@ -73,6 +73,7 @@ struct CudaCompute::Impl {
   Status Capture(uint32_t bucket);
   Status Plan(Slot& slot, CapturedStep* captured, cuda::AttentionPlan* decode,
               cuda::AttentionPlan* prefill);
+  Status Launch(Slot& slot);
   Status Upload(const Slot& slot);
   Status Download(const Slot& slot);
   CapturedStep* StepOf(uint32_t bucket);
@@ -314,21 +315,30 @@ Status CudaCompute::Submit(const StepBatch& batch, StepGates& gates) {
     slot.logprobs.push_back(s.sample.params != nullptr ? s.sample.params->logprobs : -1);
     slot.sampled.push_back(s.sample.params != nullptr ? 1 : 0);
   }
-  CapturedStep* step = slot.shape.bucket > 0 ? m.StepOf(slot.shape.bucket) : nullptr;
-  WEIR_TRY(m.Upload(slot));
-  cuda::AttentionPlan decode, prefill;
-  WEIR_TRY(m.Plan(slot, step, &decode, &prefill));
-  if (step != nullptr) {
-    WEIR_TRY(FromCuda(cudaGraphLaunch(step->graph.get(), m.memory.stream), "cudaGraphLaunch"));
-  } else {
-    WEIR_TRY(m.recorder->Enqueue(*m.gemm, slot.shape,
-                                 {.decode = slot.shape.decode_sequences > 0 ? &decode : nullptr,
-                                  .prefill = slot.shape.prefill_sequences > 0 ? &prefill : nullptr},
-                                 false));
+  Status launched = m.Launch(slot);
+  if (!launched.ok()) {
+    // M2: what was launched of it may still read weights that the caller is about to unmap.
+    (void)cudaStreamSynchronize(m.memory.stream);
+    return launched;
   }
-  WEIR_TRY(m.Download(slot));
   ++m.submitted;
   return OkStatus();
+}
+
+Status CudaCompute::Impl::Launch(Slot& slot) {
+  CapturedStep* step = slot.shape.bucket > 0 ? StepOf(slot.shape.bucket) : nullptr;
+  WEIR_TRY(Upload(slot));
+  cuda::AttentionPlan decode, prefill;
+  WEIR_TRY(Plan(slot, step, &decode, &prefill));
+  if (step != nullptr) {
+    WEIR_TRY(FromCuda(cudaGraphLaunch(step->graph.get(), memory.stream), "cudaGraphLaunch"));
+  } else {
+    WEIR_TRY(recorder->Enqueue(*gemm, slot.shape,
+                               {.decode = slot.shape.decode_sequences > 0 ? &decode : nullptr,
+                                .prefill = slot.shape.prefill_sequences > 0 ? &prefill : nullptr},
+                               false));
+  }
+  return Download(slot);
 }
 
 Status CudaCompute::Collect(StepOutcome* outcome) {
