@@ -22,7 +22,9 @@ PolicyDecision HoldLayers(const WeightsView& weights, uint32_t wanted, uint32_t 
   PolicyDecision decision{.placement = Placement::kLayer,
                           .layers = std::min(wanted, weights.max_layers_away),
                           .ring_slots = slots};
-  if (decision.layers > slots) {
+  if (decision.layers == 0) {
+    decision.reason = wanted == 0 ? "all weights stay resident" : "no layer can leave";
+  } else if (decision.layers > slots) {
     decision.reason = "fixed at " + std::to_string(decision.layers) + " of " +
                       std::to_string(weights.layers) + " layers";
   } else {

@@ -52,7 +52,9 @@ TEST(ZeroInferencePolicy, StreamsEveryLayerAlways) {
 TEST(ZeroInferencePolicy, KeepsTheWeightsOfAModelThatCanLendNone) {
   PolicySnapshot s = Weights(2);
   s.weights.max_layers_away = 0;
-  EXPECT_EQ(ZeroInferencePolicy().Decide(s).layers, 0u);
+  const PolicyDecision d = ZeroInferencePolicy().Decide(s);
+  EXPECT_EQ(d.layers, 0u);
+  EXPECT_EQ(d.reason, "all weights stay resident");
 }
 
 }  // namespace
