@@ -113,11 +113,11 @@ Status EngineCore::Calibrate() {
   if (memory_.max_granules_per_layer() > 0) {
     cost_.SetLinkSpeed(memory_.link_bytes_per_ns());
     // The same small shapes with weights away tell how much copying disturbs the compute.
-    const uint32_t home = memory_.view().granules_per_layer;
-    const uint32_t away = memory_.max_granules_per_layer();
-    WEIR_TRY(MoveBorder(away, memory_.ring_slots()));
+    const EvictionTarget home = memory_.weights().plan().target();
+    WEIR_TRY(MoveBorder({.granules_per_layer = memory_.max_granules_per_layer(),
+                         .ring_slots = memory_.ring_slots()}));
     for (size_t i = 0; i < std::min<size_t>(3, shapes.size()); ++i) WEIR_TRY(measure(shapes[i]));
-    WEIR_TRY(MoveBorder(home, memory_.ring_slots()));
+    WEIR_TRY(MoveBorder(home));
   }
   return cost_.Calibrate(samples);
 }

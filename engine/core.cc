@@ -15,6 +15,21 @@ double Smooth(double old, double now) {
   return old == 0 ? now : old + kSmoothing * (now - old);
 }
 
+// What of |decision| there can be.
+EvictionTarget Clip(const PolicyDecision& decision, const WeightsView& weights) {
+  EvictionTarget target{.placement = decision.placement};
+  if (decision.placement == Placement::kStripe) {
+    target.granules_per_layer =
+        std::min(decision.granules_per_layer, weights.max_granules_per_layer);
+    target.ring_slots = std::max(2U, decision.ring_slots);
+  } else {
+    target.layers = std::min(decision.layers, weights.max_layers_away);
+    target.ring_slots = std::max(1U, decision.ring_slots);
+    if (target.layers <= target.ring_slots) target.layers = 0;  // would free nothing
+  }
+  return target;
+}
+
 RequestEvent EndEvent(FinishReason reason) {
   switch (reason) {
     case FinishReason::kCancelled: return RequestEvent::kCancelled;
@@ -178,6 +193,7 @@ void EngineCore::HandleStarvation() {
 
 PolicySnapshot EngineCore::Snapshot() const {
   const MemoryView view = memory_.view();
+  const EvictionPlan& plan = memory_.weights().plan();
   const BlockCounts& blocks = memory_.blocks().counts();
   const KvGeometry& geometry = memory_.kv().geometry();
   PolicySnapshot s;
@@ -190,7 +206,12 @@ PolicySnapshot EngineCore::Snapshot() const {
                .layers = static_cast<uint32_t>(memory_.weights().layout().layers.size()),
                .max_granules_per_layer = memory_.max_granules_per_layer(),
                .granules_per_layer = view.granules_per_layer,
-               .ring_slots = memory_.ring_slots()};
+               .ring_slots = memory_.ring_slots(),
+               .placement = plan.target().placement,
+               .layers_away = plan.target().layers,
+               .max_layers_away = memory_.max_layers(),
+               .granules_per_whole_layer = memory_.least_layer_granules(),
+               .freed_granules = plan.freed_granules()};
   s.kv = {.granules_per_extent = geometry.granules_per_extent,
           .blocks_per_extent = geometry.blocks_per_extent,
           .block_tokens = kBlockTokens,
@@ -217,13 +238,14 @@ void EngineCore::ApplyPolicy() {
   const PolicySnapshot snapshot = Snapshot();
   const PolicyDecision decision = policy_->Decide(snapshot);
   // D2: a decision is a wish; what breaks an invariant is clipped.
-  const uint32_t wanted =
-      std::min(decision.granules_per_layer, snapshot.weights.max_granules_per_layer);
-  if (wanted != decision.granules_per_layer) ++stats_.border_refusals;
-  TraceDecision(snapshot, decision, wanted != decision.granules_per_layer);
-  if (wanted == snapshot.weights.granules_per_layer) return;
+  const EvictionTarget wanted = Clip(decision, snapshot.weights);
+  const bool clipped = wanted.amount() != decision.amount();
+  if (clipped) ++stats_.border_refusals;
+  TraceDecision(snapshot, decision, clipped);
+  const EvictionTarget& in_force = memory_.weights().plan().target();
+  if (wanted == in_force || (wanted.empty() && in_force.empty())) return;
   Drain();  // granules move between steps
-  Status moved = MoveBorder(wanted, std::max(2U, decision.ring_slots));
+  Status moved = MoveBorder(wanted);
   if (moved.ok()) {
     ++stats_.border_moves;
   } else {
@@ -232,7 +254,7 @@ void EngineCore::ApplyPolicy() {
   }
 }
 
-Status EngineCore::MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots) {
+Status EngineCore::MoveBorder(const EvictionTarget& target) {
   const TimeNs start = driver_.Now();
   Memory::KvHolder holder;
   holder.patch = [this](const auto& moves) { scheduler_.PatchBlocks(moves); };
@@ -240,7 +262,7 @@ Status EngineCore::MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots) 
     scheduler_.PreemptAll();
     memory_.blocks().ClearPrefixCache();
   };
-  Status status = memory_.MoveBorder(granules_per_layer, ring_slots, holder);
+  Status status = memory_.MoveBorder(target, holder);
   stats_.border_ns += driver_.Now() - start;
   return status;
 }
@@ -516,13 +538,19 @@ void EngineCore::TraceDecision(const PolicySnapshot& snapshot, const PolicyDecis
       !(TraceEnabled(TraceType::kPolicyDecision) || TraceEnabled(TraceType::kPolicyInput))) {
     return;
   }
-  const uint32_t before = snapshot.weights.granules_per_layer;
-  if (decision.granules_per_layer == before && !clipped && number % kSample != 0) return;
+  // Both amounts in one unit: of the placement wanted, or, to bring all home, of that in force.
+  const WeightsView& w = snapshot.weights;
+  const bool in_layers =
+      decision.amount() > 0 ? decision.placement == Placement::kLayer : w.layers_away > 0;
+  const uint32_t before = in_layers ? w.layers_away : w.granules_per_layer;
+  if (decision.amount() == before && !clipped && number % kSample != 0) return;
   const uint32_t mapped = snapshot.kv.mapped_extents * snapshot.kv.blocks_per_extent;
   TraceEmit(TraceType::kPolicyInput, 0, number, snapshot.demand.waiting,
             snapshot.demand.expected_blocks, mapped, snapshot.step_ns, snapshot.stall_ns_per_step);
-  TraceEmit(TraceType::kPolicyDecision, 0, number, decision.granules_per_layer, before,
-            clipped ? 1 : 0, decision.ring_slots, tracer->ReasonIndex(decision.reason));
+  TraceEmit(TraceType::kPolicyDecision,
+            static_cast<uint8_t>(in_layers ? Placement::kLayer : Placement::kStripe), number,
+            decision.amount(), before, clipped ? 1 : 0, decision.ring_slots,
+            tracer->ReasonIndex(decision.reason));
 }
 
 // What there is after a step: the queue, KV, and what is short.

@@ -156,7 +156,7 @@ class EngineCore {
   void ApplyPolicy();
   void TraceDecision(const PolicySnapshot& snapshot, const PolicyDecision& decision, bool clipped);
   void TraceMemory();
-  Status MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots);
+  Status MoveBorder(const EvictionTarget& target);
   uint32_t depth() const;
   StepBatch BuildBatch(const std::vector<ScheduledSequence>& scheduled) const;
   // Schedules and submits a step; false when there was nothing to submit.

@@ -73,11 +73,16 @@ Status Memory::Build() {
                          options_.weights.layers.size() > options_.ring_slots;
   max_granules_per_layer_ =
       can_evict ? EvictionPlan::MaxGranulesPerLayer(options_.weights, granule) : 0;
-  const auto freed_by = [&](uint32_t per_layer) -> uint64_t {
-    const auto plan =
-        EvictionPlan::Make(options_.weights, granule,
-                           {.granules_per_layer = per_layer, .ring_slots = options_.ring_slots});
+  if (can_evict) {
+    max_layers_ = EvictionPlan::MaxLayers(options_.weights, granule, options_.ring_slots);
+    least_layer_granules_ = EvictionPlan::LeastLayerGranules(options_.weights, granule);
+  }
+  const auto freed = [&](const EvictionTarget& target) -> uint64_t {
+    const auto plan = EvictionPlan::Make(options_.weights, granule, target);
     return plan.ok() ? plan->freed_granules() : 0;
+  };
+  const auto freed_by = [&](uint32_t per_layer) {
+    return freed({.granules_per_layer = per_layer, .ring_slots = options_.ring_slots});
   };
   const uint64_t most_freed = max_granules_per_layer_ > 0 ? freed_by(max_granules_per_layer_) : 0;
   const uint64_t fixed = weight_granules + scratch_granules;
@@ -109,7 +114,14 @@ Status Memory::Build() {
       *space_, backing_.get(), options_.weights,
       {.granules_per_layer = initial, .ring_slots = options_.ring_slots}, options_.pager));
 
-  const uint64_t most_kv_granules = total + most_freed - fixed;
+  // Whole layers give the granules at the edges of segments too, and a ring of one slot takes less.
+  uint64_t most_lent = most_freed;
+  for (const uint32_t slots : {1U, options_.ring_slots}) {
+    most_lent = std::max(
+        most_lent,
+        freed({.placement = Placement::kLayer, .layers = max_layers_, .ring_slots = slots}));
+  }
+  const uint64_t most_kv_granules = total + most_lent - fixed;
   const auto max_extents = static_cast<uint32_t>(most_kv_granules / geometry.granules_per_extent);
   most_kv_blocks_ = uint64_t{max_extents} * geometry.blocks_per_extent;
   kv_ = WEIR_TRY(KvArena::Create(*space_, geometry, max_extents));
@@ -153,9 +165,7 @@ Status Memory::GrowKv(uint32_t blocks) {
   return status;
 }
 
-Status Memory::MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots,
-                          const KvHolder& holder) {
-  const EvictionTarget target{.granules_per_layer = granules_per_layer, .ring_slots = ring_slots};
+Status Memory::MoveBorder(const EvictionTarget& target, const KvHolder& holder) {
   const EvictionPlan next =
       WEIR_TRY(EvictionPlan::Make(weights_->layout(), pool_->granule_bytes(), target));
   const uint32_t freed_now = weights_->plan().freed_granules();

@@ -40,7 +40,7 @@ struct MemoryOptions {
 struct MemoryView {
   uint64_t granule_bytes = 0;
   PoolCounts pool;
-  uint32_t granules_per_layer = 0;  // evicted now
+  uint32_t granules_per_layer = 0;  // evicted now; 0 when whole layers are
   uint32_t evicted_granules = 0;
   uint32_t ring_granules = 0;
   uint32_t kv_extents = 0;
@@ -65,6 +65,10 @@ class Memory {
   // The most stripe granules a border may take from each layer; 0 without a backing copy, or when
   // the model has no more layers than the ring has slots.
   uint32_t max_granules_per_layer() const { return max_granules_per_layer_; }
+  // The most whole layers that may be away (EvictionPlan::MaxLayers), 0 in the same cases, and what
+  // the layer that can give least gives.
+  uint32_t max_layers() const { return max_layers_; }
+  uint32_t least_layer_granules() const { return least_layer_granules_; }
   // Times fetches from the sealed backing copy into the step buffers, whose contents are lost: to
   // be called after loading, before a step is recorded. Does nothing where nothing can be evicted.
   Status MeasureLink();
@@ -75,16 +79,16 @@ class Memory {
   // Maps KV extents for at least |blocks| more free blocks, as far as the pool goes.
   Status GrowKv(uint32_t blocks);
 
-  // Moves the border so that |granules_per_layer| are away. Evicting frees granules for KV;
-  // restoring first vacates KV extents and carries out the moves. kNoMemory, nothing changed, when
-  // used KV blocks are in the way; other errors: weights and border are as before.
+  // Moves the border so that |target| is away, in whichever placement. Evicting frees granules for
+  // KV; restoring first vacates KV extents and carries out the moves. kNoMemory, nothing changed,
+  // when used KV blocks are in the way; other errors: weights and border are as before.
   struct KvHolder {
     // Blocks have new places: block tables must follow.
     std::function<void(const std::vector<BlockMoveRequest>&)> patch;
     // The bytes of moved blocks were lost on the way: what is in KV cannot be trusted.
     std::function<void()> lost;
   };
-  Status MoveBorder(uint32_t granules_per_layer, uint32_t ring_slots, const KvHolder& holder);
+  Status MoveBorder(const EvictionTarget& target, const KvHolder& holder);
 
   uint64_t blocks_moved() const { return copier_->blocks_moved(); }
   Status CheckIntegrity();
@@ -110,6 +114,8 @@ class Memory {
   std::unique_ptr<BlockCopier> copier_;
   uint64_t most_kv_blocks_ = 0;
   uint32_t max_granules_per_layer_ = 0;
+  uint32_t max_layers_ = 0;
+  uint32_t least_layer_granules_ = 0;
   double link_bytes_per_ns_ = 0;
 };
 

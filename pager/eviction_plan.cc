@@ -151,6 +151,29 @@ uint32_t EvictionPlan::MaxGranulesPerLayer(const WeightLayout& layout, uint64_t 
   return std::accumulate(capacity.begin(), capacity.end(), 0U);
 }
 
+uint32_t EvictionPlan::MaxLayers(const WeightLayout& layout, uint64_t granule_bytes,
+                                 uint32_t ring_slots) {
+  const auto layers = static_cast<uint32_t>(layout.layers.size());
+  uint32_t most = 0;
+  for (uint32_t n = ring_slots + 1; n <= layers; ++n) {
+    const auto plan = Make(layout, granule_bytes,
+                           {.placement = Placement::kLayer, .layers = n, .ring_slots = ring_slots});
+    if (!plan.ok()) break;
+    most = n;
+  }
+  return most;
+}
+
+uint32_t EvictionPlan::LeastLayerGranules(const WeightLayout& layout, uint64_t granule_bytes) {
+  uint64_t least = UINT32_MAX;
+  for (const auto& layer : layout.layers) {
+    uint64_t granules = 0;
+    for (const SlotRun& run : WholeLayerSlots(layer, granule_bytes)) granules += run.count();
+    least = std::min(least, granules);
+  }
+  return layout.layers.empty() ? 0 : static_cast<uint32_t>(least);
+}
+
 Result<EvictionPlan> EvictionPlan::Make(const WeightLayout& layout, uint64_t granule_bytes,
                                         const EvictionTarget& target) {
   WEIR_TRY(ValidateLayout(layout, granule_bytes));
@@ -158,9 +181,12 @@ Result<EvictionPlan> EvictionPlan::Make(const WeightLayout& layout, uint64_t gra
   plan.target_ = target;
   plan.chunk_of_gate_.assign(layout.gates(), -1);
   if (target.empty()) return plan;
-  if (target.ring_slots < 2) {
-    return InvalidArgument("ring_slots is " + std::to_string(target.ring_slots) +
-                           "; at least 2 are needed for copy and compute to overlap");
+  const uint32_t least_slots = target.placement == Placement::kStripe ? 2 : 1;
+  if (target.ring_slots < least_slots) {
+    return InvalidArgument("ring_slots is " + std::to_string(target.ring_slots) + "; at least " +
+                           std::to_string(least_slots) +
+                           (least_slots == 2 ? " are needed for copy and compute to overlap"
+                                             : " is needed to copy to"));
   }
   WEIR_TRY(target.placement == Placement::kStripe ? plan.PlaceStripes(layout, granule_bytes)
                                                   : plan.PlaceLayers(layout, granule_bytes));

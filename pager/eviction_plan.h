@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "policy/policy.h"
 #include "vmm/status.h"
 #include "vmm/types.h"
 
@@ -33,17 +34,16 @@ struct WeightLayout {
   uint32_t gates() const { return static_cast<uint32_t>(layers.size()) * segments_per_layer(); }
 };
 
-enum class Placement : uint8_t { kStripe, kLayer };
-
 // How much should be away. Nothing: granules_per_layer == 0 (stripe) or layers == 0 (layer).
 struct EvictionTarget {
   Placement placement = Placement::kStripe;
   uint32_t granules_per_layer = 0;  // kStripe: taken from the ends of every layer's segments
   uint32_t layers = 0;              // kLayer: how many whole layers
-  uint32_t ring_slots = 2;          // R >= 2 so that copy and compute overlap
-  bool empty() const {
-    return placement == Placement::kStripe ? granules_per_layer == 0 : layers == 0;
-  }
+  // R >= 2 so that copy and compute overlap; kLayer allows 1, where each copy waits until the
+  // layer before has been computed.
+  uint32_t ring_slots = 2;
+  bool empty() const { return amount() == 0; }
+  uint32_t amount() const { return placement == Placement::kStripe ? granules_per_layer : layers; }
   bool operator==(const EvictionTarget&) const = default;
 };
 
@@ -70,6 +70,12 @@ class EvictionPlan {
                                    const EvictionTarget& target);
   // The largest granules_per_layer a stripe target may ask for.
   static uint32_t MaxGranulesPerLayer(const WeightLayout& layout, uint64_t granule_bytes);
+  // The largest n such that with a ring of |ring_slots| every number of whole layers in
+  // (ring_slots, n] can be away; 0 when none can.
+  static uint32_t MaxLayers(const WeightLayout& layout, uint64_t granule_bytes,
+                            uint32_t ring_slots);
+  // What the layer that can give least gives as a whole.
+  static uint32_t LeastLayerGranules(const WeightLayout& layout, uint64_t granule_bytes);
 
   const EvictionTarget& target() const { return target_; }
   const std::vector<StripeChunk>& chunks() const { return chunks_; }  // in execution order

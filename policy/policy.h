@@ -34,12 +34,25 @@ struct StepCost {
   }
 };
 
+// How evicted weights are spread (pager/eviction_plan.h).
+enum class Placement : uint8_t {
+  kStripe,  // the last granules of every layer's segments
+  kLayer,   // whole layers, evenly spaced
+};
+
 struct WeightsView {
   uint64_t bytes = 0;  // the whole region
   uint32_t layers = 0;
   uint32_t max_granules_per_layer = 0;  // what a stripe plan may take from each layer at most
-  uint32_t granules_per_layer = 0;      // evicted now
-  uint32_t ring_slots = 2;              // of the plan in force, or of the next one
+  uint32_t granules_per_layer = 0;      // evicted now; 0 under another placement
+  uint32_t ring_slots = 2;              // as configured: what a policy without an opinion asks for
+  Placement placement = Placement::kStripe;  // in force
+  uint32_t layers_away = 0;                  // whole layers evicted now; 0 under another placement
+  // The most whole layers that may be away; any number above the ring's slots is allowed up to it.
+  // Of n layers away the ring of R slots takes R back: KV gains n - R.
+  uint32_t max_layers_away = 0;
+  uint32_t granules_per_whole_layer = 0;  // what evicting one layer more gives, at least
+  uint32_t freed_granules = 0;            // evicted now, less the ring
 };
 
 struct KvView {
@@ -84,9 +97,13 @@ struct PolicySnapshot {
 // What the policy wants from now on. The engine moves towards it at step boundaries: evicting gives
 // KV its granules at once; restoring first needs KV to shrink.
 struct PolicyDecision {
-  uint32_t granules_per_layer = 0;  // stripes to keep away from each layer
-  uint32_t ring_slots = 2;
-  std::string reason;  // one clause, for the trace and the log
+  Placement placement = Placement::kStripe;
+  uint32_t granules_per_layer = 0;  // kStripe: granules to keep away from each layer
+  uint32_t layers = 0;              // kLayer: whole layers to keep away, 0 or more than ring_slots
+  uint32_t ring_slots = 2;          // at least 2, or 1 with kLayer: a load waits for the slot
+  std::string reason;               // one clause, for the trace and the log
+  // Granules a layer, or whole layers.
+  uint32_t amount() const { return placement == Placement::kStripe ? granules_per_layer : layers; }
 };
 
 class Policy {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "policy/oneiros.h"
 #include "policy/resident.h"
 #include "policy/stress_random.h"
 #include "policy/tide.h"
@@ -17,7 +18,7 @@ std::string_view Trim(std::string_view text) {
 
 bool IsName(std::string_view text) {
   return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_';
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
   });
 }
 
@@ -78,7 +79,7 @@ const PolicyRegistry& Builtins() {
 
 Status PolicyRegistry::Register(PolicyInfo info, Factory factory) {
   if (!IsName(info.name)) {
-    return InvalidArgument("policy name \"" + info.name + "\" must be made of a-z, 0-9 and _");
+    return InvalidArgument("policy name \"" + info.name + "\" must be made of a-z, 0-9, _ and -");
   }
   for (const Entry& entry : entries_) {
     if (entry.info.name == info.name) {
@@ -125,6 +126,15 @@ Status RegisterBuiltinPolicies(PolicyRegistry& registry) {
       registry, "resident", "nothing moves: a conventional engine", PolicyUse::kServing)));
   WEIR_TRY((RegisterConfigured<FixedPolicy, FixedConfig>(
       registry, "fixed", "a border set once by hand", PolicyUse::kServing)));
+  WEIR_TRY((RegisterConfigured<StaticPolicy, StaticConfig>(
+      registry, "static", "a fixed share of the weights away, as vLLM's prefetch offloading",
+      PolicyUse::kServing)));
+  WEIR_TRY((RegisterConfigured<ZeroInferencePolicy, ZeroInferenceConfig>(
+      registry, "zero-inference", "every layer streamed in every step, all HBM to the batch",
+      PolicyUse::kServing)));
+  WEIR_TRY((RegisterConfigured<OneirosPolicy, OneirosConfig>(
+      registry, "oneiros", "lends whole layers when KV is exhausted, as the paper of this name",
+      PolicyUse::kServing)));
   WEIR_TRY((RegisterConfigured<TidePolicy, TideConfig>(
       registry, "tide", "moves the border to where the cost model predicts most tokens/s",
       PolicyUse::kServing)));

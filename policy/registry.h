@@ -32,7 +32,7 @@ class PolicyRegistry {
  public:
   using Factory = std::function<Result<std::unique_ptr<Policy>>(const PolicyParams&)>;
 
-  // kInvalidArgument if the name is empty, holds other characters than [a-z0-9_], or is taken.
+  // kInvalidArgument if the name is empty, holds other characters than [a-z0-9_-], or is taken.
   Status Register(PolicyInfo info, Factory factory);
 
   // |spec| is `name` or `name{key=value; key=value}`. kNotFound for an unknown name or key, with
@@ -49,7 +49,7 @@ class PolicyRegistry {
   std::vector<Entry> entries_;
 };
 
-// resident, fixed, tide, stress_random.
+// resident, fixed, static, zero-inference, oneiros, tide, stress_random.
 Status RegisterBuiltinPolicies(PolicyRegistry& registry);
 
 // The same for the built-ins alone.

@@ -1,4 +1,5 @@
-// The two baselines: weights never move, and a border chosen by hand.
+// The baselines: weights never move, or a border chosen by hand, as the published offloading
+// engines with a static plan have it.
 #pragma once
 
 #include "policy/params.h"
@@ -26,8 +27,8 @@ struct FixedConfig {
   ParamTable Params();
 };
 
-// Represents a border set once at start-up, as the published offloading engines have it; what a
-// moving border is to be compared with. Stateless.
+// Represents a border set once at start-up, in granules; what a moving border is to be compared
+// with. Stateless.
 class FixedPolicy final : public Policy {
  public:
   explicit FixedPolicy(const FixedConfig& config) : config_(config) {}
@@ -37,6 +38,42 @@ class FixedPolicy final : public Policy {
 
  private:
   FixedConfig config_;
+};
+
+struct StaticConfig {
+  double fraction = 0;        // of the most that may leave; [0, 1]
+  uint64_t whole_layers = 1;  // 1: evenly spaced whole layers; 0: a stripe of every layer
+  ParamTable Params();
+};
+
+// Represents a fixed share of the weights away, as vLLM's prefetch offloading has it (vLLM pull
+// request 29941: the last M of each group of N layers are streamed through a static pool of slots).
+// The share stands for M / N; layers that do not exceed the ring's slots stay, since evicting them
+// would free nothing. The same as FixedPolicy but for the unit. Stateless.
+class StaticPolicy final : public Policy {
+ public:
+  explicit StaticPolicy(const StaticConfig& config) : config_(config) {}
+  std::string_view name() const override { return "static"; }
+  PolicyDecision Decide(const PolicySnapshot& snapshot) override;
+  std::vector<std::pair<std::string, std::string>> Parameters() const override;
+
+ private:
+  StaticConfig config_;
+};
+
+struct ZeroInferenceConfig {
+  ParamTable Params() { return {}; }
+};
+
+// Represents full offloading: every layer is streamed in every step through two slots (two fetches
+// outstanding at most), and all the HBM that this frees goes to the batch (ZeRO-Inference;
+// Aminabadi et al., "DeepSpeed Inference", SC 2022). StaticPolicy at a fraction of one. Stateless.
+class ZeroInferencePolicy final : public Policy {
+ public:
+  explicit ZeroInferencePolicy(const ZeroInferenceConfig& = {}) {}
+  std::string_view name() const override { return "zero-inference"; }
+  PolicyDecision Decide(const PolicySnapshot& snapshot) override;
+  std::vector<std::pair<std::string, std::string>> Parameters() const override { return {}; }
 };
 
 }  // namespace weir

@@ -25,23 +25,40 @@ ParamTable StressRandomConfig::Params() {
 }
 
 PolicyDecision StressRandomPolicy::Decide(const PolicySnapshot& snapshot) {
-  const uint32_t most = snapshot.weights.max_granules_per_layer;
+  const WeightsView& w = snapshot.weights;
+  const uint32_t slots = std::max(2u, w.ring_slots);
   if (!started_) {
     started_ = true;
-    target_ = snapshot.weights.granules_per_layer;
+    target_.placement = w.placement;
+    target_.ring_slots = slots;
+    (w.placement == Placement::kStripe ? target_.granules_per_layer : target_.layers) =
+        w.placement == Placement::kStripe ? w.granules_per_layer : w.layers_away;
     moved_at_ = snapshot.step;
   } else if (snapshot.step >= moved_at_ && snapshot.step - moved_at_ >= config_.hold_steps) {
     const uint64_t draw = Mix(config_.seed ^ Mix(++moves_));
     const double share = static_cast<double>(draw >> 11) * 0x1p-53;
-    target_ = share < config_.home_share
-                  ? 0
-                  : static_cast<uint32_t>(Mix(draw) % (static_cast<uint64_t>(most) + 1));
+    const uint64_t pick = Mix(draw);
+    target_ = {.placement = Mix(pick) % 3 == 0 ? Placement::kLayer : Placement::kStripe,
+               .ring_slots = slots,
+               .reason = {}};
+    if (share < config_.home_share) {
+      // Nothing away, in either placement's words.
+    } else if (target_.placement == Placement::kStripe) {
+      target_.granules_per_layer =
+          static_cast<uint32_t>(pick % (uint64_t{w.max_granules_per_layer} + 1));
+    } else {
+      if (Mix(pick + 1) % 2 == 0) target_.ring_slots = 1;
+      target_.layers = static_cast<uint32_t>(pick % (uint64_t{w.max_layers_away} + 1));
+    }
     moved_at_ = snapshot.step;
   }
-  target_ = std::min(target_, most);
-  return {.granules_per_layer = target_,
-          .ring_slots = std::max(2u, snapshot.weights.ring_slots),
-          .reason = "random target " + std::to_string(target_) + " granules/layer"};
+  target_.granules_per_layer = std::min(target_.granules_per_layer, w.max_granules_per_layer);
+  target_.layers = std::min(target_.layers, w.max_layers_away);
+  if (target_.layers <= target_.ring_slots) target_.layers = 0;
+  PolicyDecision decision = target_;
+  decision.reason = "random target " + std::to_string(target_.amount()) +
+                    (target_.placement == Placement::kStripe ? " granules/layer" : " layers");
+  return decision;
 }
 
 std::vector<std::pair<std::string, std::string>> StressRandomPolicy::Parameters() const {

@@ -14,8 +14,8 @@ struct StressRandomConfig {
   ParamTable Params();
 };
 
-// Represents a policy that jumps to a random legal target every hold_steps. Its state is the last
-// target and its step.
+// Represents a policy that jumps to a random legal target, in a random placement, every hold_steps.
+// Its state is the last target and its step.
 class StressRandomPolicy final : public Policy {
  public:
   explicit StressRandomPolicy(const StressRandomConfig& config) : config_(config) {}
@@ -28,7 +28,7 @@ class StressRandomPolicy final : public Policy {
   bool started_ = false;
   uint64_t moved_at_ = 0;
   uint64_t moves_ = 0;
-  uint32_t target_ = 0;
+  PolicyDecision target_;  // without its reason
 };
 
 }  // namespace weir

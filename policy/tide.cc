@@ -17,9 +17,13 @@ double FreedGranules(const WeightsView& weights, double e) {
 
 double KvBlocksAt(const PolicySnapshot& s, uint32_t e) {
   const double per_extent = std::max(1u, s.kv.granules_per_extent);
+  // Whole layers may be away, left by another policy: then the snapshot says what they freed.
+  const double freed_now = s.weights.placement == Placement::kLayer
+                               ? static_cast<double>(s.weights.freed_granules)
+                               : FreedGranules(s.weights, s.weights.granules_per_layer);
   const double granules = static_cast<double>(s.kv.mapped_extents) * per_extent +
                           static_cast<double>(s.pool_free) + FreedGranules(s.weights, e) -
-                          FreedGranules(s.weights, s.weights.granules_per_layer);
+                          freed_now;
   const double extents =
       std::clamp(std::floor(granules / per_extent), 0.0, static_cast<double>(s.kv.max_extents));
   return extents * static_cast<double>(s.kv.blocks_per_extent);
@@ -142,14 +146,17 @@ PolicyDecision TidePolicy::ConsiderEvicting(const PolicySnapshot& s, uint32_t cu
   const bool faster = choice.tokens_per_s >= now.tokens_per_s * (1 + config_.min_gain);
   const bool more = waiting && choice.running >= now.running * (1 + config_.min_gain);
   if (choice.granules_per_layer <= current || choice.tokens_per_s <= 0 || !(faster || more)) {
-    return {current, s.weights.ring_slots,
-            Format("%u waiting, holding %u granules/layer: no eviction gains %.3g %%",
-                   s.demand.waiting, current, config_.min_gain * 100)};
+    return {.granules_per_layer = current,
+            .ring_slots = s.weights.ring_slots,
+            .reason = Format("%u waiting, holding %u granules/layer: no eviction gains %.3g %%",
+                             s.demand.waiting, current, config_.min_gain * 100)};
   }
-  return {choice.granules_per_layer, s.weights.ring_slots,
-          Format("%u waiting: %+.0f %% tokens/s, %.0f -> %.0f running for %u -> %u granules/layer",
-                 s.demand.waiting, Percent(choice.tokens_per_s, now.tokens_per_s), now.running,
-                 choice.running, current, choice.granules_per_layer)};
+  return {.granules_per_layer = choice.granules_per_layer,
+          .ring_slots = s.weights.ring_slots,
+          .reason = Format(
+              "%u waiting: %+.0f %% tokens/s, %.0f -> %.0f running for %u -> %u granules/layer",
+              s.demand.waiting, Percent(choice.tokens_per_s, now.tokens_per_s), now.running,
+              choice.running, current, choice.granules_per_layer)};
 }
 
 PolicyDecision TidePolicy::ConsiderRestoring(const PolicySnapshot& s, uint32_t current) const {
@@ -163,21 +170,26 @@ PolicyDecision TidePolicy::ConsiderRestoring(const PolicySnapshot& s, uint32_t c
     const Prospect p = Predict(s, static_cast<uint32_t>(e));
     // Covers everything known: the smallest such eviction, and there is no better.
     if (p.kv_blocks >= need) {
-      return {p.granules_per_layer, s.weights.ring_slots,
-              Format("%.0f of %.0f blocks expected, load fits: %u -> %u granules/layer",
-                     need / config_.headroom, p.kv_blocks, current, p.granules_per_layer)};
+      return {
+          .granules_per_layer = p.granules_per_layer,
+          .ring_slots = s.weights.ring_slots,
+          .reason = Format("%.0f of %.0f blocks expected, load fits: %u -> %u granules/layer",
+                           need / config_.headroom, p.kv_blocks, current, p.granules_per_layer)};
     }
     if (p.tokens_per_s > best.tokens_per_s) best = p;
   }
   if (config_.restore_gain > 0 && best.granules_per_layer < current &&
       best.tokens_per_s >= now.tokens_per_s * (1 + config_.restore_gain)) {
-    return {best.granules_per_layer, s.weights.ring_slots,
-            Format("streaming no longer pays: %+.0f %% tokens/s for %u -> %u granules/layer",
-                   Percent(best.tokens_per_s, now.tokens_per_s), current, best.granules_per_layer)};
+    return {.granules_per_layer = best.granules_per_layer,
+            .ring_slots = s.weights.ring_slots,
+            .reason = Format(
+                "streaming no longer pays: %+.0f %% tokens/s for %u -> %u granules/layer",
+                Percent(best.tokens_per_s, now.tokens_per_s), current, best.granules_per_layer)};
   }
-  return {current, s.weights.ring_slots,
-          Format("holding %u granules/layer: %.0f blocks expected, %.0f mapped", current,
-                 need / config_.headroom, now.kv_blocks)};
+  return {.granules_per_layer = current,
+          .ring_slots = s.weights.ring_slots,
+          .reason = Format("holding %u granules/layer: %.0f blocks expected, %.0f mapped", current,
+                           need / config_.headroom, now.kv_blocks)};
 }
 
 PolicyDecision TidePolicy::Decide(const PolicySnapshot& snapshot) {
@@ -191,7 +203,9 @@ PolicyDecision TidePolicy::Decide(const PolicySnapshot& snapshot) {
   target_ = std::min(target_, most);
 
   const auto hold = [&](std::string reason) {
-    return PolicyDecision{target_, s.weights.ring_slots, std::move(reason)};
+    return PolicyDecision{.granules_per_layer = target_,
+                          .ring_slots = s.weights.ring_slots,
+                          .reason = std::move(reason)};
   };
   if (most == 0 || s.weights.layers <= s.weights.ring_slots) {
     return hold("no layer can give a granule");

@@ -70,7 +70,9 @@ enum class TraceType : uint16_t {
   // --- Policy ------------------------------------------------------------------------------------
   kPolicyDecision =
       40,             // decision, granules a layer wanted, granules a layer before, 1 if clipped,
-                      // ring slots wanted, index of the reason in the metadata's "reasons"
+                      // ring slots wanted, index of the reason in the metadata's "reasons";
+                      // wanted and before are whole layers where the cause says so, before is 0
+                      // where the other placement was in force              cause: Placement
   kPolicyInput = 44,  // decision, waiting, expected blocks, mapped blocks, step_ns, stall_ns a step
                       // A decision is recorded when it moves the border or is clipped, and every
                       // 64th time in any case.

@@ -275,7 +275,7 @@ Status RunRatio(const Args& args, double ratio, Json* rows) {
     // Weights come home before the next policy begins.
     engine->core().SetPolicy(*home);
     for (int i = 0; i < 3; ++i) WEIR_TRY(engine->Step());
-    if (engine->core().memory().view().granules_per_layer != 0) {
+    if (engine->core().memory().view().evicted_granules != 0) {
       return BadState("weights did not come home: " +
                       engine->core().last_border_error().ToString());
     }

@@ -116,10 +116,16 @@ class Builder {
       case TraceType::kKvEvict:
         for (uint64_t i = 0; i < Count(r.args[1]); ++i) owner_.erase(r.args[0] + i);
         break;
-      case TraceType::kPolicyDecision:
-        w_.decisions.push_back({r.time_ns, static_cast<uint32_t>(r.args[1]),
-                                static_cast<uint32_t>(std::max<uint64_t>(2, r.args[4]))});
+      case TraceType::kPolicyDecision: {
+        const bool layers = r.cause != 0;
+        const auto wanted = static_cast<uint32_t>(r.args[1]);
+        w_.decisions.push_back(
+            {.time_ns = r.time_ns,
+             .granules_per_layer = layers ? 0 : wanted,
+             .ring_slots = static_cast<uint32_t>(std::max<uint64_t>(layers ? 1 : 2, r.args[4])),
+             .layers = layers ? wanted : 0});
         break;
+      }
       case TraceType::kPlanBegin: operations_ = r.args[1]; break;
       case TraceType::kPlanCommit:
         if (r.args[0] != 0 && operations_ != 0 && r.args[3] != 0) {

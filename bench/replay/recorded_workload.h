@@ -33,6 +33,7 @@ struct RecordedRequest {
 struct RecordedDecision {
   uint64_t time_ns = 0;
   uint32_t granules_per_layer = 0, ring_slots = 0;
+  uint32_t layers = 0;  // not 0: whole layers
 };
 
 // compute time of a step = fixed + per_token x tokens + per_context x context + per_byte x

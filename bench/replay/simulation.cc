@@ -95,7 +95,9 @@ class RecordedPolicy final : public Policy {
   std::string_view name() const override { return "recorded"; }
   PolicyDecision Decide(const PolicySnapshot& snapshot) override {
     PolicyDecision decision;
+    decision.placement = snapshot.weights.placement;
     decision.granules_per_layer = snapshot.weights.granules_per_layer;
+    decision.layers = snapshot.weights.layers_away;
     decision.ring_slots = snapshot.weights.ring_slots;
     decision.reason = "as recorded";
     const double now =
@@ -106,12 +108,19 @@ class RecordedPolicy final : public Policy {
       wanted_ = w_.decisions[next_];
     }
     if (wanted_.time_ns != 0) {
+      decision.placement = wanted_.layers > 0 ? Placement::kLayer : Placement::kStripe;
       decision.granules_per_layer = wanted_.granules_per_layer;
+      decision.layers = wanted_.layers;
       decision.ring_slots = wanted_.ring_slots;
     }
     if (snapshot.demand.starved_blocks == 0) return decision;
     // S3: the recorded decision may be too little for a run that went another way.
-    if (decision.granules_per_layer <= snapshot.weights.granules_per_layer) {
+    if (decision.placement == Placement::kLayer) {
+      if (decision.layers > snapshot.weights.layers_away) return decision;
+      decision.layers = std::min(snapshot.weights.max_layers_away,
+                                 std::max(snapshot.weights.layers_away, decision.ring_slots) + 1);
+      decision.reason = "a request does not fit where the recorded run had room";
+    } else if (decision.granules_per_layer <= snapshot.weights.granules_per_layer) {
       decision.granules_per_layer = std::min(snapshot.weights.max_granules_per_layer,
                                              snapshot.weights.granules_per_layer + 1);
       decision.reason = "a request does not fit where the recorded run had room";

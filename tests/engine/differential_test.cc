@@ -89,9 +89,14 @@ class Trace {
     options_.poison_freed = true;
     options_.verify_stripes = Below(2) == 0;
     options_.backing = Below(10) == 0 ? BackingChoice::kNvme : BackingChoice::kHost;
-    constexpr const char* kPolicies[] = {
-        "resident", "tide", "tide{hold_steps=1; settle_steps=1; min_gain=0}", "stress_random"};
-    options_.policy = kPolicies[Below(4)];
+    constexpr const char* kPolicies[] = {"resident",
+                                         "tide",
+                                         "tide{hold_steps=1; settle_steps=1; min_gain=0}",
+                                         "stress_random",
+                                         "stress_random{hold_steps=1; seed=3}",
+                                         "oneiros{hold_steps=1; cap=1}",
+                                         "zero-inference"};
+    options_.policy = kPolicies[Below(std::size(kPolicies))];
   }
 
   void Run(Solo& solo, Coverage* coverage) {

@@ -30,6 +30,8 @@ std::optional<Case> MakeCase(uint64_t seed) {
   c.target.granules_per_layer = static_cast<uint32_t>(rng() % (most + 1));
   c.target.layers = static_cast<uint32_t>(rng() % (c.layout.layers.size() + 1));
   c.target.ring_slots = static_cast<uint32_t>(2 + rng() % 3);
+  // One slot is for whole layers only.
+  if (c.target.placement == Placement::kLayer && rng() % 3 == 0) c.target.ring_slots = 1;
   auto plan = EvictionPlan::Make(c.layout, kG, c.target);
   if (!plan.ok()) return std::nullopt;
   c.plan = std::move(*plan);

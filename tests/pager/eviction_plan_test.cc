@@ -118,6 +118,30 @@ TEST(EvictionPlanTest, RefusalsSayWhatIsAccepted) {
             std::string::npos);
   EXPECT_NE(message({.placement = Placement::kLayer, .layers = 5}).find("has 4"),
             std::string::npos);
+  EXPECT_NE(message({.placement = Placement::kLayer, .layers = 3, .ring_slots = 0}).find("least 1"),
+            std::string::npos);
+}
+
+TEST(EvictionPlanTest, LayersThatTakeTurnsInOneSlotWaitForEachOther) {
+  const auto plan =
+      EvictionPlan::Make(RegularLayout(8, {kG * 2, kG * 2}), kG,
+                         {.placement = Placement::kLayer, .layers = 3, .ring_slots = 1});
+  ASSERT_TRUE(plan.ok()) << plan.status().ToString();
+  EXPECT_EQ(plan->freed_granules(), 8U);
+  EXPECT_EQ(plan->prefix_chunks(), 2U);  // the first layer's
+  ASSERT_EQ(plan->chunks().size(), 6U);
+  EXPECT_EQ(plan->chunks()[2].previous_user, 1U);
+  EXPECT_FALSE(plan->chunks()[2].previous_pass);
+  EXPECT_EQ(plan->chunks()[0].previous_user, 5U);
+  EXPECT_TRUE(plan->chunks()[0].previous_pass);
+}
+
+TEST(EvictionPlanTest, TheMostLayersAreAllWhereLayersAreAlike) {
+  const auto layout = RegularLayout(8, {kG * 2, kG * 2});
+  EXPECT_EQ(EvictionPlan::MaxLayers(layout, kG, 1), 8U);
+  EXPECT_EQ(EvictionPlan::MaxLayers(layout, kG, 2), 8U);
+  EXPECT_EQ(EvictionPlan::MaxLayers(layout, kG, 8), 0U);
+  EXPECT_EQ(EvictionPlan::LeastLayerGranules(layout, kG), 4U);
 }
 
 TEST(EvictionPlanTest, AMalformedLayoutIsRefused) {

@@ -25,6 +25,7 @@ EvictionTarget RandomTarget(std::mt19937_64& rng, const WeightPager& pager) {
   target.ring_slots = static_cast<uint32_t>(2 + rng() % 3);
   if (rng() % 3 == 0) {
     target.placement = Placement::kLayer;
+    if (rng() % 3 == 0) target.ring_slots = 1;
     target.layers = static_cast<uint32_t>(rng() % (pager.layout().layers.size() + 1));
   } else if (rng() % 5 != 0) {
     target.granules_per_layer = static_cast<uint32_t>(rng() % (pager.max_granules_per_layer() + 1));

@@ -42,12 +42,18 @@ PolicySnapshot AnySnapshot(std::mt19937_64& random) {
   s.pool_total = any32();
   s.pool_free = any32();
   s.weights = {any64(), any32(), any32(), any32(), any32()};
+  s.weights.placement = random() % 2 ? Placement::kLayer : Placement::kStripe;
+  s.weights.layers_away = any32();
+  s.weights.max_layers_away = any32();
+  s.weights.granules_per_whole_layer = any32();
+  s.weights.freed_granules = any32();
   s.kv = {any32(), any32(), any32(), any32(), any32(), any32(), any32(), any32()};
   s.demand.running = any32();
   s.demand.waiting = any32();
   s.demand.max_running = any32();
   s.demand.waiting_blocks = any64();
   s.demand.expected_blocks = any64();
+  s.demand.starved_blocks = random() % 4 ? 0 : any64();
   s.demand.tokens_per_seq = AnyDouble(random);
   s.cost = {AnyDouble(random), AnyDouble(random), AnyDouble(random), AnyDouble(random),
             AnyDouble(random)};
@@ -56,16 +62,28 @@ PolicySnapshot AnySnapshot(std::mt19937_64& random) {
   return s;
 }
 
-// A server of one geometry under a load that jumps about; |evicted| is where it is now.
-PolicySnapshot PlausibleSnapshot(std::mt19937_64& random, uint64_t step, uint32_t evicted) {
+// What a decision gives KV, in layers or in granules of each layer.
+uint32_t Given(const PolicyDecision& d) {
+  return d.placement == Placement::kStripe ? d.granules_per_layer
+                                           : d.layers - std::min(d.layers, d.ring_slots);
+}
+
+// A server of one geometry under a load that jumps about; |away| is what is in force.
+PolicySnapshot PlausibleSnapshot(std::mt19937_64& random, uint64_t step,
+                                 const PolicyDecision& away) {
   PolicySnapshot s;
   s.step = step;
   s.granule_bytes = 32u << 20;
   s.pool_total = 3000;
   s.pool_free = static_cast<uint32_t>(random() % 8);
-  s.weights = {uint64_t{48} << 30, 48, 24, evicted, 2};
+  s.weights = {uint64_t{48} << 30, 48, 24, away.granules_per_layer, 2};
+  s.weights.placement = away.placement;
+  s.weights.layers_away = away.layers;
+  s.weights.max_layers_away = 48;
+  s.weights.granules_per_whole_layer = 24;
+  s.weights.freed_granules = Given(away) * (away.placement == Placement::kStripe ? 46 : 24);
   s.kv.blocks_per_extent = 16;
-  s.kv.mapped_extents = 600 + evicted * 46;
+  s.kv.mapped_extents = 600 + s.weights.freed_granules;
   s.kv.max_extents = 3000;
   const uint32_t blocks = s.kv.mapped_extents * 16;
   s.kv.used_blocks = static_cast<uint32_t>(random() % (blocks + 1));
@@ -93,14 +111,16 @@ class PolicyContract : public testing::TestWithParam<const char*> {
 TEST_P(PolicyContract, SameSnapshotsGiveSameDecisions) {
   const auto a = Make(), b = Make();
   std::mt19937_64 random(11);
-  uint32_t evicted = 0;
+  PolicyDecision away;
   for (uint64_t step = 0; step < 3000; ++step) {
-    const PolicySnapshot s = PlausibleSnapshot(random, step, evicted);
+    const PolicySnapshot s = PlausibleSnapshot(random, step, away);
     const PolicyDecision first = a->Decide(s), second = b->Decide(s);
+    ASSERT_EQ(first.placement, second.placement);
     ASSERT_EQ(first.granules_per_layer, second.granules_per_layer);
+    ASSERT_EQ(first.layers, second.layers);
     ASSERT_EQ(first.ring_slots, second.ring_slots);
     ASSERT_EQ(first.reason, second.reason);
-    evicted = first.granules_per_layer;
+    away = first;
   }
 }
 
@@ -112,7 +132,11 @@ TEST_P(PolicyContract, DecisionsAreWithinLimitsForAnySnapshot) {
       const PolicySnapshot s = AnySnapshot(random);
       const PolicyDecision d = policy->Decide(s);
       ASSERT_LE(d.granules_per_layer, s.weights.max_granules_per_layer) << d.reason;
-      ASSERT_GE(d.ring_slots, 2u);
+      ASSERT_GE(d.ring_slots, d.placement == Placement::kStripe ? 2u : 1u);
+      ASSERT_LE(d.layers, s.weights.max_layers_away) << d.reason;
+      // One placement at a time, and never so few layers that evicting them frees nothing.
+      ASSERT_EQ(d.placement == Placement::kStripe ? d.layers : d.granules_per_layer, 0u);
+      ASSERT_TRUE(d.layers == 0 || d.layers > d.ring_slots) << d.reason;
       ASSERT_FALSE(d.reason.empty());
       ASSERT_LT(d.reason.size(), 512u);
       ASSERT_EQ(d.reason.find('\n'), std::string::npos);
@@ -121,7 +145,7 @@ TEST_P(PolicyContract, DecisionsAreWithinLimitsForAnySnapshot) {
 }
 
 TEST_P(PolicyContract, AnEmptySnapshotMovesNothing) {
-  EXPECT_EQ(Make()->Decide(PolicySnapshot{}).granules_per_layer, 0u);
+  EXPECT_EQ(Make()->Decide(PolicySnapshot{}).amount(), 0u);
 }
 
 TEST_P(PolicyContract, OppositeMovesAreApartByTheHoldOff) {
@@ -131,12 +155,14 @@ TEST_P(PolicyContract, OppositeMovesAreApartByTheHoldOff) {
     SCOPED_TRACE(seed);
     const auto policy = Make();
     std::mt19937_64 random(seed);
-    uint32_t evicted = static_cast<uint32_t>(random() % 25), target = 0;
+    PolicyDecision away;
+    away.granules_per_layer = static_cast<uint32_t>(random() % 25);
+    PolicyDecision target;
     uint64_t moved_at = 0;
     int direction = 0;
     for (uint64_t step = 0; step < 1500; step += 1 + random() % 3) {
-      const PolicyDecision d = policy->Decide(PlausibleSnapshot(random, step, evicted));
-      const int now = d.granules_per_layer > target ? 1 : d.granules_per_layer < target ? -1 : 0;
+      const PolicyDecision d = policy->Decide(PlausibleSnapshot(random, step, away));
+      const int now = Given(d) > Given(target) ? 1 : Given(d) < Given(target) ? -1 : 0;
       if (step > 0 && now != 0) {
         if (direction != 0 && now != direction) {
           ASSERT_GE(step - moved_at, hold) << d.reason;
@@ -145,10 +171,17 @@ TEST_P(PolicyContract, OppositeMovesAreApartByTheHoldOff) {
         moved_at = step;
         ++moves;
       }
-      target = d.granules_per_layer;
-      // The engine follows by itself, a granule per layer at a time.
-      if (evicted < target) ++evicted;
-      if (evicted > target) --evicted;
+      target = d;
+      // The engine follows by itself, a granule per layer at a time, or a whole layer.
+      if (d.placement != away.placement || d.ring_slots != away.ring_slots) {
+        away = d;
+        continue;
+      }
+      for (uint32_t PolicyDecision::*amount :
+           {&PolicyDecision::granules_per_layer, &PolicyDecision::layers}) {
+        if (away.*amount < d.*amount) ++(away.*amount);
+        if (away.*amount > d.*amount) --(away.*amount);
+      }
     }
   }
   if (hold > 0) {
@@ -160,20 +193,24 @@ TEST_P(PolicyContract, ReasonsShowNoNan) {
   const auto policy = Make();
   std::mt19937_64 random(13);
   for (uint64_t step = 0; step < 2000; ++step) {
-    const PolicyDecision d = policy->Decide(PlausibleSnapshot(random, step, 0));
+    const PolicyDecision d = policy->Decide(PlausibleSnapshot(random, step, {}));
     ASSERT_EQ(d.reason.find("nan"), std::string::npos) << d.reason;
     ASSERT_EQ(d.reason.find("inf"), std::string::npos) << d.reason;
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Builtins, PolicyContract,
-                         testing::Values("resident", "fixed{granules_per_layer=6}", "tide",
+                         testing::Values("resident", "fixed{granules_per_layer=6}",
+                                         "static{fraction=0.4}",
+                                         "static{fraction=0.4; whole_layers=0}", "zero-inference",
+                                         "oneiros", "oneiros{hold_steps=5; cap=1; slots=2}",
+                                         "oneiros{hold_steps=3; slots=1}", "tide",
                                          "tide{hold_steps=5; min_gain=0; quantum=3}",
                                          "stress_random", "stress_random{seed=9; hold_steps=1}"));
 
 TEST(PolicyContractSuite, CoversEveryBuiltin) {
   // Add the new policy to the list above.
-  EXPECT_EQ(ListPolicies().size(), 4u);
+  EXPECT_EQ(ListPolicies().size(), 7u);
 }
 
 }  // namespace

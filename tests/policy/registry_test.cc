@@ -62,7 +62,8 @@ TEST(PolicyRegistry, AnUnknownNameListsTheKnownOnesAndTheNearest) {
   ASSERT_FALSE(policy.ok());
   EXPECT_EQ(policy.status().code(), StatusCode::kNotFound);
   EXPECT_EQ(policy.status().message(),
-            "unknown policy \"tied\"; known are: resident, fixed, tide, stress_random. "
+            "unknown policy \"tied\"; known are: resident, fixed, static, zero-inference, "
+            "oneiros, tide, stress_random. "
             "Did you mean \"tide\"?");
 }
 

@@ -285,7 +285,7 @@ void ChromeTraceWriter::OnDecision(const TraceRecord& r) {
                                   : "bring home",
           r.time_ns,
           {{"decision", r.args[0]},
-           {"granules_a_layer", r.args[1]},
+           {r.cause == 0 ? "granules_a_layer" : "layers", r.args[1]},
            {"before", r.args[2]},
            {"clipped", r.args[3] != 0},
            {"ring_slots", r.args[4]},

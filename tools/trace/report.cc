@@ -175,10 +175,10 @@ std::string Summary::TopText() const {
                        reader_.meta().GateName(r.args[0]));
     if (!f.decision.any) continue;
     const TraceRecord& d = f.decision.record;
-    out += fmt::format(
-        "            after decision {} at {:.6f} s: {} granules a layer away, was {}{}: {}\n",
-        d.args[0], reader_.SecondsOf(d.time_ns), d.args[1], d.args[2],
-        d.args[3] != 0 ? ", clipped" : "", reader_.meta().ReasonText(d.args[5]));
+    out += fmt::format("            after decision {} at {:.6f} s: {} {} away, was {}{}: {}\n",
+                       d.args[0], reader_.SecondsOf(d.time_ns), d.args[1],
+                       d.cause == 0 ? "granules a layer" : "layers", d.args[2],
+                       d.args[3] != 0 ? ", clipped" : "", reader_.meta().ReasonText(d.args[5]));
   }
   return out;
 }

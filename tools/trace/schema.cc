@@ -154,7 +154,7 @@ constexpr TypeInfo kTypes[] = {
        {"preemptions", A::kNumber},
        {"max_tokens", A::kNumber}}}},
     {T::kPolicyDecision,
-     C::kNone,
+     C::kPlacement,
      {{{"decision", A::kNumber},
        {"wanted", A::kNumber},
        {"before", A::kNumber},

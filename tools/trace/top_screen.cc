@@ -338,9 +338,9 @@ class Screen {
     }
     const TraceRecord& d = v_.last_decision();
     if (d.type == 0) return;
-    Add(Line(o_).Label("policy").Text(fmt::format("{} a layer away (was {}), {}: {}", d.args[1],
-                                                  d.args[2], Ago(d.time_ns),
-                                                  v_.meta().ReasonText(d.args[5]))));
+    Add(Line(o_).Label("policy").Text(
+        fmt::format("{}{} away (was {}), {}: {}", d.args[1], d.cause == 0 ? " a layer" : " layers",
+                    d.args[2], Ago(d.time_ns), v_.meta().ReasonText(d.args[5]))));
   }
 
   const LiveView& v_;
