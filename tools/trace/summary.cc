@@ -59,8 +59,8 @@ void Summary::OnQueue(const TraceRecord& r) {
   kv_.most_used = std::max(kv_.most_used, r.args[2]);
   kv_.most_capacity = std::max(kv_.most_capacity, r.args[5]);
   const uint64_t span = std::max<uint64_t>(1, last_ns_ - first_ns_);
-  const double at = static_cast<double>(r.time_ns - first_ns_);
-  const auto i = static_cast<size_t>(at / static_cast<double>(span) * kSamples);
+  const double at = static_cast<double>(r.time_ns - first_ns_) / static_cast<double>(span);
+  const auto i = static_cast<size_t>(std::min(at, 1.0) * kSamples);
   samples_[std::min(i, kSamples - 1)] = {true,      r.args[0], r.args[1],     r.args[2],
                                          r.args[3], r.args[4], evicted_bytes_};
 }

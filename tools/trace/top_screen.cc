@@ -230,9 +230,8 @@ class Screen {
     const size_t room = o_.width - kLabel > text.size() + 8 ? o_.width - kLabel - text.size() : 8;
     if (q.capacity != 0) {
       const auto cells = [&](uint64_t n) {
-        return static_cast<size_t>(static_cast<double>(room) * static_cast<double>(n) /
-                                       static_cast<double>(q.capacity) +
-                                   0.5);
+        const double share = static_cast<double>(n) / static_cast<double>(q.capacity);
+        return static_cast<size_t>(static_cast<double>(room) * std::min(share, 1.0) + 0.5);
       };
       const size_t used = std::min(room, cells(q.used));
       const size_t held = std::min(room, std::max(used, cells(q.used + q.cached)));
