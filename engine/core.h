@@ -2,8 +2,8 @@
 //
 // A single-threaded state machine over {driver, compute, clock}: the same code serves, is simulated
 // and is fuzzed. One Step(): ask the policy where the border should be and move towards it;
-// schedule; run the recorded step through the weight gates; sample; report. Text (tokenizer, stop
-// strings) is the layer above (engine.h).
+// schedule and submit the recorded step; collect the one before it or, where one may be under way,
+// this one; report its tokens. Text (tokenizer, stop strings) is the layer above (engine.h).
 #pragma once
 
 #include <cstdint>

@@ -53,8 +53,8 @@ class CudaInputs {
  public:
   static Result<CudaInputs> Create(const CudaLayout& layout);
 
-  // |bucket|(n): the captured step for n sequences, 0 for none; asked when every sequence has one
-  // row and wants logits. kNoMemory: the batch's penalties and biases are more than fit.
+  // Takes a captured step where every sequence has one row and wants logits. kNoMemory: the batch's
+  // penalties and biases are more than fit.
   Result<CudaStepShape> Fill(const StepBatch& batch, const DeviceGates& gates,
                              const CudaLayout& layout);
   // What PlanAttention is told of the sequences with one row, of the others.

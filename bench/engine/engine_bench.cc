@@ -146,6 +146,7 @@ int Main(int argc, char** argv) {
     return 2;
   }
   EngineOptions options;
+  options.device = DeviceKind::kCpu;
   options.model = args.model;
   options.threads = args.threads;
   options.policy = "resident";

@@ -43,6 +43,7 @@ class Solo {
  public:
   explicit Solo(const std::string& model) {
     EngineOptions options;
+    options.device = DeviceKind::kCpu;
     options.model = model;
     options.threads = 1;
     options.max_model_len = kContext;
@@ -80,6 +81,7 @@ class Trace {
  public:
   Trace(uint64_t seed, const std::string& model) : rng_(seed) {
     options_.model = model;
+    options_.device = DeviceKind::kCpu;
     options_.threads = static_cast<uint32_t>(1 + Below(2));
     options_.max_model_len = kContext;
     options_.max_num_seqs = static_cast<uint32_t>(1 + Below(8));

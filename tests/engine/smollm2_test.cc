@@ -36,6 +36,7 @@ class SmolLm2Test : public ::testing::Test {
     const char* path = std::getenv("WEIR_SMOLLM2_GGUF");
     if (path == nullptr) GTEST_SKIP() << "WEIR_SMOLLM2_GGUF is not set: no model to test with";
     options_.model = path;
+    options_.device = DeviceKind::kCpu;
     options_.max_model_len = 1024;
     options_.policy = "resident";
   }

@@ -52,6 +52,7 @@ class TransformersTest : public ::testing::TestWithParam<Case> {
     ASSERT_TRUE(in) << GetParam().expected;
     expected_ = json::parse(in);
     EngineOptions options;
+    options.device = DeviceKind::kCpu;
     options.model = GetParam().model;
     options.threads = 2;
     options.kv_cache_dtype = KvCacheDtype::kF32;

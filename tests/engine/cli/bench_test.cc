@@ -137,6 +137,7 @@ TEST(BenchReport, ALongRunIsShownInAThousandSpans) {
 
 std::unique_ptr<Engine> TinyEngine() {
   EngineOptions options;
+  options.device = DeviceKind::kCpu;
   options.model = "tests/fixtures/models/smollm2_gqa3/config.json";
   options.dummy_weights = true;
   options.threads = 1;

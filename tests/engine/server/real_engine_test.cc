@@ -14,6 +14,7 @@ using testing::Gather;
 
 EngineOptions Tiny() {
   EngineOptions options;
+  options.device = DeviceKind::kCpu;
   options.model = "tests/fixtures/models/smollm2_gqa3/config.json";
   options.dummy_weights = true;
   options.threads = 1;
