@@ -49,6 +49,10 @@ cuda::GatePoint CudaRecorder::Gate(int32_t arrive, int32_t depart) const {
   return {.table = gates_, .arrive = arrive, .depart = depart};
 }
 
+const int32_t* CudaRecorder::GateChunk(uint32_t gate) const {
+  return gates_.produced == nullptr ? nullptr : gates_.chunk_of_gate + gate;
+}
+
 cuda::GemmParams CudaRecorder::Product(uint64_t weights, uint64_t bias, int64_t n, int64_t k,
                                        const Bf16* x, void* y, cuda::GemmOutput output) const {
   return {.kind = {.n = n, .k = k, .bias = bias != LayerOffsets::kAbsent, .output = output},
@@ -58,19 +62,25 @@ cuda::GemmParams CudaRecorder::Product(uint64_t weights, uint64_t bias, int64_t 
           .y = y};
 }
 
-std::vector<cuda::GemmParams> CudaRecorder::ProductsOf(const LayerOffsets& w) const {
+std::vector<cuda::GemmParams> CudaRecorder::ProductsOf(uint32_t layer) const {
+  const LayerOffsets& w = map_.layers[layer];
   const int64_t hidden = config_.hidden_size;
   const int64_t ffn = config_.intermediate_size;
   using enum cuda::GemmOutput;
   const auto* normed = Scratch<Bf16>(layout_.normed);
   auto* x = Scratch<Bf16>(layout_.hidden);
-  return {
+  std::vector<cuda::GemmParams> products = {
       Product(w.qkv, w.qkv_bias, q_size_ + 2 * kv_size_, hidden, normed, Scratch<Bf16>(layout_.qkv),
               kOverwrite),
       Product(w.o, w.o_bias, hidden, q_size_, Scratch<Bf16>(layout_.attended), x, kAccumulate),
       Product(w.gate_up, w.gate_up_bias, 2 * ffn, hidden, normed, Scratch<Bf16>(layout_.gate_up),
               kOverwrite),
       Product(w.down, w.down_bias, hidden, ffn, Scratch<Bf16>(layout_.activated), x, kAccumulate)};
+  const uint32_t gate = layer * kSegmentsPerLayer;
+  products[0].gate_chunk = products[1].gate_chunk = GateChunk(gate);
+  products[2].gate_chunk = GateChunk(gate + 1);
+  products[3].gate_chunk = GateChunk(gate + 2);
+  return products;
 }
 
 cuda::GemmParams CudaRecorder::Logits() const {
@@ -78,16 +88,17 @@ cuda::GemmParams CudaRecorder::Logits() const {
                                config_.hidden_size, Scratch<Bf16>(layout_.gathered),
                                Scratch<float>(layout_.logits), cuda::GemmOutput::kOverwrite);
   p.kind.type = cuda::GemmOutputType::kF32;
+  p.gate_chunk = GateChunk(map_.layout.gates() - 1);
   return p;
 }
 
 Status CudaRecorder::Prepare(cuda::GemmPlanner& gemm, uint32_t rows, uint32_t logit_rows) {
   // Each product goes through the weights of several layers while it is timed, so that they come
   // from HBM as they will in a step.
-  constexpr size_t kLayers = 4;
+  constexpr uint32_t kLayers = 4;
   std::vector<std::vector<cuda::GemmParams>> layers;
-  for (size_t l = 0; l < std::min<size_t>(kLayers, config_.num_layers); ++l) {
-    layers.push_back(ProductsOf(map_.layers[l]));
+  for (uint32_t l = 0; l < std::min<uint32_t>(kLayers, config_.num_layers); ++l) {
+    layers.push_back(ProductsOf(l));
   }
   for (size_t i = 0; i < layers[0].size() && rows > 0; ++i) {
     std::vector<const Bf16*> weights;
@@ -130,7 +141,7 @@ cuda::PlanBuffers CudaRecorder::prefill_buffers(void* host_int) const {
 Status CudaRecorder::Enqueue(cuda::GemmPlanner& gemm, const CudaStepShape& shape,
                              const CudaStepPlans& plans, bool capturing) {
   digesting_ = capturing;
-  const cuda::Launch launch{.stream = stream_};
+  const cuda::Launch launch = Early();
   const int64_t hidden = config_.hidden_size;
   auto* x = Scratch<Bf16>(layout_.hidden);
   const cuda::EmbedParams embed{.table = Matrix(map_.embedding),
@@ -147,7 +158,8 @@ Status CudaRecorder::Enqueue(cuda::GemmPlanner& gemm, const CudaStepShape& shape
         static_cast<const void*>(embed.tokens), static_cast<const void*>(embed.sampled)}) {
     Digest(p);
   }
-  WEIR_TRY(ToStatus(cuda::Embed(embed, launch)));
+  // Not early: behind it, the inputs and all of the step before are there.
+  WEIR_TRY(ToStatus(cuda::Embed(embed, {.stream = stream_})));
   for (uint32_t l = 0; l < config_.num_layers; ++l) WEIR_TRY(Layer(gemm, l, shape, plans));
 
   const auto last_gate = static_cast<int32_t>(map_.layout.gates()) - 1;
@@ -170,7 +182,7 @@ Status CudaRecorder::Enqueue(cuda::GemmPlanner& gemm, const CudaStepShape& shape
     Digest(logits.x);
     Digest(logits.weights);
     Digest(logits.y);
-    WEIR_TRY(ToStatus(gemm.Run(logits, stream_)));
+    WEIR_TRY(ToStatus(gemm.Run(logits, launch)));
     WEIR_TRY(ToStatus(cuda::Sample({.logits = static_cast<const float*>(logits.y),
                                     .row = Input<cuda::SampleRow>(layout_.in.samples),
                                     .edits = Scratch<cuda::LogitEdit>(layout_.edits),
@@ -189,11 +201,11 @@ Status CudaRecorder::Enqueue(cuda::GemmPlanner& gemm, const CudaStepShape& shape
 Status CudaRecorder::Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaStepShape& shape,
                            const CudaStepPlans& plans) {
   const LayerOffsets& w = map_.layers[layer];
-  const cuda::Launch launch{.stream = stream_};
+  const cuda::Launch launch = Early();
   const int64_t hidden = config_.hidden_size;
   const int64_t m = shape.rows();
   const auto gate = static_cast<int32_t>(layer * kSegmentsPerLayer);
-  std::vector<cuda::GemmParams> products = ProductsOf(w);
+  std::vector<cuda::GemmParams> products = ProductsOf(layer);
   for (cuda::GemmParams& p : products) {
     p.m = m;
     Digest(p.x);
@@ -216,7 +228,7 @@ Status CudaRecorder::Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaSt
     return ToStatus(cuda::RmsNorm(p, launch));
   };
   WEIR_TRY(norm(w.attn_norm, gate, gate - 1));
-  WEIR_TRY(ToStatus(gemm.Run(products[0], stream_)));
+  WEIR_TRY(ToStatus(gemm.Run(products[0], launch)));
   const cuda::QkvParams qkv{.qkv = Scratch<Bf16>(layout_.qkv),
                             .ldqkv = q_size_ + 2 * kv_size_,
                             .m = m,
@@ -235,22 +247,22 @@ Status CudaRecorder::Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaSt
   Digest(kv_.base);
   WEIR_TRY(ToStatus(cuda::FinishQkv(qkv, launch)));
   WEIR_TRY(Attention(layer, shape, plans));
-  WEIR_TRY(ToStatus(gemm.Run(products[1], stream_)));
+  WEIR_TRY(ToStatus(gemm.Run(products[1], launch)));
 
   WEIR_TRY(norm(w.mlp_norm, gate + 1, gate));
-  WEIR_TRY(ToStatus(gemm.Run(products[2], stream_)));
+  WEIR_TRY(ToStatus(gemm.Run(products[2], launch)));
   WEIR_TRY(ToStatus(cuda::SiluMul({.gate_up = Scratch<Bf16>(layout_.gate_up),
                                    .y = Scratch<Bf16>(layout_.activated),
                                    .m = m,
                                    .f = config_.intermediate_size,
                                    .gate = Gate(gate + 2, gate + 1)},
                                   launch)));
-  return ToStatus(gemm.Run(products[3], stream_));
+  return ToStatus(gemm.Run(products[3], launch));
 }
 
 Status CudaRecorder::Attention(uint32_t layer, const CudaStepShape& shape,
                                const CudaStepPlans& plans) {
-  const cuda::Launch launch{.stream = stream_};
+  const cuda::Launch launch = Early();
   const auto run = [&](const cuda::AttentionPlan& plan, const cuda::PlanBuffers& buffers,
                        const CudaInputLayout::Tables& tables, int64_t first_row,
                        uint64_t first_page) {

@@ -54,7 +54,12 @@ class CudaRecorder {
   cuda::GemmParams Product(uint64_t weights, uint64_t bias, int64_t n, int64_t k,
                            const cuda::Bf16* x, void* y, cuda::GemmOutput output) const;
   cuda::GemmParams Logits() const;
-  std::vector<cuda::GemmParams> ProductsOf(const LayerOffsets& w) const;  // qkv, o, gate_up, down
+  std::vector<cuda::GemmParams> ProductsOf(uint32_t layer) const;  // qkv, o, gate_up, down
+  const int32_t* GateChunk(uint32_t gate) const;
+  // A kernel may be placed before the one before it has ended.
+  cuda::Launch Early() const {
+    return {.stream = stream_, .overlap = cuda::Overlap::kPrologue};
+  }
   Status Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaStepShape& shape,
                const CudaStepPlans& plans);
   Status Attention(uint32_t layer, const CudaStepShape& shape, const CudaStepPlans& plans);

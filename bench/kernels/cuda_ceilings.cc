@@ -75,7 +75,7 @@ Status MeasureProduct(std::byte* arena, uint64_t bytes, const Product& p, uint32
   WEIR_TRY(ToStatus(gemm->Prepare(params, {}, stream)));
   TimingOptions options{.rounds = rounds, .rotation = 8, .least_calls = 8, .warm_seconds = 1.2};
   const Timing t = WEIR_TRY(
-      TimeCalls(stream, options, [&](uint32_t) { return ToStatus(gemm->Run(params, stream)); }));
+      TimeCalls(stream, options, [&](uint32_t) { return ToStatus(gemm->Run(params, {.stream = stream})); }));
   const double work =
       2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k);
   out->lines.push_back(RateLine("bf16 product, " + std::string(p.what) + " " + std::to_string(p.m) +

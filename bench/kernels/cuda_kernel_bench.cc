@@ -93,6 +93,7 @@ Status Open(Bench* b) {
       b->options.model.kv_order == cuda::KvOrder::kTokenHead ? "token-head" : "head-token";
   b->json["overlap"] = b->options.overlap == Overlap::kNone ? "none" : "prologue";
   b->json["split_k"] = b->options.model.split_k;
+  b->json["skinny"] = b->options.model.skinny;
   return OkStatus();
 }
 
@@ -303,7 +304,7 @@ Result<BucketTime> TimeBucket(Bench* b, size_t product, uint32_t m) {
   time.graph = WEIR_TRY(TimeCalls(b->stream, options, [&](uint32_t i) {
     cuda::GemmParams params = step.Products(i % layers)[product];
     params.m = m;
-    return ToStatus(step.gemm().Run(params, b->stream));
+    return ToStatus(step.gemm().Run(params, {.stream = b->stream}));
   }));
   return time;
 }

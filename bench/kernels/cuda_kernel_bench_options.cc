@@ -142,6 +142,7 @@ std::string KernelBenchOptions::Usage() {
          "  --kv-order ORDER           token-head (default) or head-token\n"
          "  --overlap HOW              none (default) or prologue: kernels timed alone\n"
          "  --no-split-k               no split-K in products\n"
+         "  --no-skinny                cuBLASLt's products for few rows as well\n"
          "  --candidates N             algorithms timed a product (6, as the engine)\n"
          "  --tune-layers N            layers' weights to time them with (0: 256 MiB; the engine: "
          "4)\n"
@@ -160,6 +161,8 @@ Result<KernelBenchOptions> KernelBenchOptions::Parse(const std::vector<std::stri
     const std::string& option = arguments[i];
     if (option == "--no-split-k") {
       o.model.split_k = false;
+    } else if (option == "--no-skinny") {
+      o.model.skinny = false;
     } else if (!option.starts_with("-")) {
       if (!o.config.empty()) {
         return InvalidArgument("one CONFIG, got \"" + o.config + "\" and \"" + option + "\"");

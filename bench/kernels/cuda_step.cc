@@ -70,7 +70,8 @@ Result<std::unique_ptr<CudaStep>> CudaStep::Create(const ModelConfig& config,
                                  .workspace_bytes = kGemmWorkspaceBytes,
                                  .allow_split_k = options.split_k,
                                  .candidates = options.candidates,
-                                 .rounds = 3},
+                                 .rounds = 3,
+                                 .skinny = options.skinny},
                                 &step->gemm_)));
   return step;
 }

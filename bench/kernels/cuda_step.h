@@ -30,6 +30,7 @@ struct StepSpec {
 struct StepOptions {
   cuda::KvOrder kv_order = cuda::KvOrder::kTokenHead;
   bool split_k = true;
+  bool skinny = true;  // our own products of few rows, where there are any
   int candidates = 6;  // as CudaCompute
   // Layers whose weights a product goes through while algorithms are timed; CudaCompute takes 4.
   // 0: as many as make 256 MiB.

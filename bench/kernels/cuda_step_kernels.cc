@@ -26,10 +26,10 @@ StepKernel CudaStep::ProductKernel(const char* name, StepPart part, size_t index
           .weight_bytes = n * k * 2 + (p.kind.bias ? n * 2 : 0),
           .activation_bytes = rows * (k * 2 + n * result_bytes),
           .flops = 2 * rows * n * k,
-          .enqueue = [this, index, m](uint32_t layer, uint32_t, Overlap) {
+          .enqueue = [this, index, m](uint32_t layer, uint32_t, Overlap overlap) {
             cuda::GemmParams params = Products(layer)[index];
             params.m = m;
-            return ToStatus(gemm_->Run(params, stream_));
+            return ToStatus(gemm_->Run(params, {.stream = stream_, .overlap = overlap}));
           }};
 }
 
@@ -104,7 +104,7 @@ StepKernel CudaStep::AttentionKernel() {
           .activation_bytes = n * rows * static_cast<double>(2 * q_size_ * 2),
           .flops = 4 * pairs * static_cast<double>(q_size_),
           .copies = sets_,
-          .enqueue = [this, decode, buffers](uint32_t layer, uint32_t set, Overlap) {
+          .enqueue = [this, decode, buffers](uint32_t layer, uint32_t set, Overlap overlap) {
             const CudaInputLayout::Tables& tables = decode ? layout_.in.decode : layout_.in.prefill;
             return ToStatus(cuda::RunAttention(
                 plan_, buffers,
@@ -118,7 +118,7 @@ StepKernel CudaStep::AttentionKernel() {
                            .page_indptr = Input<int32_t>(set, tables.page_indptr),
                            .last_page_len = Input<int32_t>(set, tables.last_page_len),
                            .q_indptr = Input<int32_t>(set, tables.q_indptr)}},
-                {.stream = stream_}));
+                {.stream = stream_, .overlap = overlap}));
           }};
 }
 

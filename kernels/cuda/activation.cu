@@ -17,6 +17,7 @@ struct SiluMulLaunch {
 
 __global__ void __launch_bounds__(kThreads) SiluMulKernel(const SiluMulLaunch launch) {
   const SiluMulParams& p = launch.p;
+  TriggerDependents();
   WaitForPredecessor();
   if (p.gate.used() && blockIdx.x == 0) return RunGateBlock(p.gate);
   const uint32_t block = blockIdx.x - (p.gate.used() ? 1 : 0);
@@ -55,7 +56,7 @@ LaunchStatus SiluMul(const SiluMulParams& p, const Launch& launch) {
     return LaunchStatus::Invalid("silu: too many rows: " + std::to_string(p.m));
   }
   return Enqueue("silu", SiluMulKernel, p.m * chunks + GateBlocks(p.gate), kThreads,
-                 GateLaunch(p.gate, launch), SiluMulLaunch{p, static_cast<uint32_t>(chunks)});
+                 launch, SiluMulLaunch{p, static_cast<uint32_t>(chunks)});
 }
 
 }  // namespace weir::cuda

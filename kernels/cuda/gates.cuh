@@ -1,10 +1,11 @@
 // Device side of gates.h. A kernel that carries a gate does, before anything else:
 //
+//   WaitForPredecessor();
 //   if (gate.used() && blockIdx.x == 0) return RunGateBlock(gate);
 //   const auto block = blockIdx.x - (gate.used() ? 1 : 0);
 //
-// and is launched with GateBlocks(gate) blocks more, of at least 64 threads each, and with
-// GateLaunch(gate, launch).
+// and is launched with GateBlocks(gate) blocks more, of at least 64 threads each. A departure says
+// that all kernels before this one have ended, which they have behind WaitForPredecessor().
 #pragma once
 
 #include "kernels/cuda/gates.h"
@@ -13,11 +14,6 @@ namespace weir::cuda {
 
 inline int64_t GateBlocks(const GatePoint& gate) {
   return gate.used() ? 1 : 0;
-}
-
-// A departure says that all kernels before this one have ended: it must not be launched early.
-inline Launch GateLaunch(const GatePoint& gate, const Launch& launch) {
-  return gate.used() ? Launch{launch.stream, Overlap::kNone} : launch;
 }
 
 namespace gates {

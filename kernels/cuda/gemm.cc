@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/cuda/cublaslt_api.h"
+#include "kernels/cuda/skinny_gemm.h"
 
 namespace weir::cuda {
 namespace {
@@ -31,6 +32,7 @@ struct GemmPlanner::Lt {
   const CublasLtApi* api = nullptr;
   cublasLtHandle_t handle = nullptr;
   std::string gpu;
+  SkinnyGemm skinny;  // supports nothing unless created
   ~Lt() {
     if (handle != nullptr) api->cublasLtDestroy(handle);
   }
@@ -77,6 +79,10 @@ LaunchStatus GemmPlanner::Create(const GemmPlannerOptions& options,
   made->lt_->gpu = properties.name;
   LaunchStatus status =
       FromCublas(made->lt_->api->cublasLtCreate(&made->lt_->handle), "cublasLtCreate");
+  if (status.ok() && options.skinny) {
+    status = SkinnyGemm::Create(&made->lt_->skinny);
+    if (status.code() == cudaErrorNotSupported) status = {};  // cuBLASLt makes them all
+  }
   if (status.ok()) *planner = std::move(made);
   return status;
 }
@@ -261,6 +267,10 @@ LaunchStatus GemmPlanner::Choose(const GemmParams& p, std::span<const Bf16* cons
 LaunchStatus GemmPlanner::Prepare(const GemmParams& p, std::span<const Bf16* const> weights,
                                   cudaStream_t stream) {
   if (LaunchStatus s = Check(p); !s.ok()) return s;
+  if (lt_->skinny.Supports(p.kind, p.m)) {
+    LaunchStatus ran = lt_->skinny.Run(p, {.stream = stream});
+    return ran.ok() ? LaunchStatus::Of(cudaStreamSynchronize(stream), "gemm: first run") : ran;
+  }
   const Bf16* const own[] = {p.weights};
   if (weights.empty()) weights = own;
   std::unique_ptr<Bucket>& slot = buckets_[{p.kind, p.m}];
@@ -282,14 +292,15 @@ LaunchStatus GemmPlanner::Prepare(const GemmParams& p, std::span<const Bf16* con
   return status;
 }
 
-LaunchStatus GemmPlanner::Run(const GemmParams& p, cudaStream_t stream) {
+LaunchStatus GemmPlanner::Run(const GemmParams& p, const Launch& launch) {
   if (LaunchStatus s = Check(p); !s.ok()) return s;
+  if (lt_->skinny.Supports(p.kind, p.m)) return lt_->skinny.Run(p, launch);
   auto at = buckets_.lower_bound({p.kind, p.m});
   while (at != buckets_.end() && at->second->op == nullptr) ++at;  // imported, not prepared
   if (at == buckets_.end() || std::get<0>(at->first) != p.kind) {
     return LaunchStatus::Invalid("gemm: no bucket was prepared for " + Describe(p.kind, p.m));
   }
-  return Enqueue(*at->second, p, stream);
+  return Enqueue(*at->second, p, launch.stream);
 }
 
 double GemmPlanner::SecondsOf(const GemmKind& kind, int64_t m) const {

@@ -1,5 +1,6 @@
-// Dense products through cuBLASLt: Y[m, n] = X[m, k] · W[n, k]ᵀ (+ bias) (+ Y), all row-major, W as
-// Hugging Face stores it. Products of bf16 are summed in float; Y is rounded once.
+// Dense products: Y[m, n] = X[m, k] · W[n, k]ᵀ (+ bias) (+ Y), all row-major, W as
+// Hugging Face stores it. Products of bf16 are summed in float; Y is rounded once. cuBLASLt makes
+// them, on Hopper those of few rows our own kernel (skinny_gemm.h).
 //
 // Tolerance: |y - reference| <= 2^-8 |y| (bf16 output) + 2^-22 * sqrt(k) * sum |x·w| (float sums in
 // another order than a double reference); accumulating, + 2^-8 |x·w|: some algorithms round the
@@ -50,6 +51,9 @@ struct GemmParams {
   const Bf16* bias = nullptr;     // [n], iff kind.bias
   void* y = nullptr;              // [m, n] of kind.type
   int64_t m = 0;
+  // The entry of chunk_of_gate (gates.h) that guards the weights; null: they never leave. An early
+  // launch reads them before its predecessor has ended only if the entry is negative.
+  const int32_t* gate_chunk = nullptr;
 };
 
 struct GemmPlannerOptions {
@@ -60,6 +64,7 @@ struct GemmPlannerOptions {
   bool allow_split_k = true;
   int candidates = 8;  // algorithms that are timed; 1: cuBLASLt's own first choice, untimed
   int rounds = 5;      // each algorithm's time is the least of so many passes over the weights
+  bool skinny = true;  // our own kernel for few rows, where the GPU has it
 };
 
 // Represents the chosen algorithms and cuBLASLt's handle for one stream. Thread: one caller.
@@ -80,8 +85,9 @@ class GemmPlanner {
   LaunchStatus Prepare(const GemmParams& params, std::span<const Bf16* const> weights,
                        cudaStream_t stream);
 
-  // Enqueues y. Invalid when no bucket holds m rows of this kind.
-  LaunchStatus Run(const GemmParams& params, cudaStream_t stream);
+  // Enqueues y. Invalid when no bucket holds m rows of this kind. cuBLASLt's kernels are never
+  // launched early.
+  LaunchStatus Run(const GemmParams& params, const Launch& launch);
 
   // Seconds of the bucket's algorithm as timed in Prepare; 0 if it was not timed.
   double SecondsOf(const GemmKind& kind, int64_t m) const;

@@ -34,6 +34,7 @@ __device__ __forceinline__ float BlockSum(float x) {
 // are at their barriers.
 template <int kThreads, int kVectors>
 __global__ void __launch_bounds__(kThreads, 1536 / kThreads) RmsNormKernel(const RmsNormParams p) {
+  TriggerDependents();
   WaitForPredecessor();
   if (p.gate.used() && blockIdx.x == 0) return RunGateBlock(p.gate);
   const int64_t row = int64_t{blockIdx.x} - (p.gate.used() ? 1 : 0);
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 1536 / kThreads) RmsNormKernel(const
 template <int kThreads, int kVectors>
 LaunchStatus Run(const RmsNormParams& p, const Launch& launch) {
   return Enqueue("rms norm", RmsNormKernel<kThreads, kVectors>, p.m + GateBlocks(p.gate), kThreads,
-                 GateLaunch(p.gate, launch), p);
+                 launch, p);
 }
 
 }  // namespace

@@ -71,6 +71,7 @@ template <int kLanes>
 __global__ void __launch_bounds__(kThreads) QkvKernel(const QkvLaunch launch) {
   constexpr int kPadded = kLanes * 2 * kVector;
   const QkvParams& p = launch.p;
+  TriggerDependents();
   WaitForPredecessor();
   const uint32_t group = blockIdx.x * (kThreads / kLanes) + threadIdx.x / kLanes;
   if (group >= launch.groups) return;  // all lanes of a head, or none

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <random>
 
+#include "kernels/cuda/fill.h"
+#include "kernels/cuda/norm.h"
 #include "tests/kernels/cuda/device_testing.h"
 
 namespace weir::cuda {
@@ -47,7 +49,7 @@ class CudaGemm : public testing::GpuTest {
     (void)cudaMemcpy(y16.get(), before.data(), y16.Bytes(), cudaMemcpyHostToDevice);
     (void)cudaMemset(y32.get(), 0xff, y32.Bytes());
     p.m = m;
-    status = planner->Run(p, stream_);
+    status = planner->Run(p, {.stream = stream_});
     ASSERT_TRUE(status.ok()) << status.message();
     ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
     const auto got16 = y16.Download();
@@ -95,13 +97,68 @@ TEST_F(CudaGemm, ABucketTakesFewerRowsAndWritesNoMore) {
   CheckProduct({256, 512}, 64, 33, 90);
 }
 
+// A share of the weights ends inside a tile, and tiles are put together from several shares.
+TEST_F(CudaGemm, FewRowsOfALargeMatrixAgreeWithADoubleReference) {
+  CheckProduct({2000, 4096}, 1, 1, 100);
+  CheckProduct({.n = 2000, .k = 4096, .output = GemmOutput::kAccumulate}, 64, 64, 101);
+  CheckProduct({.n = 40000, .k = 136, .type = GemmOutputType::kF32}, 9, 9, 102);
+  CheckProduct({.n = 1032, .k = 2056, .bias = true}, 32, 32, 103);
+}
+
+// The weights come from the kernel before, as chunks do behind a gate.
+TEST_F(CudaGemm, AnEarlyLaunchWaitsForWeightsThatAreOnTheirWay) {
+  constexpr int64_t kN = 4096, kK = 4096, kM = 8;
+  const auto elements = static_cast<size_t>(kN * kK);
+  const DeviceBuffer<uint16_t> raw(elements), weights(elements), x(kM * kK), early(kM * kN),
+      late(kM * kN), workspace(16 << 20);
+  const DeviceBuffer<float> scale(std::vector<float>(kK, 1.0f));
+  const DeviceBuffer<int32_t> armed(std::vector<int32_t>{3});
+  for (const auto* buffer : {&raw, &x}) {
+    ASSERT_TRUE(FillNormal({.dst = AsBf16(buffer->get()),
+                            .count = static_cast<int64_t>(buffer->Bytes() / 2),
+                            .seed = 5},
+                           {.stream = stream_})
+                    .ok());
+  }
+  std::unique_ptr<GemmPlanner> planner;
+  ASSERT_TRUE(
+      GemmPlanner::Create({.workspace = workspace.get(), .workspace_bytes = 32 << 20}, &planner)
+          .ok());
+  GemmParams p{.kind = {kN, kK},
+               .x = AsBf16(x.get()),
+               .weights = AsBf16(weights.get()),
+               .y = late.get(),
+               .m = kM,
+               .gate_chunk = armed.get()};
+  ASSERT_TRUE(planner->Prepare(p, {}, stream_).ok());
+  for (int round = 0; round < 20; ++round) {
+    ASSERT_EQ(cudaMemsetAsync(weights.get(), 0, weights.Bytes(), stream_), cudaSuccess);
+    ASSERT_TRUE(RmsNorm({.x = AsBf16(raw.get()),
+                         .ldx = kK,
+                         .weight = scale.get(),
+                         .eps = 1e-5f,
+                         .y = AsBf16(weights.get()),
+                         .ldy = kK,
+                         .m = kN,
+                         .h = kK},
+                        {.stream = stream_})
+                    .ok());
+    p.y = early.get();
+    ASSERT_TRUE(planner->Run(p, {.stream = stream_, .overlap = Overlap::kPrologue}).ok());
+    p.y = late.get();
+    ASSERT_TRUE(planner->Run(p, {.stream = stream_}).ok());
+    ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+    ASSERT_EQ(early.Download(), late.Download()) << "round " << round;
+  }
+}
+
 TEST_F(CudaGemm, NamesWhatIsWrong) {
   std::unique_ptr<GemmPlanner> planner;
   ASSERT_TRUE(GemmPlanner::Create({}, &planner).ok());
   GemmParams p;
   p.kind = {256, 12};
   p.m = 1;
-  EXPECT_NE(planner->Run(p, stream_).message().find("multiple of 8"), std::string::npos);
+  EXPECT_NE(planner->Run(p, {.stream = stream_}).message().find("multiple of 8"), std::string::npos);
   EXPECT_NE(planner->Import("of another machine\n").message().find("algorithms are of"),
             std::string::npos);
 }

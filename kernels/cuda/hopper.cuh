@@ -1,0 +1,187 @@
+// Hopper's instructions that CUDA C++ has no names for: barriers in shared memory, bulk tensor
+// copies, warpgroup products. For sm_90a only; PTX ISA 8.0 and later, sections "mbarrier",
+// "cp.async.bulk.tensor" and "wgmma".
+#pragma once
+
+#include <cstdint>
+
+#include <cuda.h>
+
+namespace weir::cuda::hopper {
+
+__device__ __forceinline__ uint32_t SharedAddress(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+__device__ __forceinline__ void InitBarrier(uint64_t* barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)),
+               "r"(arrivals));
+}
+
+// Initialised barriers become visible to the copy engine.
+__device__ __forceinline__ void FenceBarrierInit() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void Arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
+}
+
+// Arrives, and lets the phase end only when |bytes| have been copied in as well.
+__device__ __forceinline__ void ArriveExpecting(uint64_t* barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                   SharedAddress(barrier)),
+               "r"(bytes)
+               : "memory");
+}
+
+// Until the phase of |parity| has ended.
+__device__ __forceinline__ void Await(uint64_t* barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "AGAIN:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra.uni OVER;\n"
+      "bra.uni AGAIN;\n"
+      "OVER:\n"
+      "}\n" ::"r"(SharedAddress(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+// As Await, when other blocks of the cluster have written what comes with the phase.
+__device__ __forceinline__ void AwaitCluster(uint64_t* barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "AGAIN:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra.uni OVER;\n"
+      "bra.uni AGAIN;\n"
+      "OVER:\n"
+      "}\n" ::"r"(SharedAddress(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+__device__ __forceinline__ uint32_t ClusterRank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ uint32_t ClusterSize() {
+  uint32_t size;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+
+// All threads of a cluster, whole warps at once, each arriving before it waits.
+__device__ __forceinline__ void ClusterArrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void ClusterWait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// Where |p| of this block is in block |rank| of the cluster.
+__device__ __forceinline__ uint32_t InBlock(const void* p, uint32_t rank) {
+  uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(SharedAddress(p)), "r"(rank));
+  return address;
+}
+
+// |barrier|: as InBlock gives it.
+__device__ __forceinline__ void ArriveAt(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier)
+               : "memory");
+}
+
+// Stores into another block; the 16 bytes count for |barrier| of that block.
+__device__ __forceinline__ void StoreAt(uint32_t to, float a, float b, float c, float d,
+                                        uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(to),
+      "f"(a), "f"(b), "f"(c), "f"(d), "r"(barrier)
+      : "memory");
+}
+
+// A box of a two-dimensional tensor at (|column|, |row|) into shared memory; the box's bytes count
+// for |barrier|. |policy|: of the L2 cache.
+__device__ __forceinline__ void CopyBox(void* to, const CUtensorMap* map, int32_t column,
+                                        int32_t row, uint64_t* barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(SharedAddress(to)),
+      "l"(map), "r"(column), "r"(row), "r"(SharedAddress(barrier)), "l"(policy)
+      : "memory");
+}
+
+__device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+__device__ __forceinline__ uint64_t PolicyEvictFirst() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+__device__ __forceinline__ uint64_t PolicyEvictLast() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+// The descriptor of a K-major operand whose rows are 128 bytes, swizzled over groups of eight rows
+// (CU_TENSOR_MAP_SWIZZLE_128B) that follow one another. |p| is 1,024-byte aligned, or 32 bytes times
+// k / 16 further.
+__device__ __forceinline__ uint64_t SwizzledOperand(const void* p) {
+  constexpr uint64_t kGroupBytes = 1024;
+  return ((SharedAddress(p) & 0x3ffffu) >> 4) | (uint64_t{1} << 16) | ((kGroupBytes >> 4) << 32) |
+         (uint64_t{1} << 62);
+}
+
+__device__ __forceinline__ void ProductFence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void ProductCommit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void ProductWait() {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+}
+
+// d[64, kN] += a[64, 16] · b[kN, 16]ᵀ, bf16 into float, by the 128 threads of a warpgroup. Thread
+// t has of element i: row 16 (t / 32) + t % 32 / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (t % 4) +
+// i % 2.
+template <int kN>
+__device__ __forceinline__ void Product(float (&d)[kN / 2], uint64_t a, uint64_t b) {
+  static_assert(kN == 8 || kN == 16 || kN == 32 || kN == 64);
+#define WEIR_D4(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
+  if constexpr (kN == 8) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, 1, 1, 1, 0, 0;"
+        : WEIR_D4(0)
+        : "l"(a), "l"(b));
+  } else if constexpr (kN == 16) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, 1, 1, 1, 0, 0;"
+        : WEIR_D4(0), WEIR_D4(4)
+        : "l"(a), "l"(b));
+  } else if constexpr (kN == 32) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, %16, %17, 1, 1, 1, 0, 0;"
+        : WEIR_D4(0), WEIR_D4(4), WEIR_D4(8), WEIR_D4(12)
+        : "l"(a), "l"(b));
+  } else {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, 1, 1, 1, 0, 0;"
+        : WEIR_D4(0), WEIR_D4(4), WEIR_D4(8), WEIR_D4(12), WEIR_D4(16), WEIR_D4(20), WEIR_D4(24), WEIR_D4(28)
+        : "l"(a), "l"(b));
+  }
+#undef WEIR_D4
+}
+
+}  // namespace weir::cuda::hopper

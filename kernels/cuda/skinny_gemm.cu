@@ -1,0 +1,442 @@
+#include "kernels/cuda/skinny_gemm.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "kernels/cuda/enqueue.cuh"
+#include "kernels/cuda/hopper.cuh"
+
+namespace weir::cuda {
+namespace {
+
+constexpr int kTileRows = 128;  // of W, two warpgroups
+constexpr int kBlockK = 64;     // 128 bytes, the width of a swizzled box
+constexpr int kConsumers = 256;
+constexpr int kWarps = kConsumers / 32;
+constexpr int kThreads = kConsumers + 32;  // the last warp asks for copies
+constexpr int kWeightBytes = kTileRows * kBlockK * 2;
+constexpr int kWarpBytes = 32 * sizeof(float4);  // four values of each thread of a warp
+constexpr int kMaxCluster = 8;
+constexpr int kAlignment = 1024;  // of swizzled boxes
+constexpr int kBarrierBytes = 256;
+// Two of these kernels fit on a multiprocessor: the next one's copies begin while this one ends.
+constexpr int kSharedBytes = 112 * 1024;
+
+// A tile has kM * kWarpBytes of values: piece i * kWarps + w are the values 4 i to 4 i + 3 of warp w
+// (hopper::Product). Of a cluster's block |rank| adds up the pieces from FirstPiece(rank) on.
+template <int kM>
+struct Shape {
+  static constexpr int kInputBytes = kM * kBlockK * 2;
+  static constexpr int kStageBytes = kWeightBytes + kInputBytes;
+  // What the blocks of a cluster send to one of them; rounding adds a piece each at most.
+  static constexpr int kSentBytes = (kM + kMaxCluster) * kWarpBytes;
+  static constexpr int kStages =
+      (kSharedBytes - kAlignment - kBarrierBytes - kSentBytes) / kStageBytes;
+  static constexpr int kBytes = kAlignment + kBarrierBytes + kSentBytes + kStages * kStageBytes;
+  static_assert(kInputBytes % kAlignment == 0 && (2 * kStages + 2) * 8 <= kBarrierBytes);
+};
+
+struct SkinnyLaunch {
+  CUtensorMap weights;  // [n, k], boxes of [kTileRows, kBlockK]
+  CUtensorMap x;        // [m, k], boxes of [kM, kBlockK]
+  void* y;
+  const Bf16* bias;
+  const int32_t* gate_chunk;
+  int32_t m, n;
+  uint32_t tiles;
+  uint32_t k_blocks;
+  bool accumulate;
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+template <int kM>
+struct Shared {
+  uint8_t* weights;  // [stages][kWeightBytes]
+  uint8_t* x;        // [stages][kInputBytes]
+  uint8_t* sent;     // [cluster][pieces][kWarpBytes]
+  uint64_t* full;    // [stages]
+  uint64_t* empty;   // [stages]
+  uint64_t* whole;   // all that the cluster sends for a tile has come
+  uint64_t* read;    // every block of the cluster has read it
+
+  __device__ explicit Shared(uint8_t* raw) {
+    using S = Shape<kM>;
+    weights = raw + (kAlignment - hopper::SharedAddress(raw) % kAlignment) % kAlignment;
+    x = weights + S::kStages * kWeightBytes;
+    sent = x + S::kStages * S::kInputBytes;
+    full = reinterpret_cast<uint64_t*>(sent + S::kSentBytes);
+    empty = full + S::kStages;
+    whole = empty + S::kStages;
+    read = whole + 1;
+  }
+};
+
+// What a block does: blocks of k [first, end) of every tile of its cluster.
+struct Share {
+  uint32_t rank = hopper::ClusterRank();
+  uint32_t cluster = hopper::ClusterSize();
+  uint32_t first_tile = blockIdx.x / cluster;
+  uint32_t clusters = gridDim.x / cluster;
+  uint32_t first, end;
+
+  __device__ explicit Share(const SkinnyLaunch& p)
+      : first(p.k_blocks * rank / cluster), end(p.k_blocks * (rank + 1) / cluster) {}
+};
+
+// One thread: asks for the whole share, as stages become free.
+template <int kM>
+__device__ void Produce(const SkinnyLaunch& p, const Shared<kM>& s, const Share& share) {
+  using S = Shape<kM>;
+  const uint64_t once = hopper::PolicyEvictFirst();
+  const uint64_t again = hopper::PolicyEvictLast();
+  const auto copy_weights = [&](uint32_t tile, uint32_t block, uint32_t stage) {
+    hopper::ArriveExpecting(&s.full[stage], S::kStageBytes);
+    hopper::CopyBox(s.weights + stage * kWeightBytes, &p.weights,
+                    static_cast<int32_t>(block * kBlockK), static_cast<int32_t>(tile * kTileRows),
+                    &s.full[stage], once);
+  };
+  const auto copy_x = [&](uint32_t block, uint32_t stage) {
+    hopper::CopyBox(s.x + stage * S::kInputBytes, &p.x, static_cast<int32_t>(block * kBlockK), 0,
+                    &s.full[stage], again);
+  };
+  // Before the wait nothing of a predecessor may be touched: W is constant while it is at home, and
+  // the gates' table was uploaded before the step's first kernel.
+  const bool away =
+      p.gate_chunk != nullptr && *const_cast<const volatile int32_t*>(p.gate_chunk) >= 0;
+  if (away) WaitForPredecessor();
+  const uint32_t ahead = min(share.end, share.first + S::kStages);
+  for (uint32_t b = share.first; b < ahead; ++b) copy_weights(share.first_tile, b, b - share.first);
+  if (!away) WaitForPredecessor();
+  for (uint32_t b = share.first; b < ahead; ++b) copy_x(b, b - share.first);
+  uint32_t stage = (ahead - share.first) % S::kStages;
+  uint32_t parity = ahead - share.first < S::kStages ? 1 : 0;  // stages not used yet are free
+  for (uint32_t tile = share.first_tile; tile < p.tiles; tile += share.clusters) {
+    for (uint32_t b = tile == share.first_tile ? ahead : share.first; b < share.end; ++b) {
+      hopper::Await(&s.empty[stage], parity);
+      copy_weights(tile, b, stage);
+      copy_x(b, stage);
+      if (++stage == S::kStages) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
+  }
+  // Now, not earlier: what the next kernel asks for is to fill the time in which this one ends.
+  TriggerDependents();
+}
+
+// One value of Y.
+template <typename Out>
+__device__ __forceinline__ void Put(const SkinnyLaunch& p, int32_t n, int32_t m, float value) {
+  if (n >= p.n || m >= p.m) return;
+  Out* at = static_cast<Out*>(p.y) + int64_t{m} * p.n + n;
+  if (p.bias != nullptr) value += __bfloat162float(p.bias[n]);
+  if constexpr (std::is_same_v<Out, float>) {
+    *at = value;
+  } else {
+    if (p.accumulate) value += __bfloat162float(*at);
+    *at = __float2bfloat16_rn(value);
+  }
+}
+
+template <typename Out>
+__device__ __forceinline__ void PutPiece(const SkinnyLaunch& p, uint32_t tile, uint32_t piece,
+                                         float4 v) {
+  const uint32_t lane = threadIdx.x % 32;
+  const auto n = static_cast<int32_t>(tile * kTileRows + piece % kWarps * 16 + lane / 4);
+  const auto m = static_cast<int32_t>(piece / kWarps * 8 + 2 * (lane % 4));
+  Put<Out>(p, n, m, v.x);
+  Put<Out>(p, n, m + 1, v.y);
+  Put<Out>(p, n + 8, m, v.z);
+  Put<Out>(p, n + 8, m + 1, v.w);
+}
+
+template <int kM>
+__device__ __forceinline__ uint32_t FirstPiece(const Share& share, uint32_t rank) {
+  return (kM * rank + share.cluster - 1) / share.cluster;
+}
+
+// Gives every block of the cluster its pieces of what this one has of a tile.
+template <int kM>
+__device__ __forceinline__ void Send(const Shared<kM>& s, const Share& share,
+                                     const float (&d)[kM / 2]) {
+  const uint32_t warp = threadIdx.x / 32;
+  const uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < kM / 8; ++i) {
+    const uint32_t piece = i * kWarps + warp;
+    const uint32_t to = piece * share.cluster / kM;
+    const uint32_t first = FirstPiece<kM>(share, to);
+    const uint32_t pieces = FirstPiece<kM>(share, to + 1) - first;
+    const uint8_t* at =
+        s.sent + (share.rank * pieces + piece - first) * kWarpBytes + lane * sizeof(float4);
+    hopper::StoreAt(hopper::InBlock(at, to), d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3],
+                    hopper::InBlock(s.whole, to));
+  }
+}
+
+// Adds up this block's pieces of the tile, in the order of the ranks.
+template <int kM, typename Out>
+__device__ __forceinline__ void AddUp(const SkinnyLaunch& p, const Shared<kM>& s,
+                                      const Share& share, uint32_t tile) {
+  const uint32_t warp = threadIdx.x / 32;
+  const uint32_t lane = threadIdx.x % 32;
+  const uint32_t first = FirstPiece<kM>(share, share.rank);
+  const uint32_t pieces = FirstPiece<kM>(share, share.rank + 1) - first;
+  for (uint32_t i = warp; i < pieces; i += kWarps) {
+    float4 sum = {0, 0, 0, 0};
+    for (uint32_t rank = 0; rank < share.cluster; ++rank) {
+      const float4 v = *reinterpret_cast<const float4*>(
+          s.sent + (rank * pieces + i) * kWarpBytes + lane * sizeof(float4));
+      sum.x += v.x;
+      sum.y += v.y;
+      sum.z += v.z;
+      sum.w += v.w;
+    }
+    PutPiece<Out>(p, tile, first + i, sum);
+  }
+}
+
+template <int kM, typename Out>
+__device__ void Consume(const SkinnyLaunch& p, const Shared<kM>& s, const Share& share) {
+  using S = Shape<kM>;
+  const uint32_t thread = threadIdx.x;
+  const uint32_t group = thread / 128;
+  const uint32_t pieces =
+      FirstPiece<kM>(share, share.rank + 1) - FirstPiece<kM>(share, share.rank);
+  WaitForPredecessor();
+  uint32_t stage = 0, parity = 0, round = 0;
+  for (uint32_t tile = share.first_tile; tile < p.tiles; tile += share.clusters, ++round) {
+    float d[kM / 2];
+#pragma unroll
+    for (int i = 0; i < kM / 2; ++i) d[i] = 0;
+    for (uint32_t block = share.first; block < share.end; ++block) {
+      hopper::Await(&s.full[stage], parity);
+      const uint64_t a =
+          hopper::SwizzledOperand(s.weights + stage * kWeightBytes + group * (kWeightBytes / 2));
+      const uint64_t b = hopper::SwizzledOperand(s.x + stage * S::kInputBytes);
+      hopper::ProductFence();
+#pragma unroll
+      for (int k = 0; k < kBlockK / 16; ++k) {
+        hopper::Product<kM>(d, a + 2 * k, b + 2 * k);
+      }
+      hopper::ProductCommit();
+      hopper::ProductWait();
+      if (thread % 32 == 0) hopper::Arrive(&s.empty[stage]);
+      if (++stage == S::kStages) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
+    if (share.cluster == 1) {  // the tile is whole, and there is nobody to send to
+#pragma unroll
+      for (int i = 0; i < kM / 8; ++i) {
+        PutPiece<Out>(p, tile, static_cast<uint32_t>(i * kWarps) + thread / 32,
+                      {d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]});
+      }
+      __syncwarp();
+      continue;
+    }
+    if (round == 0) {
+      hopper::ClusterWait();  // the barriers of all are initialised
+    } else {
+      hopper::AwaitCluster(s.read, (round - 1) & 1);
+    }
+    if (thread == 0) {
+      hopper::ArriveExpecting(s.whole, share.cluster * pieces * kWarpBytes);
+    }
+    Send<kM>(s, share, d);
+    hopper::AwaitCluster(s.whole, round & 1);
+    AddUp<kM, Out>(p, s, share, tile);
+    __syncwarp();
+    if (thread % 32 < share.cluster) hopper::ArriveAt(hopper::InBlock(s.read, thread % 32));
+    __syncwarp();
+  }
+}
+
+#endif  // __CUDA_ARCH_FEAT_SM90_ALL
+
+template <int kM, typename Out>
+__global__ void __launch_bounds__(kThreads, 2)
+    SkinnyGemmKernel(const __grid_constant__ SkinnyLaunch p) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ uint8_t raw[];
+  const Shared<kM> s(raw);
+  const Share share(p);
+  if (threadIdx.x == kConsumers) {
+    for (int i = 0; i < Shape<kM>::kStages; ++i) {
+      hopper::InitBarrier(&s.full[i], 1);
+      hopper::InitBarrier(&s.empty[i], kWarps);
+    }
+    hopper::InitBarrier(s.whole, 1);
+    hopper::InitBarrier(s.read, kWarps * share.cluster);
+    hopper::FenceBarrierInit();
+    hopper::PrefetchMap(&p.weights);
+    hopper::PrefetchMap(&p.x);
+  }
+  __syncthreads();
+  const bool alone = share.cluster == 1;  // cluster barriers are for clusters of two or more
+  if (!alone) hopper::ClusterArrive();
+  if (threadIdx.x < kConsumers) {
+    Consume<kM, Out>(p, s, share);
+  } else {
+    if (threadIdx.x == kConsumers) Produce<kM>(p, s, share);
+    __syncwarp();
+    if (!alone) hopper::ClusterWait();
+  }
+  if (alone) return;
+  // A block's memory stays until nobody sends to it any more.
+  hopper::ClusterArrive();
+  hopper::ClusterWait();
+#endif
+}
+
+using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*,
+                                 const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
+                                 const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                 CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+// A row-major bf16 matrix [rows, k], in boxes of [box_rows, kBlockK]; what a box has outside reads
+// as zero.
+LaunchStatus MakeMap(EncodeTiled encode, const void* matrix, int64_t rows, int64_t k, int box_rows,
+                     CUtensorMap* map) {
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(k), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(k) * sizeof(Bf16)};
+  const cuuint32_t box[2] = {kBlockK, static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t steps[2] = {1, 1};
+  const CUresult result =
+      encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(matrix), sizes, strides,
+             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result == CUDA_SUCCESS) return {};
+  return LaunchStatus::Invalid("skinny gemm: a tensor map of [" + std::to_string(rows) + ", " +
+                               std::to_string(k) + "]: error " +
+                               std::to_string(static_cast<int>(result)));
+}
+
+template <int kM, typename Out>
+LaunchStatus Start(const SkinnyLaunch& p, int blocks, int cluster, const Launch& launch) {
+  const cudaError_t set =
+      cudaFuncSetAttribute(SkinnyGemmKernel<kM, Out>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           Shape<kM>::kBytes);
+  if (set != cudaSuccess) return LaunchStatus::Of(set, "skinny gemm: shared memory");
+  return Enqueue("skinny gemm", SkinnyGemmKernel<kM, Out>, blocks, kThreads, launch, p,
+                 Shape<kM>::kBytes, static_cast<unsigned>(cluster));
+}
+
+template <typename Out>
+LaunchStatus Start(const SkinnyLaunch& p, int rows, int blocks, int cluster,
+                   const Launch& launch) {
+  switch (rows) {
+    case 8: return Start<8, Out>(p, blocks, cluster, launch);
+    case 16: return Start<16, Out>(p, blocks, cluster, launch);
+    case 32: return Start<32, Out>(p, blocks, cluster, launch);
+    default: return Start<64, Out>(p, blocks, cluster, launch);
+  }
+}
+
+}  // namespace
+
+LaunchStatus SkinnyGemm::Create(SkinnyGemm* skinny) {
+  constexpr auto kernel = SkinnyGemmKernel<8, Bf16>;
+  cudaFuncAttributes attributes = {};
+  // A build without sm_90a has kernels with nothing in them.
+  if (DeviceArchitecture() != 90 || cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess ||
+      attributes.binaryVersion != 90) {
+    return {cudaErrorNotSupported,
+            "skinny gemm: needs a GPU of compute capability 9.0 and a build for 90a"};
+  }
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&skinny->processors_, cudaDevAttrMultiProcessorCount, device);
+  }
+  // Clusters lie within one group of multiprocessors, and groups differ in size.
+  constexpr int kAlone = 120 * 1024;  // more than half of a multiprocessor's shared memory
+  if (error == cudaSuccess) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kAlone);
+  }
+  for (int size = 1; size <= kMaxCluster && error == cudaSuccess; ++size) {
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(size * skinny->processors_));
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = kAlone;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    error = cudaOccupancyMaxActiveClusters(&skinny->clusters_[static_cast<size_t>(size)], kernel,
+                                           &config);
+  }
+  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+  if (error == cudaSuccess) {
+    error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &skinny->encode_, 12000,
+                                             cudaEnableDefault, &found);
+  }
+  if (error == cudaSuccess && found != cudaDriverEntryPointSuccess) {
+    error = cudaErrorSymbolNotFound;
+  }
+  if (error != cudaSuccess) {
+    *skinny = {};
+    return LaunchStatus::Of(error, "skinny gemm");
+  }
+  return {};
+}
+
+// The size with which the blocks take the least time. Where all multiprocessors read, memory bounds
+// them; alone, one can read so much faster than its share.
+int SkinnyGemm::ClusterFor(int64_t tiles, int64_t k_blocks) const {
+  constexpr double kAlone = 1.35;
+  constexpr double kAddUp = 1;  // blocks of k that are read in the time a tile is added up in
+  int best = 1;
+  double least = 0;
+  for (int size = 1; size <= kMaxCluster && size <= k_blocks; ++size) {
+    const int held = clusters_[static_cast<size_t>(size)];
+    if (held == 0) continue;
+    const auto round = [&](int64_t clusters) {
+      const double busy = static_cast<double>(clusters * size) / processors_;
+      return std::max(busy, 1 / kAlone);
+    };
+    const int64_t rest = tiles % held;
+    const double rounds =
+        static_cast<double>(tiles / held) * round(held) + (rest == 0 ? 0 : round(rest));
+    const double time = rounds * (static_cast<double>((k_blocks + size - 1) / size) + kAddUp);
+    if (size == 1 || time < least) {
+      best = size;
+      least = time;
+    }
+  }
+  return best;
+}
+
+LaunchStatus SkinnyGemm::Run(const GemmParams& params, const Launch& launch) const {
+  const int rows = static_cast<int>(std::bit_ceil(std::max<uint64_t>(8, uint64_t(params.m))));
+  SkinnyLaunch p{};
+  const auto encode = reinterpret_cast<EncodeTiled>(encode_);
+  if (LaunchStatus s =
+          MakeMap(encode, params.weights, params.kind.n, params.kind.k, kTileRows, &p.weights);
+      !s.ok()) {
+    return s;
+  }
+  if (LaunchStatus s = MakeMap(encode, params.x, params.m, params.kind.k, rows, &p.x); !s.ok()) {
+    return s;
+  }
+  p.y = params.y;
+  p.bias = params.bias;
+  p.gate_chunk = params.gate_chunk;
+  p.m = static_cast<int32_t>(params.m);
+  p.n = static_cast<int32_t>(params.kind.n);
+  p.tiles = static_cast<uint32_t>((params.kind.n + kTileRows - 1) / kTileRows);
+  p.k_blocks = static_cast<uint32_t>((params.kind.k + kBlockK - 1) / kBlockK);
+  p.accumulate = params.kind.output == GemmOutput::kAccumulate;
+  const int cluster = ClusterFor(p.tiles, p.k_blocks);
+  const int blocks =
+      cluster * static_cast<int>(std::min<int64_t>(p.tiles, clusters_[static_cast<size_t>(cluster)]));
+  return params.kind.type == GemmOutputType::kF32
+             ? Start<float>(p, rows, blocks, cluster, launch)
+             : Start<Bf16>(p, rows, blocks, cluster, launch);
+}
+
+}  // namespace weir::cuda

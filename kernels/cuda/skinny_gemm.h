@@ -1,0 +1,47 @@
+// Dense products of few rows on Hopper: Y[m, n] = X[m, k] · W[n, k]ᵀ (+ bias) (+ Y), m <= 64. Such a
+// product is the reading of W, and cuBLASLt loses 4 to 6 us of it (H100: 8 % of 235 MB, 30 % of
+// 34 MB) to starting and ending. Here
+//   * a cluster of blocks shares a tile of Y and splits k, so that a matrix of any shape keeps every
+//     multiprocessor reading until the end; the partial tiles meet in shared memory, in a fixed
+//     order ("split-K" with distributed shared memory: CUDA programming guide, thread block
+//     clusters);
+//   * the first stages of W are asked for before the kernel before has ended (programmatic
+//     dependent launch), while it adds up and others run that need no memory. W is constant; where
+//     it may be on its way (gates.h) the kernel waits first.
+//
+// Determinism: bits depend on the inputs, the shape and the GPU model alone; the order of the sum
+// does not depend on m.
+#pragma once
+
+#include <array>
+
+#include "kernels/cuda/gemm.h"
+
+namespace weir::cuda {
+
+inline constexpr int64_t kMaxSkinnyRows = 64;
+
+// Represents what such products need of a device; made once, outside captures.
+class SkinnyGemm {
+ public:
+  // Of the calling thread's device. Not supported on other GPUs than Hopper, or in builds without
+  // sm_90a.
+  static LaunchStatus Create(SkinnyGemm* skinny);
+
+  bool Supports(const GemmKind& kind, int64_t m) const {
+    return processors_ > 0 && m >= 1 && m <= kMaxSkinnyRows && kind.k % 8 == 0;
+  }
+  // |params| as GemmPlanner checks them.
+  LaunchStatus Run(const GemmParams& params, const Launch& launch) const;
+
+ private:
+  static constexpr int kMaxCluster = 8;
+  int ClusterFor(int64_t tiles, int64_t k_blocks) const;
+
+  int processors_ = 0;  // 0: nothing is supported
+  // Clusters of so many blocks that the GPU holds at once, a block a multiprocessor.
+  std::array<int, kMaxCluster + 1> clusters_{};
+  void* encode_ = nullptr;  // the driver's cuTensorMapEncodeTiled
+};
+
+}  // namespace weir::cuda
