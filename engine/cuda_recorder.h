@@ -57,9 +57,7 @@ class CudaRecorder {
   std::vector<cuda::GemmParams> ProductsOf(uint32_t layer) const;  // qkv, o, gate_up, down
   const int32_t* GateChunk(uint32_t gate) const;
   // A kernel may be placed before the one before it has ended.
-  cuda::Launch Early() const {
-    return {.stream = stream_, .overlap = cuda::Overlap::kPrologue};
-  }
+  cuda::Launch Early() const { return {.stream = stream_, .overlap = cuda::Overlap::kPrologue}; }
   Status Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaStepShape& shape,
                const CudaStepPlans& plans);
   Status Attention(uint32_t layer, const CudaStepShape& shape, const CudaStepPlans& plans);

@@ -74,8 +74,8 @@ Status MeasureProduct(std::byte* arena, uint64_t bytes, const Product& p, uint32
       .kind = {.n = p.n, .k = p.k}, .x = x, .weights = w, .y = y, .m = p.m};
   WEIR_TRY(ToStatus(gemm->Prepare(params, {}, stream)));
   TimingOptions options{.rounds = rounds, .rotation = 8, .least_calls = 8, .warm_seconds = 1.2};
-  const Timing t = WEIR_TRY(
-      TimeCalls(stream, options, [&](uint32_t) { return ToStatus(gemm->Run(params, {.stream = stream})); }));
+  const Timing t = WEIR_TRY(TimeCalls(
+      stream, options, [&](uint32_t) { return ToStatus(gemm->Run(params, {.stream = stream})); }));
   const double work =
       2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k);
   out->lines.push_back(RateLine("bf16 product, " + std::string(p.what) + " " + std::to_string(p.m) +

@@ -93,7 +93,7 @@ Status Open(Bench* b) {
       b->options.model.kv_order == cuda::KvOrder::kTokenHead ? "token-head" : "head-token";
   b->json["overlap"] = b->options.overlap == Overlap::kNone ? "none" : "prologue";
   b->json["split_k"] = b->options.model.split_k;
-  b->json["skinny"] = b->options.model.skinny;
+  b->json["skinny"] = b->options.model.skinny != cuda::SkinnyUse::kNever;
   return OkStatus();
 }
 

@@ -106,6 +106,12 @@ Status SetOption(std::string_view option, std::string_view value, std::string_vi
     }
     o->model.kv_order =
         value == "token-head" ? cuda::KvOrder::kTokenHead : cuda::KvOrder::kHeadToken;
+  } else if (option == "--skinny") {
+    using enum cuda::SkinnyUse;
+    if (value != "timed" && value != "never" && value != "always") {
+      return Wrong(option, "timed, never or always", value);
+    }
+    o->model.skinny = value == "timed" ? kTimed : value == "never" ? kNever : kAlways;
   } else if (option == "--overlap") {
     if (value != "none" && value != "prologue") return Wrong(option, "none or prologue", value);
     o->overlap = value == "none" ? cuda::Overlap::kNone : cuda::Overlap::kPrologue;
@@ -142,7 +148,8 @@ std::string KernelBenchOptions::Usage() {
          "  --kv-order ORDER           token-head (default) or head-token\n"
          "  --overlap HOW              none (default) or prologue: kernels timed alone\n"
          "  --no-split-k               no split-K in products\n"
-         "  --no-skinny                cuBLASLt's products for few rows as well\n"
+         "  --skinny USE               our own products of few rows: timed (default), never, "
+         "always\n"
          "  --candidates N             algorithms timed a product (6, as the engine)\n"
          "  --tune-layers N            layers' weights to time them with (0: 256 MiB; the engine: "
          "4)\n"
@@ -161,8 +168,6 @@ Result<KernelBenchOptions> KernelBenchOptions::Parse(const std::vector<std::stri
     const std::string& option = arguments[i];
     if (option == "--no-split-k") {
       o.model.split_k = false;
-    } else if (option == "--no-skinny") {
-      o.model.skinny = false;
     } else if (!option.starts_with("-")) {
       if (!o.config.empty()) {
         return InvalidArgument("one CONFIG, got \"" + o.config + "\" and \"" + option + "\"");

@@ -30,8 +30,8 @@ struct StepSpec {
 struct StepOptions {
   cuda::KvOrder kv_order = cuda::KvOrder::kTokenHead;
   bool split_k = true;
-  bool skinny = true;  // our own products of few rows, where there are any
-  int candidates = 6;  // as CudaCompute
+  cuda::SkinnyUse skinny = cuda::SkinnyUse::kTimed;  // as CudaCompute
+  int candidates = 6;                                // as CudaCompute
   // Layers whose weights a product goes through while algorithms are timed; CudaCompute takes 4.
   // 0: as many as make 256 MiB.
   uint32_t tune_layers = 0;

@@ -29,8 +29,8 @@ __device__ __forceinline__ void TriggerDependents() {
 #endif
 }
 
-// Enqueues |kernel| with |blocks| blocks of |threads| threads, |shared| bytes of dynamic shared memory
-// a block, in clusters of |cluster| blocks.
+// Enqueues |kernel| with |blocks| blocks of |threads| threads, |shared| bytes of dynamic shared
+// memory a block, in clusters of |cluster| blocks.
 template <typename Params>
 LaunchStatus Enqueue(const char* what, void (*kernel)(Params), int64_t blocks, int threads,
                      const Launch& launch, const Params& params, size_t shared = 0,

@@ -1,8 +1,8 @@
 // The gate protocol inside kernels. A gate is the point of a step where the GPU waits, on a counter
 // in device memory, until a chunk of weights has been copied in. Gates ride in kernels that are
 // there anyway (norms, the activation): the kernel boundary behind such a kernel keeps every reader
-// of the chunk back. A kernel that is launched early (Overlap::kPrologue) reads gated weights before
-// its predecessor has ended only where chunk_of_gate says that the gate is not armed.
+// of the chunk back. A kernel that is launched early (Overlap::kPrologue) reads gated weights
+// before its predecessor has ended only where chunk_of_gate says that the gate is not armed.
 //
 // Everything here is device memory at fixed addresses: which gates are armed, and for which chunks,
 // changes from step to step without another capture.

@@ -1,5 +1,6 @@
 #include "kernels/cuda/gemm.h"
 
+#include <algorithm>
 #include <array>
 #include <cinttypes>
 #include <cstdio>
@@ -46,6 +47,7 @@ struct GemmPlanner::Bucket {
   int64_t columns = 0;  // m that b and d are set to now
   cublasLtMatmulAlgo_t algorithm = {};
   bool chosen = false;
+  bool skinny = false;  // our own kernel was the fastest; |algorithm| is all zero
   double seconds = 0;
   ~Bucket() {
     if (op != nullptr) api->cublasLtMatmulDescDestroy(op);
@@ -79,7 +81,7 @@ LaunchStatus GemmPlanner::Create(const GemmPlannerOptions& options,
   made->lt_->gpu = properties.name;
   LaunchStatus status =
       FromCublas(made->lt_->api->cublasLtCreate(&made->lt_->handle), "cublasLtCreate");
-  if (status.ok() && options.skinny) {
+  if (status.ok() && options.skinny != SkinnyUse::kNever) {
     status = SkinnyGemm::Create(&made->lt_->skinny);
     if (status.code() == cudaErrorNotSupported) status = {};  // cuBLASLt makes them all
   }
@@ -141,7 +143,8 @@ LaunchStatus GemmPlanner::MakeBucket(const GemmParams& p, Bucket* bucket) const 
   return {};
 }
 
-LaunchStatus GemmPlanner::Enqueue(Bucket& bucket, const GemmParams& p, cudaStream_t stream) const {
+LaunchStatus GemmPlanner::Enqueue(Bucket& bucket, const GemmParams& p, const Launch& launch) const {
+  if (bucket.skinny) return lt_->skinny.Run(p, launch);
   const CublasLtApi& lt = *lt_->api;
   if (bucket.columns != p.m) {
     const auto columns = static_cast<uint64_t>(p.m);
@@ -166,7 +169,7 @@ LaunchStatus GemmPlanner::Enqueue(Bucket& bucket, const GemmParams& p, cudaStrea
   return FromCublas(
       lt.cublasLtMatmul(lt_->handle, bucket.op, &alpha, p.weights, bucket.a, p.x, bucket.b, &beta,
                         p.y, bucket.d, p.y, bucket.d, &bucket.algorithm, options_.workspace,
-                        options_.workspace_bytes, stream),
+                        options_.workspace_bytes, launch.stream),
       "cublasLtMatmul");
 }
 
@@ -187,7 +190,7 @@ LaunchStatus GemmPlanner::Time(const GemmParams& p, std::span<const Bf16* const>
     for (size_t i = 0; i < passes * weights.size() && status.ok(); ++i) {
       GemmParams rotated = p;
       rotated.weights = weights[i % weights.size()];
-      status = Enqueue(*bucket, rotated, stream);
+      status = Enqueue(*bucket, rotated, {.stream = stream, .overlap = Overlap::kPrologue});
     }
     if (!status.ok()) break;
     error = cudaEventRecord(end, stream);
@@ -204,6 +207,11 @@ LaunchStatus GemmPlanner::Time(const GemmParams& p, std::span<const Bf16* const>
 
 LaunchStatus GemmPlanner::Choose(const GemmParams& p, std::span<const Bf16* const> weights,
                                  cudaStream_t stream, Bucket* bucket) {
+  const bool skinny = lt_->skinny.Supports(p.kind, p.m);
+  if (skinny && options_.skinny == SkinnyUse::kAlways) {
+    bucket->chosen = bucket->skinny = true;
+    return {};
+  }
   const CublasLtApi& lt = *lt_->api;
   cublasLtMatmulPreference_t preference = nullptr;
   LaunchStatus status = FromCublas(lt.cublasLtMatmulPreferenceCreate(&preference), "preferences");
@@ -256,6 +264,18 @@ LaunchStatus GemmPlanner::Choose(const GemmParams& p, std::span<const Bf16* cons
       bucket->chosen = true;
     }
   }
+  bucket->algorithm = {};
+  if (skinny && options_.candidates > 1) {
+    bucket->skinny = true;
+    float ms = 0;
+    if (LaunchStatus timed = Time(p, weights, stream, bucket, &ms); !timed.ok()) return timed;
+    bucket->skinny = ms < best;
+    if (bucket->skinny) {
+      best = ms;
+      winner = {};
+      bucket->chosen = true;
+    }
+  }
   if (!bucket->chosen) {
     return {cudaErrorNotSupported, "gemm: cuBLASLt has no algorithm for " + Describe(p.kind, p.m)};
   }
@@ -267,10 +287,6 @@ LaunchStatus GemmPlanner::Choose(const GemmParams& p, std::span<const Bf16* cons
 LaunchStatus GemmPlanner::Prepare(const GemmParams& p, std::span<const Bf16* const> weights,
                                   cudaStream_t stream) {
   if (LaunchStatus s = Check(p); !s.ok()) return s;
-  if (lt_->skinny.Supports(p.kind, p.m)) {
-    LaunchStatus ran = lt_->skinny.Run(p, {.stream = stream});
-    return ran.ok() ? LaunchStatus::Of(cudaStreamSynchronize(stream), "gemm: first run") : ran;
-  }
   const Bf16* const own[] = {p.weights};
   if (weights.empty()) weights = own;
   std::unique_ptr<Bucket>& slot = buckets_[{p.kind, p.m}];
@@ -281,12 +297,17 @@ LaunchStatus GemmPlanner::Prepare(const GemmParams& p, std::span<const Bf16* con
     if (imported) {
       bucket->algorithm = slot->algorithm;
       bucket->chosen = true;
+      bucket->skinny = slot->skinny;
+      if (bucket->skinny && !lt_->skinny.Supports(p.kind, p.m)) {
+        return LaunchStatus::Invalid("gemm: imported: the kernel for few rows, which cannot make " +
+                                     Describe(p.kind, p.m));
+      }
     }
     status = MakeBucket(p, bucket.get());
     if (status.ok() && !imported) status = Choose(p, weights, stream, bucket.get());
     if (status.ok()) slot = std::move(bucket);
   }
-  if (status.ok()) status = Enqueue(*slot, p, stream);
+  if (status.ok()) status = Enqueue(*slot, p, {.stream = stream});
   if (status.ok()) status = LaunchStatus::Of(cudaStreamSynchronize(stream), "gemm: first run");
   if (!status.ok()) buckets_.erase({p.kind, p.m});
   return status;
@@ -294,13 +315,12 @@ LaunchStatus GemmPlanner::Prepare(const GemmParams& p, std::span<const Bf16* con
 
 LaunchStatus GemmPlanner::Run(const GemmParams& p, const Launch& launch) {
   if (LaunchStatus s = Check(p); !s.ok()) return s;
-  if (lt_->skinny.Supports(p.kind, p.m)) return lt_->skinny.Run(p, launch);
   auto at = buckets_.lower_bound({p.kind, p.m});
   while (at != buckets_.end() && at->second->op == nullptr) ++at;  // imported, not prepared
   if (at == buckets_.end() || std::get<0>(at->first) != p.kind) {
     return LaunchStatus::Invalid("gemm: no bucket was prepared for " + Describe(p.kind, p.m));
   }
-  return Enqueue(*at->second, p, launch.stream);
+  return Enqueue(*at->second, p, launch);
 }
 
 double GemmPlanner::SecondsOf(const GemmKind& kind, int64_t m) const {
@@ -356,6 +376,9 @@ LaunchStatus GemmPlanner::Import(const std::string& text) {
     kind.output = static_cast<GemmOutput>(output);
     kind.type = static_cast<GemmOutputType>(type);
     bucket->chosen = true;
+    bucket->skinny =
+        std::all_of(std::begin(bucket->algorithm.data), std::end(bucket->algorithm.data),
+                    [](uint64_t word) { return word == 0; });
     read[{kind, m}] = std::move(bucket);
   }
   for (auto& [key, bucket] : read) {

@@ -1,14 +1,14 @@
 // Dense products: Y[m, n] = X[m, k] · W[n, k]ᵀ (+ bias) (+ Y), all row-major, W as
 // Hugging Face stores it. Products of bf16 are summed in float; Y is rounded once. cuBLASLt makes
-// them, on Hopper those of few rows our own kernel (skinny_gemm.h).
+// them, on Hopper some of few rows our own kernel (skinny_gemm.h).
 //
 // Tolerance: |y - reference| <= 2^-8 |y| (bf16 output) + 2^-22 * sqrt(k) * sum |x·w| (float sums in
 // another order than a double reference); accumulating, + 2^-8 |x·w|: some algorithms round the
 // product before they add it (seen with cuBLASLt 13 on an H100).
 //
-// Algorithms are chosen once, before capture, by timing what cuBLASLt proposes, and kept: a run
-// only enqueues kernels. A product of m rows runs with the algorithm of the smallest prepared m' >=
-// m of the same kind (its bucket).
+// Algorithms are chosen once, before capture, by timing what cuBLASLt proposes (and our own
+// kernel), and kept: a run only enqueues kernels. A product of m rows runs with the algorithm of
+// the smallest prepared m' >= m of the same kind (its bucket).
 //
 // Determinism: an algorithm gives the same bits for the same inputs on the same library version and
 // GPU model. Split-K is allowed only with partial sums kept in float in the workspace and added by
@@ -56,6 +56,9 @@ struct GemmParams {
   const int32_t* gate_chunk = nullptr;
 };
 
+// Whether our own kernel for few rows is chosen, where the GPU and the product allow it.
+enum class SkinnyUse : uint8_t { kNever, kTimed, kAlways };
+
 struct GemmPlannerOptions {
   // Device memory that every product of this planner uses; 32 MiB is NVIDIA's advice for Hopper.
   // It stays alive as long as any graph with one of these products. One stream at a time.
@@ -64,7 +67,7 @@ struct GemmPlannerOptions {
   bool allow_split_k = true;
   int candidates = 8;  // algorithms that are timed; 1: cuBLASLt's own first choice, untimed
   int rounds = 5;      // each algorithm's time is the least of so many passes over the weights
-  bool skinny = true;  // our own kernel for few rows, where the GPU has it
+  SkinnyUse skinny = SkinnyUse::kTimed;
 };
 
 // Represents the chosen algorithms and cuBLASLt's handle for one stream. Thread: one caller.
@@ -109,7 +112,7 @@ class GemmPlanner {
                       cudaStream_t stream, Bucket* bucket);
   LaunchStatus Time(const GemmParams& params, std::span<const Bf16* const> weights,
                     cudaStream_t stream, Bucket* bucket, float* ms);
-  LaunchStatus Enqueue(Bucket& bucket, const GemmParams& params, cudaStream_t stream) const;
+  LaunchStatus Enqueue(Bucket& bucket, const GemmParams& params, const Launch& launch) const;
   std::string Header() const;
 
   GemmPlannerOptions options_;

@@ -29,10 +29,10 @@ __device__ __forceinline__ void Arrive(uint64_t* barrier) {
 
 // Arrives, and lets the phase end only when |bytes| have been copied in as well.
 __device__ __forceinline__ void ArriveExpecting(uint64_t* barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   SharedAddress(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 
 // Until the phase of |parity| has ended.
@@ -135,8 +135,8 @@ __device__ __forceinline__ uint64_t PolicyEvictLast() {
 }
 
 // The descriptor of a K-major operand whose rows are 128 bytes, swizzled over groups of eight rows
-// (CU_TENSOR_MAP_SWIZZLE_128B) that follow one another. |p| is 1,024-byte aligned, or 32 bytes times
-// k / 16 further.
+// (CU_TENSOR_MAP_SWIZZLE_128B) that follow one another. |p| is 1,024-byte aligned, or 32 bytes
+// times k / 16 further.
 __device__ __forceinline__ uint64_t SwizzledOperand(const void* p) {
   constexpr uint64_t kGroupBytes = 1024;
   return ((SharedAddress(p) & 0x3ffffu) >> 4) | (uint64_t{1} << 16) | ((kGroupBytes >> 4) << 32) |
@@ -162,23 +162,29 @@ __device__ __forceinline__ void Product(float (&d)[kN / 2], uint64_t a, uint64_t
 #define WEIR_D4(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
   if constexpr (kN == 8) {
     asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, 1, 1, 1, 0, 0;"
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, 1, 1, 1, 0, "
+        "0;"
         : WEIR_D4(0)
         : "l"(a), "l"(b));
   } else if constexpr (kN == 16) {
     asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, 1, 1, 1, 0, 0;"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, "
+        "%8, %9, 1, 1, 1, 0, 0;"
         : WEIR_D4(0), WEIR_D4(4)
         : "l"(a), "l"(b));
   } else if constexpr (kN == 32) {
     asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, %16, %17, 1, 1, 1, 0, 0;"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+        "%9, %10, %11, %12, %13, %14, %15}, %16, %17, 1, 1, 1, 0, 0;"
         : WEIR_D4(0), WEIR_D4(4), WEIR_D4(8), WEIR_D4(12)
         : "l"(a), "l"(b));
   } else {
     asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, 1, 1, 1, 0, 0;"
-        : WEIR_D4(0), WEIR_D4(4), WEIR_D4(8), WEIR_D4(12), WEIR_D4(16), WEIR_D4(20), WEIR_D4(24), WEIR_D4(28)
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+        "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
+        "%27, %28, %29, %30, %31}, %32, %33, 1, 1, 1, 0, 0;"
+        : WEIR_D4(0), WEIR_D4(4), WEIR_D4(8), WEIR_D4(12), WEIR_D4(16), WEIR_D4(20), WEIR_D4(24),
+          WEIR_D4(28)
         : "l"(a), "l"(b));
   }
 #undef WEIR_D4

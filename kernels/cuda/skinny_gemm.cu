@@ -19,11 +19,12 @@ constexpr int kWarpBytes = 32 * sizeof(float4);  // four values of each thread o
 constexpr int kMaxCluster = 8;
 constexpr int kAlignment = 1024;  // of swizzled boxes
 constexpr int kBarrierBytes = 256;
-// Two of these kernels fit on a multiprocessor: the next one's copies begin while this one ends.
-constexpr int kSharedBytes = 112 * 1024;
+// A block takes so much that a multiprocessor holds one, but for kernels that need none: blocks
+// that are launched early spread evenly.
+constexpr int kSharedBytes = 200 * 1024;
 
-// A tile has kM * kWarpBytes of values: piece i * kWarps + w are the values 4 i to 4 i + 3 of warp w
-// (hopper::Product). Of a cluster's block |rank| adds up the pieces from FirstPiece(rank) on.
+// A tile has kM * kWarpBytes of values: piece i * kWarps + w are the values 4 i to 4 i + 3 of warp
+// w (hopper::Product). Of a cluster's block |rank| adds up the pieces from FirstPiece(rank) on.
 template <int kM>
 struct Shape {
   static constexpr int kInputBytes = kM * kBlockK * 2;
@@ -122,8 +123,6 @@ __device__ void Produce(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
       }
     }
   }
-  // Now, not earlier: what the next kernel asks for is to fill the time in which this one ends.
-  TriggerDependents();
 }
 
 // One value of Y.
@@ -187,8 +186,8 @@ __device__ __forceinline__ void AddUp(const SkinnyLaunch& p, const Shared<kM>& s
   for (uint32_t i = warp; i < pieces; i += kWarps) {
     float4 sum = {0, 0, 0, 0};
     for (uint32_t rank = 0; rank < share.cluster; ++rank) {
-      const float4 v = *reinterpret_cast<const float4*>(
-          s.sent + (rank * pieces + i) * kWarpBytes + lane * sizeof(float4));
+      const float4 v = *reinterpret_cast<const float4*>(s.sent + (rank * pieces + i) * kWarpBytes +
+                                                        lane * sizeof(float4));
       sum.x += v.x;
       sum.y += v.y;
       sum.z += v.z;
@@ -203,8 +202,7 @@ __device__ void Consume(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
   using S = Shape<kM>;
   const uint32_t thread = threadIdx.x;
   const uint32_t group = thread / 128;
-  const uint32_t pieces =
-      FirstPiece<kM>(share, share.rank + 1) - FirstPiece<kM>(share, share.rank);
+  const uint32_t pieces = FirstPiece<kM>(share, share.rank + 1) - FirstPiece<kM>(share, share.rank);
   WaitForPredecessor();
   uint32_t stage = 0, parity = 0, round = 0;
   for (uint32_t tile = share.first_tile; tile < p.tiles; tile += share.clusters, ++round) {
@@ -258,7 +256,7 @@ __device__ void Consume(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
 template <int kM, typename Out>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 1)
     SkinnyGemmKernel(const __grid_constant__ SkinnyLaunch p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
@@ -275,6 +273,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     hopper::PrefetchMap(&p.weights);
     hopper::PrefetchMap(&p.x);
   }
+  TriggerDependents();
   __syncthreads();
   const bool alone = share.cluster == 1;  // cluster barriers are for clusters of two or more
   if (!alone) hopper::ClusterArrive();
@@ -317,17 +316,15 @@ LaunchStatus MakeMap(EncodeTiled encode, const void* matrix, int64_t rows, int64
 
 template <int kM, typename Out>
 LaunchStatus Start(const SkinnyLaunch& p, int blocks, int cluster, const Launch& launch) {
-  const cudaError_t set =
-      cudaFuncSetAttribute(SkinnyGemmKernel<kM, Out>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           Shape<kM>::kBytes);
+  const cudaError_t set = cudaFuncSetAttribute(
+      SkinnyGemmKernel<kM, Out>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape<kM>::kBytes);
   if (set != cudaSuccess) return LaunchStatus::Of(set, "skinny gemm: shared memory");
   return Enqueue("skinny gemm", SkinnyGemmKernel<kM, Out>, blocks, kThreads, launch, p,
                  Shape<kM>::kBytes, static_cast<unsigned>(cluster));
 }
 
 template <typename Out>
-LaunchStatus Start(const SkinnyLaunch& p, int rows, int blocks, int cluster,
-                   const Launch& launch) {
+LaunchStatus Start(const SkinnyLaunch& p, int rows, int blocks, int cluster, const Launch& launch) {
   switch (rows) {
     case 8: return Start<8, Out>(p, blocks, cluster, launch);
     case 16: return Start<16, Out>(p, blocks, cluster, launch);
@@ -432,11 +429,10 @@ LaunchStatus SkinnyGemm::Run(const GemmParams& params, const Launch& launch) con
   p.k_blocks = static_cast<uint32_t>((params.kind.k + kBlockK - 1) / kBlockK);
   p.accumulate = params.kind.output == GemmOutput::kAccumulate;
   const int cluster = ClusterFor(p.tiles, p.k_blocks);
-  const int blocks =
-      cluster * static_cast<int>(std::min<int64_t>(p.tiles, clusters_[static_cast<size_t>(cluster)]));
-  return params.kind.type == GemmOutputType::kF32
-             ? Start<float>(p, rows, blocks, cluster, launch)
-             : Start<Bf16>(p, rows, blocks, cluster, launch);
+  const int blocks = cluster * static_cast<int>(std::min<int64_t>(
+                                   p.tiles, clusters_[static_cast<size_t>(cluster)]));
+  return params.kind.type == GemmOutputType::kF32 ? Start<float>(p, rows, blocks, cluster, launch)
+                                                  : Start<Bf16>(p, rows, blocks, cluster, launch);
 }
 
 }  // namespace weir::cuda

@@ -91,11 +91,13 @@ class CudaTransformersTest : public ::testing::TestWithParam<Case> {
  protected:
   struct Prompt {
     std::vector<int32_t> tokens, greedy;
-    std::vector<float> gaps;
+    std::vector<float> gaps;          // of the two best logits at each greedy token
     std::vector<float> logits;        // of the last token
     std::vector<float> logits_f32;    // real shapes only, as all below
     std::vector<float> final_logits;  // that the last greedy token was taken from
     std::vector<float> final_logits_f32;
+    std::vector<float>
+        margins_f32;  // by how much the greedy token leads in float32, or less than 0
     float largest = 0;
   };
 
@@ -116,6 +118,7 @@ class CudaTransformersTest : public ::testing::TestWithParam<Case> {
       prompt.logits_f32 = floats(p, "last_logits_f32");
       prompt.final_logits = floats(p, "final_logits");
       prompt.final_logits_f32 = floats(p, "final_logits_f32");
+      prompt.margins_f32 = floats(p, "greedy_margins_f32");
       prompt.largest = LargestMagnitude(prompt.logits);
       real_shape_ = !prompt.logits_f32.empty();
       prompts_.push_back(std::move(prompt));
@@ -178,6 +181,13 @@ class CudaTransformersTest : public ::testing::TestWithParam<Case> {
     }
   }
 
+  // How close the best two are at greedy token |i|. The logits of transformers in bf16 are off by
+  // about 1e-2 themselves, so that its gap may be wide where that of the exact logits is not.
+  static float TieGap(const Prompt& prompt, size_t i) {
+    const float gap = prompt.gaps[i];
+    return prompt.margins_f32.empty() ? gap : std::min(gap, prompt.margins_f32[i]);
+  }
+
   // Up to the first difference, which must be a tie: after one the continuations differ.
   void ExpectGreedy(const std::vector<Served>& served, const char* what) const {
     size_t compared = 0, all = 0;
@@ -190,7 +200,7 @@ class CudaTransformersTest : public ::testing::TestWithParam<Case> {
       compared += equal;
       all += prompt.greedy.size();
       if (equal == prompt.greedy.size()) continue;
-      EXPECT_LT(prompt.gaps[equal], tolerance_.tie * prompt.largest)
+      EXPECT_LT(TieGap(prompt, equal), tolerance_.tie * prompt.largest)
           << what << ", prompt of " << prompt.tokens.size() << ", token " << equal;
     }
     Report("%s: %zu of %zu greedy tokens up to the first tie", what, compared, all);
@@ -286,7 +296,7 @@ TEST_P(CudaTransformersTest, EveryTokenOfTheContinuationIsTheBestButForTies) {
       parts[p].rows = 1;
       if (Argmax(outcome.logits[p]) == prompt.greedy[i]) continue;
       ++ties;
-      EXPECT_LT(prompt.gaps[i], tolerance_.tie * prompt.largest)
+      EXPECT_LT(TieGap(prompt, i), tolerance_.tie * prompt.largest)
           << "prompt of " << prompt.tokens.size() << ", token " << i;
     }
   }

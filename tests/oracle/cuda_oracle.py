@@ -171,6 +171,17 @@ def greedy(model, prompt):
         logits, past = forward(model, [token], past, use_cache=True)
 
 
+@torch.no_grad()
+def margins(model, prompt, continuation):
+    """By how much each token of the continuation leads all others, fed what comes before it;
+    negative where it does not."""
+    tokens = torch.tensor([prompt + continuation[:-1]], device=model.device)
+    logits = model(tokens, logits_to_keep=len(continuation)).logits[0].float()
+    own = torch.tensor(continuation, device=model.device)[:, None]
+    leads = logits.gather(1, own)[:, 0]
+    return leads - logits.scatter(1, own, -torch.inf).max(dim=1).values
+
+
 def relative_error(have, want):
     return rounded([(have - want).norm() / want.norm()], 3)[0]
 
@@ -201,6 +212,8 @@ def expected_results(directory, case, lengths, device):
     model = load(directory, torch.float32, device)
     for prompt in prompts:
         fed = prompt["tokens"] + prompt["greedy_tokens"][:-1]
+        prompt["greedy_margins_f32"] = rounded(
+            margins(model, prompt["tokens"], prompt["greedy_tokens"]))
         for field, tokens in (("last", prompt["tokens"]), ("final", fed)):
             logits = prompt[f"{field}_logits"]
             f32 = forward(model, tokens)[0]

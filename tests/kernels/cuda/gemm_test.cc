@@ -16,7 +16,8 @@ using testing::DeviceBuffer;
 class CudaGemm : public testing::GpuTest {
  protected:
   // |y| against a double reference of the same bf16 inputs; gemm.h has the tolerance.
-  void CheckProduct(const GemmKind& kind, int64_t bucket, int64_t m, uint32_t seed) {
+  void CheckProduct(const GemmKind& kind, int64_t bucket, int64_t m, uint32_t seed,
+                    SkinnyUse skinny = SkinnyUse::kAlways) {
     std::mt19937 rng(seed);
     std::normal_distribution<float> normal;
     const auto random = [&](int64_t n) {
@@ -35,6 +36,7 @@ class CudaGemm : public testing::GpuTest {
     GemmPlannerOptions options;
     options.workspace = workspace.get();
     options.workspace_bytes = 32 << 20;
+    options.skinny = skinny;
     LaunchStatus status = GemmPlanner::Create(options, &planner);
     ASSERT_TRUE(status.ok()) << status.message();
     GemmParams p;
@@ -85,11 +87,13 @@ class CudaGemm : public testing::GpuTest {
 
 TEST_F(CudaGemm, AgreesWithADoubleReferenceInEveryKind) {
   uint32_t seed = 1;
-  for (const int64_t m : {1, 7, 64, 200}) {
-    CheckProduct({256, 512}, m, m, seed++);
-    CheckProduct({.n = 320, .k = 264, .bias = true}, m, m, seed++);
-    CheckProduct({.n = 256, .k = 512, .output = GemmOutput::kAccumulate}, m, m, seed++);
-    CheckProduct({.n = 1000, .k = 256, .type = GemmOutputType::kF32}, m, m, seed++);
+  for (const SkinnyUse skinny : {SkinnyUse::kNever, SkinnyUse::kTimed, SkinnyUse::kAlways}) {
+    for (const int64_t m : {1, 7, 64, 200}) {
+      CheckProduct({256, 512}, m, m, seed++, skinny);
+      CheckProduct({.n = 320, .k = 264, .bias = true}, m, m, seed++, skinny);
+      CheckProduct({.n = 256, .k = 512, .output = GemmOutput::kAccumulate}, m, m, seed++, skinny);
+      CheckProduct({.n = 1000, .k = 256, .type = GemmOutputType::kF32}, m, m, seed++, skinny);
+    }
   }
 }
 
@@ -97,7 +101,7 @@ TEST_F(CudaGemm, ABucketTakesFewerRowsAndWritesNoMore) {
   CheckProduct({256, 512}, 64, 33, 90);
 }
 
-// A share of the weights ends inside a tile, and tiles are put together from several shares.
+// Tiles are put together by clusters of several sizes, in several rounds.
 TEST_F(CudaGemm, FewRowsOfALargeMatrixAgreeWithADoubleReference) {
   CheckProduct({2000, 4096}, 1, 1, 100);
   CheckProduct({.n = 2000, .k = 4096, .output = GemmOutput::kAccumulate}, 64, 64, 101);
@@ -122,7 +126,9 @@ TEST_F(CudaGemm, AnEarlyLaunchWaitsForWeightsThatAreOnTheirWay) {
   }
   std::unique_ptr<GemmPlanner> planner;
   ASSERT_TRUE(
-      GemmPlanner::Create({.workspace = workspace.get(), .workspace_bytes = 32 << 20}, &planner)
+      GemmPlanner::Create(
+          {.workspace = workspace.get(), .workspace_bytes = 32 << 20, .skinny = SkinnyUse::kAlways},
+          &planner)
           .ok());
   GemmParams p{.kind = {kN, kK},
                .x = AsBf16(x.get()),
@@ -158,7 +164,8 @@ TEST_F(CudaGemm, NamesWhatIsWrong) {
   GemmParams p;
   p.kind = {256, 12};
   p.m = 1;
-  EXPECT_NE(planner->Run(p, {.stream = stream_}).message().find("multiple of 8"), std::string::npos);
+  EXPECT_NE(planner->Run(p, {.stream = stream_}).message().find("multiple of 8"),
+            std::string::npos);
   EXPECT_NE(planner->Import("of another machine\n").message().find("algorithms are of"),
             std::string::npos);
 }
