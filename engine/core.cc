@@ -349,9 +349,21 @@ Status EngineCore::Submit(StepUnderWay& step) {
   const uint64_t bytes_before = weights.stats().bytes_copied;
   WEIR_TRY(weights.BeginStep());
   step.bytes_queued = weights.stats().bytes_copied - bytes_before;
-  Status submitted = compute_.Submit(step.batch, weights);
+  Status submitted = ScrubBlocks();
+  if (submitted.ok()) submitted = compute_.Submit(step.batch, weights);
   if (!submitted.ok()) weights.CancelStep();
   return submitted;
+}
+
+// K4: before the step that may be the first to touch them.
+Status EngineCore::ScrubBlocks() {
+  const std::set<BlockId>& unscrubbed = memory_.blocks().unscrubbed();
+  if (unscrubbed.empty()) return OkStatus();
+  const std::vector<BlockId> blocks(unscrubbed.begin(), unscrubbed.end());
+  WEIR_TRY(compute_.Scrub(blocks));
+  memory_.blocks().OnScrubbed();
+  stats_.scrubbed_blocks += blocks.size();
+  return OkStatus();
 }
 
 void EngineCore::CollectStep() {

@@ -74,6 +74,7 @@ struct CoreStats {
   TimeNs queued_ns = 0;          // compute_ns of those
   TimeNs idle_ns = 0;            // in which the device waited before those
   uint64_t wasted_rows = 0;      // computed for requests that had ended meanwhile
+  uint64_t scrubbed_blocks = 0;  // of KV, zeroed because they went from one tenant to another
   TimeNs border_ns = 0;          // moving the border
 };
 
@@ -162,6 +163,7 @@ class EngineCore {
   // Schedules and submits a step; false when there was nothing to submit.
   bool SubmitStep();
   Status Submit(StepUnderWay& step);
+  Status ScrubBlocks();
   void CollectStep();
   void Drain();
   void AcceptAll(StepUnderWay& step, StepOutcome& outcome);

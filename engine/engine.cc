@@ -113,6 +113,7 @@ Status Engine::BuildMemory() {
   m.file.directory = options_.backing_directory;
   m.pager.verify_stripes = options_.verify_stripes;
   m.prefix_caching = options_.enable_prefix_caching;
+  m.scrub_kv = options_.scrub_kv;
   m.poison_freed = options_.poison_freed;
   m.ring_slots = options_.ring_slots;
   memory_ = WEIR_TRY(Memory::Create(driver(), m));

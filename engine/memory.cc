@@ -128,7 +128,8 @@ Status Memory::Build() {
   blocks_ = std::make_unique<BlockManager>(
       BlockManager::Options{.blocks_per_extent = geometry.blocks_per_extent,
                             .max_extents = max_extents,
-                            .prefix_caching = options_.prefix_caching});
+                            .prefix_caching = options_.prefix_caching,
+                            .scrub = options_.scrub_kv});
   copier_ = WEIR_TRY(BlockCopier::Create(driver_, *kv_));
   return OkStatus();
 }
@@ -187,7 +188,10 @@ Status Memory::ShrinkKv(uint32_t n, const KvHolder& holder) {
   WEIR_TRY(blocks_->VacateExtents(n, &extents, &requests));
   holder.patch(requests);
   Status status = CopyBlocks(requests);
-  if (!status.ok()) holder.lost();
+  if (!status.ok()) {
+    for (const BlockMoveRequest& m : requests) blocks_->Distrust(m.to);
+    holder.lost();
+  }
   if (status.ok()) status = kv_->Shrink(extents, Fence());
   if (!status.ok()) {
     // The extents are still mapped, empty, and ours to use.

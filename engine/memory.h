@@ -33,6 +33,7 @@ struct MemoryOptions {
   FileBackingStoreOptions file;  // for BackingTier::kNvme
   WeightPagerOptions pager;
   bool prefix_caching = true;
+  bool scrub_kv = true;  // between tenants
   bool poison_freed = false;
   uint32_t ring_slots = 2;
 };

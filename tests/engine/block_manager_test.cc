@@ -34,7 +34,7 @@ void Fill(BlockManager& manager, Holder& holder) {
   const auto whole = static_cast<uint32_t>(holder.tokens.size()) / kBlockTokens;
   while (holder.blocks.size() < whole) {
     const auto i = static_cast<uint32_t>(holder.blocks.size());
-    holder.blocks.push_back(manager.Allocate().value());
+    holder.blocks.push_back(manager.Allocate(kNobody).value());
     const PrefixHash parent = i == 0 ? holder.root : holder.hashes[i - 1];
     holder.hashes.push_back(manager.Register(holder.blocks[i], parent, BlockOf(holder.tokens, i)));
   }
@@ -86,7 +86,7 @@ TEST(BlockManager, TailOfAPrefixIsEvictedBeforeItsHead) {
   Fill(manager, holder);
   ReleaseAll(manager, holder);
   EXPECT_EQ(manager.counts().cached, 4u);
-  EXPECT_TRUE(manager.Allocate().ok());
+  EXPECT_TRUE(manager.Allocate(kNobody).ok());
   std::vector<PrefixHash> hashes;
   EXPECT_EQ(manager.MatchAndAcquire(PrefixRoot(0), holder.tokens, 4, &hashes).size(), 3u);
 }
@@ -94,16 +94,16 @@ TEST(BlockManager, TailOfAPrefixIsEvictedBeforeItsHead) {
 TEST(BlockManager, UsedBlocksAreNeverEvicted) {
   BlockManager manager({.blocks_per_extent = 2, .max_extents = 1});
   manager.AddExtent(0);
-  EXPECT_TRUE(manager.Allocate().ok());
-  EXPECT_TRUE(manager.Allocate().ok());
-  EXPECT_EQ(manager.Allocate().status().code(), StatusCode::kNoMemory);
+  EXPECT_TRUE(manager.Allocate(kNobody).ok());
+  EXPECT_TRUE(manager.Allocate(kNobody).ok());
+  EXPECT_EQ(manager.Allocate(kNobody).status().code(), StatusCode::kNoMemory);
 }
 
 TEST(BlockManager, VacatingTakesEmptyExtentsFirstAndMovesWhatIsUsed) {
   BlockManager manager({.blocks_per_extent = 2, .max_extents = 3});
   for (uint32_t e = 0; e < 3; ++e) manager.AddExtent(e);
   std::vector<BlockId> held;
-  for (int i = 0; i < 3; ++i) held.push_back(manager.Allocate().value());  // blocks 0, 1, 2
+  for (int i = 0; i < 3; ++i) held.push_back(manager.Allocate(kNobody).value());  // blocks 0, 1, 2
   std::vector<uint32_t> extents;
   std::vector<BlockMoveRequest> moves;
   ASSERT_TRUE(manager.VacateExtents(1, &extents, &moves).ok());
@@ -159,7 +159,7 @@ TEST(BlockManager, RandomLifeNeverServesAStaleBlock) {
             break;
           }
           for (auto i = static_cast<uint32_t>(h.blocks.size()); i < whole; ++i) {
-            const BlockId id = manager.Allocate().value();
+            const BlockId id = manager.Allocate(kNobody).value();
             h.blocks.push_back(id);
             content[id] = {salt, std::vector<int32_t>(h.tokens.begin(),
                                                       h.tokens.begin() + (i + 1) * kBlockTokens)};
