@@ -126,7 +126,7 @@ class BlockManager {
   // They are zero, or will be in time.
   void OnScrubbed();
   // |block| does not hold what it should (its move failed): its bytes may be anybody's.
-  void Distrust(BlockId block) { blocks_[block].writer = kAnybody; }
+  void Distrust(BlockId block) { blocks_[block].writer = known_tenants_; }
 
   // Forgets every cached block and every entry of used ones.
   void ClearPrefixCache();
@@ -172,7 +172,7 @@ class BlockManager {
   std::set<BlockId> free_;     // lowest first: low extents fill, high ones empty
   LruList lru_;                // cached blocks, oldest first
   std::set<BlockId> unscrubbed_;
-  // Whose bytes a granule may bring that held KV before: the only tenant there has been.
+  // Whose bytes memory may hold that was KV before: nobody's, the only tenant's, or kAnybody's.
   PrefixHash known_tenants_ = kNobody;
   std::unordered_map<PrefixHash, BlockId, HashOfPrefix> index_;
   std::vector<uint32_t> used_in_extent_;

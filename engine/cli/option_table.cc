@@ -292,7 +292,8 @@ std::vector<OptionInfo> MakeTable() {
       "reuse the KV of prompt beginnings that were computed before"));
   t.push_back(Switch(
       "memory", "scrub_kv", [](S& s) -> bool& { return s.engine.scrub_kv; },
-      "zero a KV block that held one tenant's tokens before another's (API key, cache_salt) use it"));
+      "zero a KV block that held one tenant's tokens before another's (API key, cache_salt) use "
+      "it"));
 
   t.push_back(Count<uint32_t>(
       "scheduler", "max_num_seqs", [](S& s) -> uint32_t& { return s.engine.max_num_seqs; }, 1,

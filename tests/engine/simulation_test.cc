@@ -94,7 +94,7 @@ class World {
       // that late copies take.
       m.pager.gate_timeout_ns = random_.Pick<uint64_t>({100'000, 1'000'000, 20'000'000});
     }
-    m.poison_freed = true;
+    m.poison_freed = tenants_ == 1;  // else what is left in freed granules must stay to be found
     m.prefix_caching = random_.Chance(0.8);
     m.ring_slots = 2;
     // From the least that runs to more than enough.
@@ -413,11 +413,13 @@ void RunSeeds(Faults faults, Gates gates = Gates::kHost) {
   }
   std::printf(
       "%lu seeds: %lu steps, %lu border moves (%lu from one placement to the other), %lu "
-      "preemptions, %lu tokens from the prefix cache, %lu blocks moved, %lu scrubbed, %lu faults injected, %lu "
+      "preemptions, %lu tokens from the prefix cache, %lu blocks moved, %lu scrubbed, %lu faults "
+      "injected, %lu "
       "stripes repaired, %lu armed gates (%lu waited), %lu steps failed, %lu requests failed\n",
       runs, coverage.steps, coverage.border_moves, coverage.placement_changes, coverage.preemptions,
-      coverage.prefix_hits, coverage.blocks_moved, coverage.scrubbed_blocks, coverage.faults_injected, coverage.repairs,
-      coverage.gates, coverage.stalls, coverage.failed_steps, coverage.errors);
+      coverage.prefix_hits, coverage.blocks_moved, coverage.scrubbed_blocks,
+      coverage.faults_injected, coverage.repairs, coverage.gates, coverage.stalls,
+      coverage.failed_steps, coverage.errors);
   for (const auto& [policy, evictions] : coverage.evictions_of) {
     std::printf("  %s: %lu borders with weights away\n", policy.c_str(), evictions);
   }

@@ -183,8 +183,8 @@ Status SimCompute::Run(Pending& step, StepOutcome* outcome) {
     const std::vector<BlockId>& blocks = step.blocks[i];
     const uint64_t tenant = tenant_of && s.sample.params ? tenant_of(s.sample.key) : 0;
     if (tenant_of) {
-      WEIR_TRY(LookForCanaries(blocks, s, tenant,
-                               static_cast<uint64_t>(batch.positions[s.first_row])));
+      WEIR_TRY(
+          LookForCanaries(blocks, s, tenant, static_cast<uint64_t>(batch.positions[s.first_row])));
     }
     for (uint32_t r = s.first_row; r < s.first_row + s.rows; ++r) {
       const auto p = static_cast<uint64_t>(batch.positions[r]);
@@ -226,8 +226,7 @@ Status SimCompute::LookForCanaries(std::span<const BlockId> blocks, const StepSe
                                    uint64_t tenant, uint64_t first_position) {
   std::array<uint64_t, kBlockTokens> words{};
   for (uint64_t b = first_position / kBlockTokens; b * kBlockTokens < s.context; ++b) {
-    WEIR_TRY(
-        driver_.Read(WordAddress(blocks[b], 0), std::as_writable_bytes(std::span(words))));
+    WEIR_TRY(driver_.Read(WordAddress(blocks[b], 0), std::as_writable_bytes(std::span(words))));
     for (const uint64_t word : words) {
       const auto it = writer_.find(word);
       if (it != writer_.end() && it->second != tenant) ++canaries_seen_;

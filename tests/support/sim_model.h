@@ -82,7 +82,7 @@ class SimCompute final : public Compute {
   struct Pending {
     StepBatch batch;
     std::vector<std::vector<BlockId>> blocks;  // by sequence
-    std::vector<BlockId> scrubs;  // before it
+    std::vector<BlockId> scrubs;               // before it
     StepGates* gates = nullptr;
     std::optional<SimStepGates> device;
   };
@@ -105,8 +105,8 @@ class SimCompute final : public Compute {
   WeightLayout layout_;
   uint32_t depth_;
   std::deque<Pending> pending_;
-  std::optional<Pending> failed_submit_;  // behind those
-  std::vector<BlockId> scrubs_;           // behind all of it
+  std::optional<Pending> failed_submit_;           // behind those
+  std::vector<BlockId> scrubs_;                    // behind all of it
   std::unordered_map<uint64_t, uint64_t> writer_;  // tenant, by the KV word that it alone writes
   uint64_t canaries_seen_ = 0;
   Sampler sampler_;
