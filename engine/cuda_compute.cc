@@ -299,7 +299,7 @@ Status CudaCompute::Impl::Download(const Slot& slot) {
 }
 
 Status CudaCompute::Scrub(std::span<const BlockId> blocks) {
-  const Impl::Memory& memory = impl_->memory;
+  const Memory& memory = impl_->memory;
   WEIR_TRY(impl_->Use());
   Status queued = ForEachRun(blocks, [&](BlockId first, size_t n) {
     void* at = reinterpret_cast<void*>(memory.kv + first * memory.kv_block_stride);

@@ -87,6 +87,7 @@ Status Engine::Build(const ProgressFn& progress) {
   info_.schedule_invariant = compute_->schedule_invariant();
   info_.policy = options_.policy;
   info_.max_model_len = options_.max_model_len;
+  info_.max_request_tokens = core_->max_request_tokens();
   if (trace_ != nullptr) {
     WEIR_TRY(trace_->tracer().SetMetadata(TraceMetadata(options_, info_, *memory_, *policy_)));
   }

@@ -71,6 +71,7 @@ struct EngineInfo {
   uint64_t kv_block_bytes = 0;
   uint64_t most_kv_blocks = 0;  // whatever the border
   uint32_t max_model_len = 0;
+  uint64_t max_request_tokens = 0;  // EngineCore::max_request_tokens: max_model_len or less
   WeightLoadReport load;
   StartupTimes startup;
 };

@@ -158,6 +158,17 @@ MemoryView Memory::view() const {
           .kv_capacity_blocks = blocks_->counts().capacity};
 }
 
+std::optional<uint64_t> Memory::KvBlocksAt(const EvictionTarget& target) const {
+  const uint64_t granule = pool_->granule_bytes();
+  const auto plan = EvictionPlan::Make(options_.weights, granule, target);
+  const uint64_t have = pool_->counts().total + (plan.ok() ? plan->freed_granules() : 0);
+  const uint64_t fixed =
+      CeilDiv(options_.weights.region_bytes, granule) + space_->region(scratch_).slots.size();
+  if (have < fixed) return std::nullopt;
+  const KvGeometry& g = kv_->geometry();
+  return (have - fixed) / g.granules_per_extent * g.blocks_per_extent;
+}
+
 Status Memory::GrowKv(uint32_t blocks) {
   const auto n = static_cast<uint32_t>(CeilDiv(blocks, kv_->geometry().blocks_per_extent));
   std::vector<uint32_t> extents;

@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -76,6 +77,8 @@ class Memory {
   double link_bytes_per_ns() const { return link_bytes_per_ns_; }  // 0: not measured
   // The largest number of KV blocks any border can give.
   uint64_t most_kv_blocks() const { return most_kv_blocks_; }
+  // How many |target| gives; nothing when there is no room for the weights it keeps.
+  std::optional<uint64_t> KvBlocksAt(const EvictionTarget& target) const;
 
   // Maps KV extents for at least |blocks| more free blocks, as far as the pool goes.
   Status GrowKv(uint32_t blocks);

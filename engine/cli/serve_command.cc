@@ -112,6 +112,12 @@ class Server {
                       {"weight_bytes", info.weight_bytes},
                       {"max_model_len", uint64_t{info.max_model_len}},
                       {"most_kv_blocks", info.most_kv_blocks}});
+    if (info.max_request_tokens < info.max_model_len) {
+      LogWarn("KV never holds as many tokens as the context has: longer requests are refused",
+              {{"max_request_tokens", info.max_request_tokens},
+               {"max_model_len", uint64_t{info.max_model_len}},
+               {"policy", info.policy}});
+    }
     return OkStatus();
   }
 
@@ -163,7 +169,7 @@ class Server {
     model.created_s = std::chrono::duration_cast<std::chrono::seconds>(
                           std::chrono::system_clock::now().time_since_epoch())
                           .count();
-    model.max_model_len = engine.info().max_model_len;
+    model.max_model_len = static_cast<uint32_t>(engine.info().max_request_tokens);
     model.vocab_size = engine.model().vocab_size;
     model.tokenizer = engine.tokenizer();
     model.chat_template = engine.chat_template();
