@@ -231,7 +231,7 @@ std::vector<OptionInfo> MakeTable() {
 
   t.push_back(Text(
       "model", "path", [](S& s) -> std::string& { return s.engine.model; }, "a path",
-      "a Hugging Face directory, a .gguf file, or with dummy_weights a config.json"));
+      "a Hugging Face directory, a .gguf file, or with dummy_weights also a config.json"));
   t.back().flag = "--model";
   t.back().short_flag = "-m";
   t.push_back(Switch(
