@@ -105,6 +105,7 @@ class Server {
     served_ = std::make_shared<server::ServedEngine>(*async_, *metrics_);
     WEIR_TRY(OpenApi(std::move(keys)));
     WEIR_TRY(OpenHttp());
+    LogLoad(info);
     LogInfo("ready", {{"model", name_},
                       {"device", info.device},
                       {"policy", info.policy},
@@ -132,6 +133,23 @@ class Server {
   }
 
  private:
+  static void LogLoad(const EngineInfo& info) {
+    const WeightLoadReport& load = info.load;
+    LogInfo("weights are loaded",
+            {{"bytes_read", load.bytes_read},
+             {"bytes_stored", load.bytes_stored},
+             {"ms", static_cast<uint64_t>(load.seconds * 1e3)},
+             {"mb_per_s", static_cast<uint64_t>(load.GigabytesPerSecond() * 1e3)},
+             {"staged", load.staged ? "yes" : "no"}});
+    if (load.io_mode != FileRing::Mode::kIoUring) {
+      LogWarn("files are read without io_uring", {{"reason", load.io_mode_reason}});
+    }
+    if (!load.staging_reason.empty()) {
+      LogWarn("no pinned memory to load through: weights took the way through ordinary memory",
+              {{"reason", load.staging_reason}});
+    }
+  }
+
   void WarnAboutKeys(bool none) const {
     const ServeSettings& s = settings_.serve;
     if (none && !IsLoopback(s.host)) {
