@@ -124,6 +124,9 @@ Status Engine::BuildMemory() {
   info_.scratch_bytes = m.scratch_bytes;
   info_.kv_block_bytes = m.kv_block_bytes;
   info_.most_kv_blocks = memory_->most_kv_blocks();
+  if (!memory_->backing_refusal().ok()) {
+    info_.backing_refusal = memory_->backing_refusal().ToString();
+  }
   return OkStatus();
 }
 

@@ -84,7 +84,7 @@ Status Memory::Build() {
   const auto freed_by = [&](uint32_t per_layer) {
     return freed({.granules_per_layer = per_layer, .ring_slots = options_.ring_slots});
   };
-  const uint64_t most_freed = max_granules_per_layer_ > 0 ? freed_by(max_granules_per_layer_) : 0;
+  uint64_t most_freed = max_granules_per_layer_ > 0 ? freed_by(max_granules_per_layer_) : 0;
   const uint64_t fixed = weight_granules + scratch_granules;
   if (total + most_freed < fixed + least_kv) {
     const uint64_t least = (fixed + least_kv - most_freed) * granule;
@@ -105,7 +105,17 @@ Status Memory::Build() {
   WEIR_TRY(MapScratch());
   if (options_.backing == BackingTier::kHost || options_.backing == BackingTier::kPeer) {
     const Tier tier = options_.backing == BackingTier::kHost ? Tier::kHost : Tier::kPeer;
-    backing_ = WEIR_TRY(CreateMemoryBackingStore(driver_, tier, options_.weights.region_bytes));
+    auto made = CreateMemoryBackingStore(driver_, tier, options_.weights.region_bytes);
+    if (made.ok()) {
+      backing_ = std::move(*made);
+    } else if (initial == 0 && made.status().code() == StatusCode::kNoMemory) {
+      // Everything fits: the weights stay, and whoever opened the engine is told.
+      backing_refusal_ = made.status();
+      max_granules_per_layer_ = max_layers_ = least_layer_granules_ = 0;
+      most_freed = 0;
+    } else {
+      return made.status();
+    }
   } else if (options_.backing == BackingTier::kNvme) {
     backing_ =
         WEIR_TRY(CreateFileBackingStore(driver_, options_.weights.region_bytes, options_.file));

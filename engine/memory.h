@@ -52,7 +52,8 @@ struct MemoryView {
 class Memory {
  public:
   // Evicts at once what a budget smaller than everything requires; kNoMemory with the least budget
-  // that would do when even full eviction is not enough.
+  // that would do when even full eviction is not enough. Where the tier has no room for a backing
+  // copy in memory (nothing more can be pinned, say) and all weights fit, they stay for good.
   static Result<std::unique_ptr<Memory>> Create(Driver& driver, const MemoryOptions& options);
   ~Memory();
 
@@ -63,6 +64,8 @@ class Memory {
   GranulePool& pool() { return *pool_; }
   VirtAddr scratch() const;
   MemoryView view() const;
+  // Why there is no backing copy although one was asked for; ok if there is, or none was.
+  const Status& backing_refusal() const { return backing_refusal_; }
   uint32_t ring_slots() const { return options_.ring_slots; }
   // The most stripe granules a border may take from each layer; 0 without a backing copy, or when
   // the model has no more layers than the ring has slots.
@@ -112,6 +115,7 @@ class Memory {
   std::unique_ptr<AddressSpace> space_;
   RegionId scratch_;
   std::unique_ptr<BackingStore> backing_;
+  Status backing_refusal_;
   std::unique_ptr<WeightPager> weights_;
   std::unique_ptr<KvArena> kv_;
   std::unique_ptr<BlockManager> blocks_;

@@ -141,6 +141,10 @@ class Server {
              {"ms", static_cast<uint64_t>(load.seconds * 1e3)},
              {"mb_per_s", static_cast<uint64_t>(load.GigabytesPerSecond() * 1e3)},
              {"staged", load.staged ? "yes" : "no"}});
+    if (!info.backing_refusal.empty()) {
+      LogWarn("no memory for a backing copy of the weights: they stay, and KV cannot borrow",
+              {{"reason", info.backing_refusal}});
+    }
     if (load.io_mode != FileRing::Mode::kIoUring) {
       LogWarn("files are read without io_uring", {{"reason", load.io_mode_reason}});
     }
