@@ -58,7 +58,9 @@ void BlockManager::AddExtent(uint32_t extent) {
   WEIR_CHECK(extent < options_.max_extents && !extent_mapped_[extent], "extent added twice");
   extent_mapped_[extent] = true;
   for (uint32_t i = 0; i < options_.blocks_per_extent; ++i) {
-    SetState(extent * options_.blocks_per_extent + i, State::kFree);
+    const BlockId id = extent * options_.blocks_per_extent + i;
+    blocks_[id].writer = known_tenants_;
+    SetState(id, State::kFree);
   }
   TraceEmit(TraceType::kKvCapacity, 0, extent * options_.blocks_per_extent,
             options_.blocks_per_extent, 1, counts_.capacity);
@@ -83,7 +85,10 @@ void BlockManager::SetState(BlockId id, State to) {
   }
   b.state = to;
   switch (to) {
-    case State::kUnmapped: --counts_.capacity; break;
+    case State::kUnmapped:
+      --counts_.capacity;
+      unscrubbed_.erase(id);
+      break;
     case State::kFree:
       ++counts_.free;
       free_.insert(id);
@@ -109,7 +114,25 @@ void BlockManager::DropEntry(BlockId id) {
   if (b.state == State::kCached) TraceEmit(TraceType::kKvEvict, 0, id, 1, kTraceNoTier);
 }
 
-Result<BlockId> BlockManager::Allocate() {
+Result<BlockId> BlockManager::Allocate(const PrefixHash& tenant) {
+  const BlockId id = WEIR_TRY(Take());
+  HandTo(id, tenant);
+  return id;
+}
+
+void BlockManager::HandTo(BlockId id, const PrefixHash& tenant) {
+  if (tenant == kNobody) return;  // what it holds stays whose it was
+  PrefixHash& writer = blocks_[id].writer;
+  if (writer != kNobody && writer != tenant && options_.scrub) unscrubbed_.insert(id);
+  writer = tenant;
+  if (known_tenants_ != tenant) known_tenants_ = known_tenants_ == kNobody ? tenant : kAnybody;
+}
+
+void BlockManager::OnScrubbed() {
+  unscrubbed_.clear();
+}
+
+Result<BlockId> BlockManager::Take() {
   BlockId id = kNoBlock;
   if (!free_.empty()) {
     id = *free_.begin();
@@ -196,6 +219,13 @@ void BlockManager::MoveContent(BlockId from, BlockId to) {
   target.hash = source.hash;
   target.parent = source.parent;
   target.tokens = source.tokens;
+  // The move overwrites the whole block, with zeroes where |from| had them.
+  target.writer = source.writer;
+  if (unscrubbed_.contains(from)) {
+    unscrubbed_.insert(to);
+  } else {
+    unscrubbed_.erase(to);
+  }
   if (source.indexed) index_[source.hash] = to;
   source.indexed = false;
   source.ref_count = 0;
@@ -254,7 +284,7 @@ Status BlockManager::VacateExtents(uint32_t n, std::vector<uint32_t>* extents,
     extent_mapped_[e] = false;
   }
   for (const BlockId from : leaving_used) {
-    const Result<BlockId> to = Allocate();
+    const Result<BlockId> to = Take();
     WEIR_CHECK(to.ok(), "VacatableExtents promised room for every used block");
     MoveContent(from, *to);
     TraceEmit(TraceType::kKvMove, 0, from, *to);
@@ -310,6 +340,10 @@ Status BlockManager::CheckIntegrity() const {
         return BadState(name + ": hash");
       if (b.state == State::kFree || b.state == State::kUnmapped)
         return BadState(name + ": indexed without content (K3)");
+    }
+    if (unscrubbed_.contains(id) &&
+        (b.state == State::kUnmapped || b.state == State::kCached || b.writer == kNobody)) {
+      return BadState(name + ": to be scrubbed, but computed, unmapped or nobody's (K4)");
     }
     if (mapped) ++derived.capacity;
     if (b.state == State::kFree) ++derived.free;

@@ -8,8 +8,9 @@
 //   cached    held by nobody, but the index knows its content: the next victim by age.
 // K1 free + cached + used = capacity. K2 a prefix hit needs hash, parent and tokens equal. K3 a
 // block's index entry goes before its bytes do. Prefix caching as in vLLM V1 (chained hashes of
-// full blocks), with the extent as the unit of reclaim so that whole granules come free. Engine
-// thread only; touches no memory: moves are returned for the caller to carry out.
+// full blocks), with the extent as the unit of reclaim so that whole granules come free. K4 a block
+// that went from one tenant to another is in unscrubbed() until it has been zeroed. Engine thread
+// only; touches no memory: moves and scrubbing are left for the caller to carry out.
 #pragma once
 
 #include <array>
@@ -43,6 +44,10 @@ PrefixHash PrefixRoot(uint64_t salt);
 // The hash of the prefix |parent| extended by one block's tokens.
 PrefixHash ChainPrefix(const PrefixHash& parent, std::span<const int32_t, kBlockTokens> tokens);
 
+// A tenant is named by its PrefixRoot: who may not share a prefix may not read a stale byte either.
+// Whoever writes nothing worth hiding (calibration) is nobody.
+inline constexpr PrefixHash kNobody{};
+
 struct BlockMoveRequest {
   BlockId from = kNoBlock;
   BlockId to = kNoBlock;
@@ -64,6 +69,7 @@ class BlockManager {
     uint32_t blocks_per_extent = 1;
     uint32_t max_extents = 0;
     bool prefix_caching = true;
+    bool scrub = true;  // between tenants
   };
   explicit BlockManager(const Options& options);
   BlockManager(const BlockManager&) = delete;
@@ -78,9 +84,9 @@ class BlockManager {
   // |extent| has been mapped: its blocks are free.
   void AddExtent(uint32_t extent);
 
-  // A block for one sequence (ref_count 1). Evicts the least recently used cached block when none
-  // is free. kNoMemory when everything is used.
-  Result<BlockId> Allocate();
+  // A block for one sequence of |tenant| (ref_count 1). Evicts the least recently used cached block
+  // when none is free. kNoMemory when everything is used.
+  Result<BlockId> Allocate(const PrefixHash& tenant);
   // One more holder of a used or cached block.
   void Acquire(BlockId block);
   // One holder less. The last one leaves it cached (if indexed) or free. A sequence releases its
@@ -114,6 +120,14 @@ class BlockManager {
   // How many extents VacateExtents could give now.
   uint32_t VacatableExtents() const;
 
+  // Used and free blocks in which another tenant's bytes may stand, in ascending order. They are to
+  // be zeroed, whole, before the first step that is submitted from now on writes or reads them.
+  const std::set<BlockId>& unscrubbed() const { return unscrubbed_; }
+  // They are zero, or will be in time.
+  void OnScrubbed();
+  // |block| does not hold what it should (its move failed): its bytes may be anybody's.
+  void Distrust(BlockId block) { blocks_[block].writer = known_tenants_; }
+
   // Forgets every cached block and every entry of used ones.
   void ClearPrefixCache();
 
@@ -129,6 +143,7 @@ class BlockManager {
     bool indexed = false;
     uint32_t ref_count = 0;
     uint64_t last_use = 0;
+    PrefixHash writer;  // the tenant whose bytes it may hold besides zeroes
     PrefixHash hash;    // valid iff indexed
     PrefixHash parent;  // likewise
     std::array<int32_t, kBlockTokens> tokens{};
@@ -141,6 +156,11 @@ class BlockManager {
       Block,
       boost::intrusive::member_hook<Block, boost::intrusive::list_member_hook<>, &Block::lru_hook>>;
 
+  static constexpr PrefixHash kAnybody{~0ULL, ~0ULL};
+
+  // Takes a block as Allocate does, in whichever tenant's name.
+  Result<BlockId> Take();
+  void HandTo(BlockId id, const PrefixHash& tenant);
   BlockId IdOf(const Block& block) const { return static_cast<BlockId>(&block - blocks_.data()); }
   uint32_t ExtentOf(BlockId id) const { return id / options_.blocks_per_extent; }
   void SetState(BlockId id, State to);
@@ -151,6 +171,9 @@ class BlockManager {
   std::vector<Block> blocks_;  // never resized: hooks point into it
   std::set<BlockId> free_;     // lowest first: low extents fill, high ones empty
   LruList lru_;                // cached blocks, oldest first
+  std::set<BlockId> unscrubbed_;
+  // Whose bytes memory may hold that was KV before: nobody's, the only tenant's, or kAnybody's.
+  PrefixHash known_tenants_ = kNobody;
   std::unordered_map<PrefixHash, BlockId, HashOfPrefix> index_;
   std::vector<uint32_t> used_in_extent_;
   std::vector<bool> extent_mapped_;

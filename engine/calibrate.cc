@@ -52,7 +52,7 @@ Status EngineCore::Calibrate() {
       s.context = shape.context;
       s.wants_logits = true;
       for (uint32_t b = 0; b < per_sequence; ++b) {
-        held.push_back(blocks.Allocate().value());
+        held.push_back(blocks.Allocate(kNobody).value());
         allocated.Add(held.back());
       }
       for (uint32_t r = shape.context - shape.rows; r < shape.context; ++r) {

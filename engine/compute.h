@@ -9,6 +9,7 @@
 // and the token never leaves the device in between.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -84,6 +85,9 @@ class Compute {
   virtual bool schedule_invariant() const { return true; }
   // How many steps may be submitted and not collected.
   virtual uint32_t depth() const { return 1; }
+  // Zeroes KV blocks (in ascending order), behind the steps submitted so far and before the next.
+  // After an error nothing of it is under way.
+  virtual Status Scrub(std::span<const BlockId> blocks) = 0;
   // Puts the step on its way, between WeightPager::BeginStep and the EndStep that follows its
   // Collect; every gate is passed through |gates|. After an error nothing was submitted.
   virtual Status Submit(const StepBatch& batch, StepGates& gates) = 0;
@@ -97,6 +101,18 @@ class Compute {
   virtual uint32_t recordings() const = 0;
   virtual std::string description() const = 0;  // "cpu avx512, 2 threads"
 };
+
+// Calls zero(first, n) for each run of |n| neighbours in |blocks|, which ascend, until one fails.
+template <typename ZeroFn>
+Status ForEachRun(std::span<const BlockId> blocks, ZeroFn zero) {
+  for (size_t i = 0; i < blocks.size();) {
+    size_t n = 1;
+    while (i + n < blocks.size() && blocks[i + n] == blocks[i] + n) ++n;
+    WEIR_TRY(zero(blocks[i], n));
+    i += n;
+  }
+  return OkStatus();
+}
 
 // Draws the tokens of |batch| on the host. |logits(i)| is row i of the logits, and is used as
 // scratch.

@@ -60,6 +60,7 @@ EngineCore::EngineCore(Driver& driver, Memory& memory, Compute& compute, Policy&
   WEIR_CHECK(options.scheduler.max_batched_tokens <= compute.limits().max_rows, "step rows");
   WEIR_CHECK(options.scheduler.max_sequences <= compute.limits().max_sequences, "sequences");
   WEIR_CHECK(options.max_model_len <= compute.limits().max_context, "context");
+  SetPolicy(policy);
 }
 
 EngineCore::~EngineCore() {
@@ -70,6 +71,19 @@ EngineCore::~EngineCore() {
     under_way_.pop_front();
   }
   for (auto& [id, sequence] : sequences_) scheduler_.Finish(sequence.get());
+}
+
+void EngineCore::SetPolicy(Policy& policy) {
+  policy_ = &policy;
+  uint64_t blocks = memory_.most_kv_blocks();
+  if (!policy.follows_load()) {
+    // Where its border has no room for the weights it keeps, the one in force stays.
+    const PolicySnapshot snapshot = Snapshot();
+    const auto wanted = memory_.KvBlocksAt(Clip(policy.Decide(snapshot), snapshot.weights));
+    blocks = wanted ? *wanted : memory_.KvBlocksAt(memory_.weights().plan().target()).value_or(0);
+  }
+  // The last token is never computed: it needs no place in KV.
+  max_request_tokens_ = std::min<uint64_t>(options_.max_model_len, blocks * kBlockTokens + 1);
 }
 
 Result<RequestId> EngineCore::Add(CoreRequest request) {
@@ -88,16 +102,18 @@ Result<RequestId> EngineCore::Add(CoreRequest request) {
                            std::to_string(options_.max_model_len - 1));
   }
   const uint64_t room = options_.max_model_len - prompt;
-  if (request.sampling.max_tokens == 0 || request.sampling.max_tokens > room) {
-    request.sampling.max_tokens = static_cast<uint32_t>(room);
+  const uint64_t fits = max_request_tokens_ - std::min(max_request_tokens_, prompt);
+  const uint64_t wanted = request.sampling.max_tokens == 0
+                              ? std::max<uint64_t>(fits, 1)
+                              : std::min<uint64_t>(request.sampling.max_tokens, room);
+  if (wanted > fits) {
+    return NoMemory("the prompt has " + std::to_string(prompt) + " tokens, " +
+                    std::to_string(wanted) + " are to be generated, and under policy " +
+                    std::string(policy_->name()) + " KV holds a request of at most " +
+                    std::to_string(max_request_tokens_) + " in all");
   }
+  request.sampling.max_tokens = static_cast<uint32_t>(wanted);
   WEIR_TRY(ValidateSampling(request.sampling, vocab));
-  const uint64_t blocks = CeilDiv(prompt + 1, kBlockTokens);
-  if (blocks > memory_.most_kv_blocks()) {
-    return NoMemory("the prompt needs " + std::to_string(blocks) +
-                    " KV blocks; the memory budget gives at most " +
-                    std::to_string(memory_.most_kv_blocks()));
-  }
   auto sequence = std::make_unique<Sequence>();
   sequence->id = next_id_++;
   sequence->arrival = sequence->id;
@@ -349,9 +365,21 @@ Status EngineCore::Submit(StepUnderWay& step) {
   const uint64_t bytes_before = weights.stats().bytes_copied;
   WEIR_TRY(weights.BeginStep());
   step.bytes_queued = weights.stats().bytes_copied - bytes_before;
-  Status submitted = compute_.Submit(step.batch, weights);
+  Status submitted = ScrubBlocks();
+  if (submitted.ok()) submitted = compute_.Submit(step.batch, weights);
   if (!submitted.ok()) weights.CancelStep();
   return submitted;
+}
+
+// K4: before the step that may be the first to touch them.
+Status EngineCore::ScrubBlocks() {
+  const std::set<BlockId>& unscrubbed = memory_.blocks().unscrubbed();
+  if (unscrubbed.empty()) return OkStatus();
+  const std::vector<BlockId> blocks(unscrubbed.begin(), unscrubbed.end());
+  WEIR_TRY(compute_.Scrub(blocks));
+  memory_.blocks().OnScrubbed();
+  stats_.scrubbed_blocks += blocks.size();
+  return OkStatus();
 }
 
 void EngineCore::CollectStep() {

@@ -74,6 +74,7 @@ struct CoreStats {
   TimeNs queued_ns = 0;          // compute_ns of those
   TimeNs idle_ns = 0;            // in which the device waited before those
   uint64_t wasted_rows = 0;      // computed for requests that had ended meanwhile
+  uint64_t scrubbed_blocks = 0;  // of KV, zeroed because they went from one tenant to another
   TimeNs border_ns = 0;          // moving the border
 };
 
@@ -101,9 +102,9 @@ class EngineCore {
   EngineCore(const EngineCore&) = delete;
   EngineCore& operator=(const EngineCore&) = delete;
 
-  // Queues a request; max_tokens is cut to what the context leaves (0: all of it).
+  // Queues a request; max_tokens is cut to what the context leaves (0: all that may be held).
   // kInvalidArgument: empty prompt, a token outside the vocabulary, sampling parameters out of
-  // range, longer than max_model_len. kNoMemory: it could not fit even alone.
+  // range, longer than max_model_len. kNoMemory: at its end it could not fit even alone.
   Result<RequestId> Add(CoreRequest request);
   // Ends a request now; its blocks are free at once. The next TakeOutputs reports |reason|.
   // kNotFound when it is unknown or already finished.
@@ -114,7 +115,10 @@ class EngineCore {
   Result<bool> Step();
   std::vector<CoreOutput> TakeOutputs();
   // Another policy decides from the next step on; it outlives the core.
-  void SetPolicy(Policy& policy) { policy_ = &policy; }
+  void SetPolicy(Policy& policy);
+  // The most tokens, prompt and output, of one request: what the context and the KV of the widest
+  // border of this policy hold.
+  uint64_t max_request_tokens() const { return max_request_tokens_; }
   void set_queued_demand(const QueuedDemand& queued) { queued_ = queued; }
 
   // Runs a few steps of several sizes on blocks of its own and fits the cost model; before the
@@ -162,6 +166,7 @@ class EngineCore {
   // Schedules and submits a step; false when there was nothing to submit.
   bool SubmitStep();
   Status Submit(StepUnderWay& step);
+  Status ScrubBlocks();
   void CollectStep();
   void Drain();
   void AcceptAll(StepUnderWay& step, StepOutcome& outcome);
@@ -181,6 +186,7 @@ class EngineCore {
   Compute& compute_;
   Policy* policy_;
   CoreOptions options_;
+  uint64_t max_request_tokens_ = 0;
   Scheduler scheduler_;
   CostModel cost_;
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;

@@ -258,6 +258,14 @@ void CpuCompute::FillInputs(const StepBatch& batch) {
   }
 }
 
+Status CpuCompute::Scrub(std::span<const BlockId> blocks) {
+  const auto stride = static_cast<size_t>(kv_.block_stride_bytes);
+  return ForEachRun(blocks, [&](BlockId first, size_t n) -> Status {
+    std::memset(static_cast<std::byte*>(kv_.base) + first * stride, 0, n * stride);
+    return OkStatus();
+  });
+}
+
 Status CpuCompute::Submit(const StepBatch& batch, StepGates& gates) {
   WEIR_CHECK(batch.rows() > 0 && batch.rows() <= limits_.max_rows, "step rows");
   WEIR_CHECK(batch.sequences.size() <= limits_.max_sequences, "step sequences");

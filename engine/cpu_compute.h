@@ -49,6 +49,7 @@ class CpuCompute final : public Compute {
 
   const ComputeLimits& limits() const override { return limits_; }
   // Runs the step to its end and samples; Collect hands the outcome over.
+  Status Scrub(std::span<const BlockId> blocks) override;
   Status Submit(const StepBatch& batch, StepGates& gates) override;
   Status Collect(StepOutcome* outcome) override;
   Result<std::vector<float>> ReadLogits(uint32_t row) override;

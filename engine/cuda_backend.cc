@@ -73,7 +73,7 @@ class CudaBackend final : public Backend {
         [&](uint64_t done, uint64_t total) {
           if (progress) progress("loading weights", done, total);
         },
-        make);
+        make, driver_.get());
   }
 
   Result<std::unique_ptr<Compute>> MakeCompute(Memory& memory,

@@ -298,6 +298,19 @@ Status CudaCompute::Impl::Download(const Slot& slot) {
   return FromCuda(cudaEventRecord(slot.done, memory.stream), "ending a step");
 }
 
+Status CudaCompute::Scrub(std::span<const BlockId> blocks) {
+  const Memory& memory = impl_->memory;
+  WEIR_TRY(impl_->Use());
+  Status queued = ForEachRun(blocks, [&](BlockId first, size_t n) {
+    void* at = reinterpret_cast<void*>(memory.kv + first * memory.kv_block_stride);
+    return FromCuda(cudaMemsetAsync(at, 0, n * memory.kv_block_stride, memory.stream),
+                    "scrubbing KV blocks");
+  });
+  // M2: the caller may unmap them now.
+  if (!queued.ok()) (void)cudaStreamSynchronize(memory.stream);
+  return queued;
+}
+
 Status CudaCompute::Submit(const StepBatch& batch, StepGates& gates) {
   Impl& m = *impl_;
   WEIR_CHECK(batch.rows() > 0 && batch.rows() <= m.limits.max_rows, "step rows");

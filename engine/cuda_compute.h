@@ -61,6 +61,7 @@ class CudaCompute final : public Compute {
   const ComputeLimits& limits() const override;
   bool schedule_invariant() const override { return false; }
   uint32_t depth() const override { return 2; }
+  Status Scrub(std::span<const BlockId> blocks) override;
   Status Submit(const StepBatch& batch, StepGates& gates) override;
   Status Collect(StepOutcome* outcome) override;
   Result<std::vector<float>> ReadLogits(uint32_t row) override;

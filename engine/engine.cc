@@ -87,6 +87,7 @@ Status Engine::Build(const ProgressFn& progress) {
   info_.schedule_invariant = compute_->schedule_invariant();
   info_.policy = options_.policy;
   info_.max_model_len = options_.max_model_len;
+  info_.max_request_tokens = core_->max_request_tokens();
   if (trace_ != nullptr) {
     WEIR_TRY(trace_->tracer().SetMetadata(TraceMetadata(options_, info_, *memory_, *policy_)));
   }
@@ -113,6 +114,7 @@ Status Engine::BuildMemory() {
   m.file.directory = options_.backing_directory;
   m.pager.verify_stripes = options_.verify_stripes;
   m.prefix_caching = options_.enable_prefix_caching;
+  m.scrub_kv = options_.scrub_kv;
   m.poison_freed = options_.poison_freed;
   m.ring_slots = options_.ring_slots;
   memory_ = WEIR_TRY(Memory::Create(driver(), m));
@@ -122,6 +124,9 @@ Status Engine::BuildMemory() {
   info_.scratch_bytes = m.scratch_bytes;
   info_.kv_block_bytes = m.kv_block_bytes;
   info_.most_kv_blocks = memory_->most_kv_blocks();
+  if (!memory_->backing_refusal().ok()) {
+    info_.backing_refusal = memory_->backing_refusal().ToString();
+  }
   return OkStatus();
 }
 

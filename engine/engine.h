@@ -71,6 +71,8 @@ struct EngineInfo {
   uint64_t kv_block_bytes = 0;
   uint64_t most_kv_blocks = 0;  // whatever the border
   uint32_t max_model_len = 0;
+  uint64_t max_request_tokens = 0;  // EngineCore::max_request_tokens: max_model_len or less
+  std::string backing_refusal;  // why weights cannot leave although they were to; "": they can
   WeightLoadReport load;
   StartupTimes startup;
 };

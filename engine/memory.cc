@@ -84,7 +84,7 @@ Status Memory::Build() {
   const auto freed_by = [&](uint32_t per_layer) {
     return freed({.granules_per_layer = per_layer, .ring_slots = options_.ring_slots});
   };
-  const uint64_t most_freed = max_granules_per_layer_ > 0 ? freed_by(max_granules_per_layer_) : 0;
+  uint64_t most_freed = max_granules_per_layer_ > 0 ? freed_by(max_granules_per_layer_) : 0;
   const uint64_t fixed = weight_granules + scratch_granules;
   if (total + most_freed < fixed + least_kv) {
     const uint64_t least = (fixed + least_kv - most_freed) * granule;
@@ -105,7 +105,17 @@ Status Memory::Build() {
   WEIR_TRY(MapScratch());
   if (options_.backing == BackingTier::kHost || options_.backing == BackingTier::kPeer) {
     const Tier tier = options_.backing == BackingTier::kHost ? Tier::kHost : Tier::kPeer;
-    backing_ = WEIR_TRY(CreateMemoryBackingStore(driver_, tier, options_.weights.region_bytes));
+    auto made = CreateMemoryBackingStore(driver_, tier, options_.weights.region_bytes);
+    if (made.ok()) {
+      backing_ = std::move(*made);
+    } else if (initial == 0 && made.status().code() == StatusCode::kNoMemory) {
+      // Everything fits: the weights stay, and whoever opened the engine is told.
+      backing_refusal_ = made.status();
+      max_granules_per_layer_ = max_layers_ = least_layer_granules_ = 0;
+      most_freed = 0;
+    } else {
+      return made.status();
+    }
   } else if (options_.backing == BackingTier::kNvme) {
     backing_ =
         WEIR_TRY(CreateFileBackingStore(driver_, options_.weights.region_bytes, options_.file));
@@ -128,7 +138,8 @@ Status Memory::Build() {
   blocks_ = std::make_unique<BlockManager>(
       BlockManager::Options{.blocks_per_extent = geometry.blocks_per_extent,
                             .max_extents = max_extents,
-                            .prefix_caching = options_.prefix_caching});
+                            .prefix_caching = options_.prefix_caching,
+                            .scrub = options_.scrub_kv});
   copier_ = WEIR_TRY(BlockCopier::Create(driver_, *kv_));
   return OkStatus();
 }
@@ -155,6 +166,17 @@ MemoryView Memory::view() const {
           .ring_granules = plan.ring_granules(),
           .kv_extents = kv_->mapped_extents(),
           .kv_capacity_blocks = blocks_->counts().capacity};
+}
+
+std::optional<uint64_t> Memory::KvBlocksAt(const EvictionTarget& target) const {
+  const uint64_t granule = pool_->granule_bytes();
+  const auto plan = EvictionPlan::Make(options_.weights, granule, target);
+  const uint64_t have = pool_->counts().total + (plan.ok() ? plan->freed_granules() : 0);
+  const uint64_t fixed =
+      CeilDiv(options_.weights.region_bytes, granule) + space_->region(scratch_).slots.size();
+  if (have < fixed) return std::nullopt;
+  const KvGeometry& g = kv_->geometry();
+  return (have - fixed) / g.granules_per_extent * g.blocks_per_extent;
 }
 
 Status Memory::GrowKv(uint32_t blocks) {
@@ -187,7 +209,10 @@ Status Memory::ShrinkKv(uint32_t n, const KvHolder& holder) {
   WEIR_TRY(blocks_->VacateExtents(n, &extents, &requests));
   holder.patch(requests);
   Status status = CopyBlocks(requests);
-  if (!status.ok()) holder.lost();
+  if (!status.ok()) {
+    for (const BlockMoveRequest& m : requests) blocks_->Distrust(m.to);
+    holder.lost();
+  }
   if (status.ok()) status = kv_->Shrink(extents, Fence());
   if (!status.ok()) {
     // The extents are still mapped, empty, and ours to use.

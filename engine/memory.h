@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,7 @@ struct MemoryOptions {
   FileBackingStoreOptions file;  // for BackingTier::kNvme
   WeightPagerOptions pager;
   bool prefix_caching = true;
+  bool scrub_kv = true;  // between tenants
   bool poison_freed = false;
   uint32_t ring_slots = 2;
 };
@@ -50,7 +52,8 @@ struct MemoryView {
 class Memory {
  public:
   // Evicts at once what a budget smaller than everything requires; kNoMemory with the least budget
-  // that would do when even full eviction is not enough.
+  // that would do when even full eviction is not enough. Where the tier has no room for a backing
+  // copy in memory (nothing more can be pinned, say) and all weights fit, they stay for good.
   static Result<std::unique_ptr<Memory>> Create(Driver& driver, const MemoryOptions& options);
   ~Memory();
 
@@ -61,6 +64,8 @@ class Memory {
   GranulePool& pool() { return *pool_; }
   VirtAddr scratch() const;
   MemoryView view() const;
+  // Why there is no backing copy although one was asked for; ok if there is, or none was.
+  const Status& backing_refusal() const { return backing_refusal_; }
   uint32_t ring_slots() const { return options_.ring_slots; }
   // The most stripe granules a border may take from each layer; 0 without a backing copy, or when
   // the model has no more layers than the ring has slots.
@@ -75,6 +80,8 @@ class Memory {
   double link_bytes_per_ns() const { return link_bytes_per_ns_; }  // 0: not measured
   // The largest number of KV blocks any border can give.
   uint64_t most_kv_blocks() const { return most_kv_blocks_; }
+  // How many |target| gives; nothing when there is no room for the weights it keeps.
+  std::optional<uint64_t> KvBlocksAt(const EvictionTarget& target) const;
 
   // Maps KV extents for at least |blocks| more free blocks, as far as the pool goes.
   Status GrowKv(uint32_t blocks);
@@ -108,6 +115,7 @@ class Memory {
   std::unique_ptr<AddressSpace> space_;
   RegionId scratch_;
   std::unique_ptr<BackingStore> backing_;
+  Status backing_refusal_;
   std::unique_ptr<WeightPager> weights_;
   std::unique_ptr<KvArena> kv_;
   std::unique_ptr<BlockManager> blocks_;

@@ -37,7 +37,9 @@ Result<Checkpoint> OpenCheckpoint(const EngineOptions& options) {
   const std::string path = is_file ? options.model : options.model + "/config.json";
   const std::string text = WEIR_TRY(ReadTextFile(path, kMostTextBytes));
   ModelConfig config = WEIR_TRY(ParseModelConfig(text));
-  return Checkpoint::Dummy(std::move(config), options.dummy_seed);
+  ModelTextFiles text_files;
+  if (!is_file) text_files = WEIR_TRY(FindTextFiles(options.model));
+  return Checkpoint::Dummy(std::move(config), options.dummy_seed, std::move(text_files));
 }
 
 Result<std::unique_ptr<Tokenizer>> OpenTokenizer(const ModelTextFiles& files) {

@@ -10,8 +10,8 @@
 
 namespace weir {
 
-// The checkpoint that |options| names; with dummy_weights, made up from a config.json (or the
-// directory that holds one). Reads headers only.
+// The checkpoint that |options| names; with dummy_weights, made up from a config.json, or from a
+// directory that holds one and maybe a tokenizer. Reads headers only.
 Result<Checkpoint> OpenCheckpoint(const EngineOptions& options);
 
 // Null when the model comes without a tokenizer (a dummy, a directory with weights only).

@@ -46,6 +46,7 @@ struct EngineOptions {
   uint32_t ring_slots = 2;
   KvCacheDtype kv_cache_dtype = KvCacheDtype::kBf16;
   bool enable_prefix_caching = true;
+  bool scrub_kv = true;  // zero KV blocks that go from one tenant (key, cache_salt) to another
 
   // Scheduling.
   uint32_t max_model_len = 0;  // tokens of prompt + output; 0: what the model was made for

@@ -117,7 +117,7 @@ bool Scheduler::ReserveBlocks(Sequence& sequence, uint32_t length) {
   if (blocks_.available() < missing) return false;
   BlockRuns allocated(TraceType::kKvAlloc, sequence.id);
   for (uint32_t i = 0; i < missing; ++i) {
-    sequence.blocks.push_back(blocks_.Allocate().value());
+    sequence.blocks.push_back(blocks_.Allocate(sequence.root).value());
     allocated.Add(sequence.blocks.back());
   }
   return true;

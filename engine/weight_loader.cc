@@ -7,10 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include "engine/model/convert.h"
+#include "engine/staged_upload.h"
 #include "kernels/cpu/gemm.h"
 
 namespace weir {
@@ -92,39 +90,33 @@ std::vector<Target> TargetsOf(const ModelConfig& c, const WeightMap& map) {
   return targets;
 }
 
-class File {
- public:
-  explicit File(const std::string& path) : fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {}
-  ~File() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  File(File&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  File& operator=(File&&) = delete;
-  int fd() const { return fd_; }
-
- private:
-  int fd_;
-};
-
 class Loader {
  public:
   Loader(const Checkpoint& checkpoint, const WeightMap& map, WeightPager& pager,
          const MakeMatrixFn& make)
       : checkpoint_(checkpoint), map_(map), pager_(pager), make_(make) {}
 
-  Status Open(WeightLoadReport* report) {
+  Status Open(Driver* stage_on, WeightLoadReport* report) {
     for (const std::string& path : checkpoint_.files()) {
-      files_.emplace_back(path);
-      if (files_.back().fd() < 0) return IoError("cannot open " + path);
+      files_.push_back(WEIR_TRY(UploadFile::Open(path)));
     }
     ring_ = WEIR_TRY(FileRing::Create({}));
     report->io_mode = ring_->mode();
     report->io_mode_reason = ring_->mode_reason();
+    if (stage_on == nullptr || files_.empty()) return OkStatus();
+    auto upload = StagedUpload::Create(*stage_on, pager_, {});
+    if (upload.ok()) {
+      upload_ = std::move(*upload);
+      report->staged = true;
+    } else {
+      report->staging_reason = upload.status().ToString();
+    }
     return OkStatus();
   }
 
   Status LoadTarget(const Target& target, const std::function<void(uint64_t)>& advance) {
     if (make_ && target.kind == TargetKind::kMatrix) return MakeTarget(target);
+    if (upload_ && WEIR_TRY(UploadTarget(target, advance))) return OkStatus();
     stored_.assign(StoredBytes(target), std::byte{0});
     for (const Part& part : target.parts) {
       const TensorSource source = WEIR_TRY(checkpoint_.Find(part.role, part.layer));
@@ -132,8 +124,12 @@ class Loader {
                                    : LoadStored(source, part, target, advance);
       if (!status.ok()) return status.WithContext("tensor " + source.info.name);
     }
-    return pager_.Write(target.offset, stored_);
+    return upload_ ? upload_->PutBytes(stored_, target.offset)
+                   : pager_.Write(target.offset, stored_);
   }
+
+  // Everything is where it belongs.
+  Status Finish() { return upload_ ? upload_->Finish() : OkStatus(); }
 
   uint64_t bytes_read() const { return bytes_read_; }
 
@@ -184,6 +180,28 @@ class Loader {
            target.row_heads.none() && target.col_heads.none();
   }
 
+  // False when the region wants other bytes than the files have.
+  Result<bool> UploadTarget(const Target& target, const std::function<void(uint64_t)>& advance) {
+    std::vector<TensorSource> sources;
+    uint64_t rows = 0;
+    for (const Part& part : target.parts) {
+      sources.push_back(WEIR_TRY(checkpoint_.Find(part.role, part.layer)));
+      if (sources.back().dummy || !IsStoredForm(sources.back(), target)) return false;
+      rows += sources.back().rows();
+    }
+    if (StoredBytes(target) != rows * target.cols * 2) return false;
+    for (size_t i = 0; i < sources.size(); ++i) {
+      const TensorSource& source = sources[i];
+      const uint64_t bytes = source.rows() * source.cols() * 2;
+      Status put = upload_->PutFile(files_[source.info.file_index], source.info.offset, bytes,
+                                    target.offset + target.parts[i].row * target.cols * 2);
+      if (!put.ok()) return put.WithContext("tensor " + source.info.name);
+      bytes_read_ += bytes;
+      advance(bytes);
+    }
+    return true;
+  }
+
   Status ReadInPlace(const TensorSource& source, const Part& part, const Target& target,
                      const std::function<void(uint64_t)>& advance) {
     const uint64_t bytes = source.rows() * source.cols() * 2;
@@ -192,7 +210,7 @@ class Loader {
     Status failed;
     for (size_t i = 0; i < requests.size() && failed.ok(); ++i) {
       const uint64_t at = i * kPieceBytes;
-      requests[i].fd = files_[source.info.file_index].fd();
+      requests[i].fd = files_[source.info.file_index].buffered();
       requests[i].offset = source.info.offset + at;
       requests[i].buffer = to.subspan(at, std::min(kPieceBytes, bytes - at));
       failed = ring_->Submit(&requests[i]);
@@ -220,7 +238,7 @@ class Loader {
       const uint64_t n = std::min(per_piece, source.rows() - row);
       buffers_[which].resize(n * *row_bytes);
       requests[which] = FileRequest{};
-      requests[which].fd = files_[source.info.file_index].fd();
+      requests[which].fd = files_[source.info.file_index].buffered();
       requests[which].offset = source.info.offset + row * *row_bytes;
       requests[which].buffer = buffers_[which];
       return ring_->Submit(&requests[which]);
@@ -301,8 +319,9 @@ class Loader {
   const WeightMap& map_;
   WeightPager& pager_;
   const MakeMatrixFn& make_;
-  std::vector<File> files_;
+  std::vector<UploadFile> files_;
   std::unique_ptr<FileRing> ring_;
+  std::unique_ptr<StagedUpload> upload_;  // after files_: its reads end first
   std::array<std::vector<std::byte>, 2> buffers_;
   std::vector<float> floats_;
   std::vector<std::byte> stored_;  // the target under way
@@ -315,13 +334,13 @@ class Loader {
 Result<WeightLoadReport> LoadWeights(const Checkpoint& checkpoint, const WeightMap& map,
                                      WeightPager& pager,
                                      const std::function<void(uint64_t, uint64_t)>& progress,
-                                     const MakeMatrixFn& make) {
+                                     const MakeMatrixFn& make, Driver* stage_on) {
   const auto start = std::chrono::steady_clock::now();
   WeightLoadReport report;
   const MakeMatrixFn none;
   const bool made_up = checkpoint.format() == CheckpointFormat::kDummy;
   Loader loader(checkpoint, map, pager, made_up ? make : none);
-  WEIR_TRY(loader.Open(&report));
+  WEIR_TRY(loader.Open(stage_on, &report));
   uint64_t done = 0;
   const uint64_t total = checkpoint.stored_bytes();
   for (const Target& target : TargetsOf(checkpoint.config(), map)) {
@@ -330,6 +349,7 @@ Result<WeightLoadReport> LoadWeights(const Checkpoint& checkpoint, const WeightM
       if (progress) progress(done, total);
     }));
   }
+  WEIR_TRY(loader.Finish());
   WEIR_TRY(pager.Seal());
   report.bytes_read = loader.bytes_read();
   report.bytes_stored = map.layout.region_bytes;

@@ -19,17 +19,24 @@ struct WeightLoadReport {
   double seconds = 0;
   FileRing::Mode io_mode = FileRing::Mode::kIoUring;
   std::string io_mode_reason;  // why not io_uring, "" otherwise
+  bool staged = false;         // through memory that the device reaches (StagedUpload)
+  std::string staging_reason;  // why not although it was asked for, "" otherwise
+  double GigabytesPerSecond() const {
+    return seconds > 0 ? static_cast<double>(bytes_read) / seconds * 1e-9 : 0;
+  }
 };
 
 // Reads every tensor through a FileRing (the next piece is being read while one is converted),
 // dequantises, packs and writes it through |pager|, then seals the pager. |progress| gets bytes
 // done and in all. Errors name the tensor. |make|, if given, makes the matrices of a made-up
 // checkpoint: |count| bf16 elements at |offset| of the region, through WeightPager::WriteFrom.
+// |stage_on|: |pager|'s driver, if files are to go through a StagedUpload; where there is no memory
+// for one they go through ordinary memory, and the report says why.
 using MakeMatrixFn =
     std::function<Status(uint64_t offset, uint64_t count, const DummyTensor& tensor)>;
 Result<WeightLoadReport> LoadWeights(const Checkpoint& checkpoint, const WeightMap& map,
                                      WeightPager& pager,
                                      const std::function<void(uint64_t, uint64_t)>& progress,
-                                     const MakeMatrixFn& make = {});
+                                     const MakeMatrixFn& make = {}, Driver* stage_on = nullptr);
 
 }  // namespace weir

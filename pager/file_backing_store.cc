@@ -21,6 +21,7 @@
 
 #include "pager/backing_store.h"
 #include "pager/file_ring.h"
+#include "pager/staging.h"
 #include "vmm/checked_math.h"
 
 namespace weir {
@@ -31,37 +32,6 @@ constexpr uint64_t kDirectAlignment = 4096;  // enough for every block device in
 std::string ErrnoText() {
   return std::strerror(errno);
 }
-
-// Staging memory: one allocation the device's copy engine and this process both reach.
-struct Staging {
-  Driver* driver = nullptr;
-  VirtAddr base = 0;
-  uint64_t bytes = 0;
-  AllocId alloc;
-  bool mapped = false;
-
-  Staging() = default;
-  Staging(const Staging&) = delete;
-  Staging& operator=(const Staging&) = delete;
-  ~Staging() {
-    if (mapped) (void)driver->Unmap(base);
-    if (alloc.valid()) (void)driver->Release(alloc);
-    if (base != 0) (void)driver->Free(base);
-  }
-  Status Make(Driver& d, uint64_t wanted) {
-    driver = &d;
-    const uint64_t granularity = d.properties().granularity_bytes;
-    bytes = AlignUp(wanted, granularity);
-    base = WEIR_TRY(d.Reserve(bytes, granularity));
-    alloc = WEIR_TRY(d.Create(Tier::kHost, bytes));
-    WEIR_TRY(d.Map(base, alloc));
-    mapped = true;
-    return d.SetAccess(base, bytes, Access::kReadWrite);
-  }
-  std::span<std::byte> span() const {
-    return {reinterpret_cast<std::byte*>(base), static_cast<size_t>(bytes)};
-  }
-};
 
 // What one stream needs to read on its own: buffers and a ring that only its thread touches.
 struct Lane {
@@ -182,7 +152,7 @@ class FileBackingStore final : public BackingStore {
       const uint64_t end = std::min(offset + bytes, at + io);
       WEIR_TRY(driver_.HostFunction(stream, [job, i] { return job->RunPiece(i); }));
       WEIR_TRY(driver_.Copy(stream, dst + (at + skip - offset),
-                            lane->staging.base + i % job->buffers * io + skip, end - at - skip));
+                            lane->staging.base() + i % job->buffers * io + skip, end - at - skip));
     }
     return OkStatus();
   }
@@ -266,10 +236,6 @@ Result<std::unique_ptr<BackingStore>> CreateFileBackingStore(
   }
   if (bytes == 0 || bytes > (uint64_t{1} << 62)) {
     return InvalidArgument("a file backing store of " + std::to_string(bytes) + " bytes");
-  }
-  if (driver.properties().virtual_time) {
-    return Unsupported("driver " + driver.properties().name +
-                       " simulates time and memory; a file cannot be read into it");
   }
   auto store = std::make_unique<FileBackingStore>(driver, bytes, options);
   WEIR_TRY(store->Open());

@@ -17,6 +17,7 @@ class ResidentPolicy final : public Policy {
   explicit ResidentPolicy(const ResidentConfig& = {}) {}
   std::string_view name() const override { return "resident"; }
   PolicyDecision Decide(const PolicySnapshot& snapshot) override;
+  bool follows_load() const override { return false; }
   std::vector<std::pair<std::string, std::string>> Parameters() const override { return {}; }
 };
 
@@ -34,6 +35,7 @@ class FixedPolicy final : public Policy {
   explicit FixedPolicy(const FixedConfig& config) : config_(config) {}
   std::string_view name() const override { return "fixed"; }
   PolicyDecision Decide(const PolicySnapshot& snapshot) override;
+  bool follows_load() const override { return false; }
   std::vector<std::pair<std::string, std::string>> Parameters() const override;
 
  private:
@@ -55,6 +57,7 @@ class StaticPolicy final : public Policy {
   explicit StaticPolicy(const StaticConfig& config) : config_(config) {}
   std::string_view name() const override { return "static"; }
   PolicyDecision Decide(const PolicySnapshot& snapshot) override;
+  bool follows_load() const override { return false; }
   std::vector<std::pair<std::string, std::string>> Parameters() const override;
 
  private:
@@ -73,6 +76,7 @@ class ZeroInferencePolicy final : public Policy {
   explicit ZeroInferencePolicy(const ZeroInferenceConfig& = {}) {}
   std::string_view name() const override { return "zero-inference"; }
   PolicyDecision Decide(const PolicySnapshot& snapshot) override;
+  bool follows_load() const override { return false; }
   std::vector<std::pair<std::string, std::string>> Parameters() const override { return {}; }
 };
 

@@ -30,6 +30,7 @@ class ReplayCompute final : public Compute {
       : driver_(driver), fit_(fit), limits_(limits), gates_(gates) {}
 
   const ComputeLimits& limits() const override { return limits_; }
+  Status Scrub(std::span<const BlockId>) override { return OkStatus(); }
   Status Submit(const StepBatch& batch, StepGates& gates) override {
     outcome_ = {};
     const TimeNs start = driver_.Now();

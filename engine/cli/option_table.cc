@@ -231,7 +231,7 @@ std::vector<OptionInfo> MakeTable() {
 
   t.push_back(Text(
       "model", "path", [](S& s) -> std::string& { return s.engine.model; }, "a path",
-      "a Hugging Face directory, a .gguf file, or with dummy_weights a config.json"));
+      "a Hugging Face directory, a .gguf file, or with dummy_weights also a config.json"));
   t.back().flag = "--model";
   t.back().short_flag = "-m";
   t.push_back(Switch(
@@ -290,6 +290,10 @@ std::vector<OptionInfo> MakeTable() {
       "memory", "enable_prefix_caching",
       [](S& s) -> bool& { return s.engine.enable_prefix_caching; },
       "reuse the KV of prompt beginnings that were computed before"));
+  t.push_back(Switch(
+      "memory", "scrub_kv", [](S& s) -> bool& { return s.engine.scrub_kv; },
+      "zero a KV block that held one tenant's tokens before another's (API key, cache_salt) use "
+      "it"));
 
   t.push_back(Count<uint32_t>(
       "scheduler", "max_num_seqs", [](S& s) -> uint32_t& { return s.engine.max_num_seqs; }, 1,

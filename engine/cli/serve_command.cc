@@ -105,6 +105,7 @@ class Server {
     served_ = std::make_shared<server::ServedEngine>(*async_, *metrics_);
     WEIR_TRY(OpenApi(std::move(keys)));
     WEIR_TRY(OpenHttp());
+    LogLoad(info);
     LogInfo("ready", {{"model", name_},
                       {"device", info.device},
                       {"policy", info.policy},
@@ -112,6 +113,12 @@ class Server {
                       {"weight_bytes", info.weight_bytes},
                       {"max_model_len", uint64_t{info.max_model_len}},
                       {"most_kv_blocks", info.most_kv_blocks}});
+    if (info.max_request_tokens < info.max_model_len) {
+      LogWarn("KV never holds as many tokens as the context has: longer requests are refused",
+              {{"max_request_tokens", info.max_request_tokens},
+               {"max_model_len", uint64_t{info.max_model_len}},
+               {"policy", info.policy}});
+    }
     return OkStatus();
   }
 
@@ -126,6 +133,27 @@ class Server {
   }
 
  private:
+  static void LogLoad(const EngineInfo& info) {
+    const WeightLoadReport& load = info.load;
+    LogInfo("weights are loaded",
+            {{"bytes_read", load.bytes_read},
+             {"bytes_stored", load.bytes_stored},
+             {"ms", static_cast<uint64_t>(load.seconds * 1e3)},
+             {"mb_per_s", static_cast<uint64_t>(load.GigabytesPerSecond() * 1e3)},
+             {"staged", load.staged ? "yes" : "no"}});
+    if (!info.backing_refusal.empty()) {
+      LogWarn("no memory for a backing copy of the weights: they stay, and KV cannot borrow",
+              {{"reason", info.backing_refusal}});
+    }
+    if (load.io_mode != FileRing::Mode::kIoUring) {
+      LogWarn("files are read without io_uring", {{"reason", load.io_mode_reason}});
+    }
+    if (!load.staging_reason.empty()) {
+      LogWarn("no pinned memory to load through: weights took the way through ordinary memory",
+              {{"reason", load.staging_reason}});
+    }
+  }
+
   void WarnAboutKeys(bool none) const {
     const ServeSettings& s = settings_.serve;
     if (none && !IsLoopback(s.host)) {
@@ -163,7 +191,7 @@ class Server {
     model.created_s = std::chrono::duration_cast<std::chrono::seconds>(
                           std::chrono::system_clock::now().time_since_epoch())
                           .count();
-    model.max_model_len = engine.info().max_model_len;
+    model.max_model_len = static_cast<uint32_t>(engine.info().max_request_tokens);
     model.vocab_size = engine.model().vocab_size;
     model.tokenizer = engine.tokenizer();
     model.chat_template = engine.chat_template();

@@ -256,13 +256,14 @@ Result<Checkpoint> Checkpoint::OpenAny(const std::string& path) {
                          "the directory that holds config.json)");
 }
 
-Result<Checkpoint> Checkpoint::Dummy(ModelConfig config, uint64_t seed) {
+Result<Checkpoint> Checkpoint::Dummy(ModelConfig config, uint64_t seed, ModelTextFiles text) {
   return NoThrow([&]() -> Result<Checkpoint> {
     WEIR_TRY(ValidateModelConfig(config));
     Checkpoint out;
     out.config_ = std::move(config);
     out.sources_.resize(out.SlotOf(TensorRole::kDownBias, out.config_.num_layers - 1) + 1);
     WEIR_TRY(out.AddDummy(seed));
+    out.text_files_ = std::move(text);
     return out;
   });
 }

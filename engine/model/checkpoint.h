@@ -58,7 +58,7 @@ class Checkpoint {
   // if a tensor the configuration asks for is missing or has another shape, naming it.
   static Result<Checkpoint> Open(const std::string& path);
   // A model of |config| (validated here) with made-up weights, the same for the same |seed|.
-  static Result<Checkpoint> Dummy(ModelConfig config, uint64_t seed);
+  static Result<Checkpoint> Dummy(ModelConfig config, uint64_t seed, ModelTextFiles text = {});
 
   Checkpoint(Checkpoint&&) noexcept = default;
   Checkpoint& operator=(Checkpoint&&) noexcept = default;

@@ -107,6 +107,7 @@ AsyncRequest GenerationCall::EngineRequest(size_t index) const {
   AsyncRequest out;
   out.request.prompt_tokens = prompts_[index / request_.n].tokens;
   out.request.sampling = request_.sampling;
+  out.request.sampling.max_tokens = prompts_[index / request_.n].max_tokens;
   if (out.request.sampling.seed) *out.request.sampling.seed += index % request_.n;
   out.request.cache_salt = context_.salts.Salt(answer_->record().tenant, request_.cache_salt);
   out.request.priority = request_.priority;

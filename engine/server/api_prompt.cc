@@ -1,5 +1,6 @@
 #include "engine/server/api_prompt.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "engine/server/json_writer.h"
@@ -74,6 +75,43 @@ FieldError EncodeAll(const ServedModel& model, const ApiRequest& request,
   return {};
 }
 
+FieldError TooLong(const ServedModel& model, std::string field, const std::string& what) {
+  ApiError error =
+      InvalidField(std::move(field), what + "; prompt and output of one request have at most " +
+                                         std::to_string(model.max_model_len) + " tokens here");
+  error.code = "context_length_exceeded";
+  return error;
+}
+
+// How many tokens may be generated: as many as asked for, or the default as far as there is room.
+FieldError LimitOutput(const ServedModel& model, const ApiRequest& request,
+                       PreparedPrompt* prompt) {
+  const std::string field = FieldOf(request);
+  const uint64_t size = prompt->tokens.size();
+  if (size >= model.max_model_len) {
+    return TooLong(
+        model, field,
+        field + " has " + std::to_string(size) + " tokens, which leaves none of them to generate");
+  }
+  const auto room = static_cast<uint32_t>(model.max_model_len - size);
+  const SamplingParams& sampling = request.sampling;
+  for (const auto& [name, asked] : {std::pair{"max_tokens", sampling.max_tokens},
+                                    std::pair{"min_tokens", sampling.min_tokens}}) {
+    if (asked <= room) continue;
+    return TooLong(model, name,
+                   std::string(name) + " is " + std::to_string(asked) + " and " + field + " has " +
+                       std::to_string(size) + " tokens, which leaves room for " +
+                       std::to_string(room));
+  }
+  prompt->max_tokens = sampling.max_tokens;
+  if (sampling.max_tokens != 0) return {};
+  prompt->max_tokens = room;
+  if (request.endpoint == kCompletions) {
+    prompt->max_tokens = std::min(room, std::max(kDefaultCompletionTokens, sampling.min_tokens));
+  }
+  return {};
+}
+
 }  // namespace
 
 FieldError PreparePrompts(const ServedModel& model, const ApiRequest& request,
@@ -82,19 +120,11 @@ FieldError PreparePrompts(const ServedModel& model, const ApiRequest& request,
     return InvalidField("stop", "stop needs a tokenizer, which this model lacks");
   }
   if (FieldError error = EncodeAll(model, request, out)) return error;
-  for (const PreparedPrompt& prompt : *out) {
+  for (PreparedPrompt& prompt : *out) {
     if (prompt.tokens.empty()) {
       return InvalidField(FieldOf(request), std::string(FieldOf(request)) + " has no tokens");
     }
-    if (prompt.tokens.size() >= model.max_model_len) {
-      ApiError error = InvalidField(
-          FieldOf(request), std::string(FieldOf(request)) + " has " +
-                                std::to_string(prompt.tokens.size()) +
-                                " tokens; with one to generate the model's context takes at most " +
-                                std::to_string(model.max_model_len - 1));
-      error.code = "context_length_exceeded";
-      return error;
-    }
+    if (FieldError error = LimitOutput(model, request, &prompt)) return error;
   }
   return {};
 }

@@ -13,10 +13,11 @@ namespace weir::server {
 struct PreparedPrompt {
   std::vector<int32_t> tokens;  // at least one, below max_model_len
   std::string text;             // what `echo` shows
+  uint32_t max_tokens = 0;      // at least one; with |tokens| at most max_model_len
 };
 
 // The tokens of |request|'s prompts or messages. 400: no tokenizer, no template, the template
-// refused, an empty prompt, or one that leaves no room in the context.
+// refused, an empty prompt, or one that leaves no room for the tokens asked for.
 FieldError PreparePrompts(const ServedModel& model, const ApiRequest& request,
                           std::vector<PreparedPrompt>* out);
 

@@ -97,9 +97,6 @@ FieldError CheckPrompts(Endpoint endpoint, const json& body, const ApiRequest& r
 FieldError Combine(Endpoint endpoint, const RequestLimits& limits, ApiRequest* r) {
   SamplingParams& sampling = r->sampling;
   if (r->max_completion_tokens) sampling.max_tokens = *r->max_completion_tokens;
-  if (endpoint == kCompletions && sampling.max_tokens == 0) {
-    sampling.max_tokens = std::max(kDefaultCompletionTokens, sampling.min_tokens);
-  }
   if (sampling.max_tokens > 0 && sampling.min_tokens > sampling.max_tokens) {
     return InvalidField("min_tokens", "min_tokens must be at most max_tokens (" +
                                           std::to_string(sampling.max_tokens) + "), got " +

@@ -94,7 +94,7 @@ void HttpConnection::Start() {
 }
 
 void HttpConnection::Drain() {
-  if (state_ == State::kIdle) return Close();
+  if (state_ == State::kIdle) return CloseIdle();
   if (state_ == State::kReading) return Refuse({503, "the server is shutting down"});
   if (answer_) answer_->CloseAfterwards();
 }
@@ -105,7 +105,14 @@ void HttpConnection::CheckDeadline(TimeNs now) {
     return Refuse({408, "the request took too long to arrive"});
   }
   if (waiting_writable_) ResetOnClose();
+  if (state_ == State::kIdle) return CloseIdle();
   Close();
+}
+
+// Unless a request has arrived that was not read yet: its client could not tell the closed
+// connection from a lost answer.
+void HttpConnection::CloseIdle() {
+  if (socket_.available(ec_) == 0) Close();
 }
 
 void HttpConnection::Close() {

@@ -83,6 +83,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void OnEnd();
   void ReadRequest();
   void BeginRequest();
+  void CloseIdle();
   void Handle();
   void Refuse(const HttpRefusal& refusal);
   void Flush();

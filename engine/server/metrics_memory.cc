@@ -72,6 +72,8 @@ void ServerMetrics::RenderMemory(Exposition& out, const AsyncStats& stats) const
         Number(stats.leaked_blocks));
   CounterOf(out, "weir_prefix_cache_evicted_blocks_total",
             "Cached KV blocks given up for other use.", Number(stats.prefix_evicted_blocks));
+  CounterOf(out, "weir_scrub_bytes_total", "KV zeroed because it went from one tenant to another.",
+            Number(stats.core.scrubbed_blocks * stats.kv_block_bytes));
 }
 
 void ServerMetrics::RenderPager(Exposition& out, const AsyncStats& stats) const {

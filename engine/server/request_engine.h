@@ -60,7 +60,7 @@ class RequestEngine {
 struct ServedModel {
   std::string id;                               // name in requests and replies
   int64_t created_s = 0;                        // Unix time; of `created` in /v1/models
-  uint32_t max_model_len = 0;                   // tokens of prompt and output
+  uint32_t max_model_len = 0;                   // most tokens of prompt and output
   uint32_t vocab_size = 0;                      // rows of logits
   const Tokenizer* tokenizer = nullptr;         // null: prompts and replies are token ids only
   const ChatTemplate* chat_template = nullptr;  // null: no chat

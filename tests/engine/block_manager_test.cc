@@ -34,7 +34,7 @@ void Fill(BlockManager& manager, Holder& holder) {
   const auto whole = static_cast<uint32_t>(holder.tokens.size()) / kBlockTokens;
   while (holder.blocks.size() < whole) {
     const auto i = static_cast<uint32_t>(holder.blocks.size());
-    holder.blocks.push_back(manager.Allocate().value());
+    holder.blocks.push_back(manager.Allocate(kNobody).value());
     const PrefixHash parent = i == 0 ? holder.root : holder.hashes[i - 1];
     holder.hashes.push_back(manager.Register(holder.blocks[i], parent, BlockOf(holder.tokens, i)));
   }
@@ -86,7 +86,7 @@ TEST(BlockManager, TailOfAPrefixIsEvictedBeforeItsHead) {
   Fill(manager, holder);
   ReleaseAll(manager, holder);
   EXPECT_EQ(manager.counts().cached, 4u);
-  EXPECT_TRUE(manager.Allocate().ok());
+  EXPECT_TRUE(manager.Allocate(kNobody).ok());
   std::vector<PrefixHash> hashes;
   EXPECT_EQ(manager.MatchAndAcquire(PrefixRoot(0), holder.tokens, 4, &hashes).size(), 3u);
 }
@@ -94,16 +94,16 @@ TEST(BlockManager, TailOfAPrefixIsEvictedBeforeItsHead) {
 TEST(BlockManager, UsedBlocksAreNeverEvicted) {
   BlockManager manager({.blocks_per_extent = 2, .max_extents = 1});
   manager.AddExtent(0);
-  EXPECT_TRUE(manager.Allocate().ok());
-  EXPECT_TRUE(manager.Allocate().ok());
-  EXPECT_EQ(manager.Allocate().status().code(), StatusCode::kNoMemory);
+  EXPECT_TRUE(manager.Allocate(kNobody).ok());
+  EXPECT_TRUE(manager.Allocate(kNobody).ok());
+  EXPECT_EQ(manager.Allocate(kNobody).status().code(), StatusCode::kNoMemory);
 }
 
 TEST(BlockManager, VacatingTakesEmptyExtentsFirstAndMovesWhatIsUsed) {
   BlockManager manager({.blocks_per_extent = 2, .max_extents = 3});
   for (uint32_t e = 0; e < 3; ++e) manager.AddExtent(e);
   std::vector<BlockId> held;
-  for (int i = 0; i < 3; ++i) held.push_back(manager.Allocate().value());  // blocks 0, 1, 2
+  for (int i = 0; i < 3; ++i) held.push_back(manager.Allocate(kNobody).value());  // blocks 0, 1, 2
   std::vector<uint32_t> extents;
   std::vector<BlockMoveRequest> moves;
   ASSERT_TRUE(manager.VacateExtents(1, &extents, &moves).ok());
@@ -159,7 +159,7 @@ TEST(BlockManager, RandomLifeNeverServesAStaleBlock) {
             break;
           }
           for (auto i = static_cast<uint32_t>(h.blocks.size()); i < whole; ++i) {
-            const BlockId id = manager.Allocate().value();
+            const BlockId id = manager.Allocate(kNobody).value();
             h.blocks.push_back(id);
             content[id] = {salt, std::vector<int32_t>(h.tokens.begin(),
                                                       h.tokens.begin() + (i + 1) * kBlockTokens)};
@@ -213,6 +213,177 @@ TEST(BlockManager, RandomLifeNeverServesAStaleBlock) {
     for (auto& [salt, h] : holders) ReleaseAll(manager, h);
     EXPECT_EQ(manager.counts().used, 0u);
   }
+}
+
+TEST(BlockManager, OneTenantsBlocksAreNeverScrubbed) {
+  BlockManager manager({.blocks_per_extent = 2, .max_extents = 2});
+  manager.AddExtent(0);
+  const BlockId calibrated = manager.Allocate(kNobody).value();
+  manager.Release(calibrated);
+  for (int i = 0; i < 4; ++i) {
+    const BlockId id = manager.Allocate(PrefixRoot(7)).value();
+    manager.Release(id);
+  }
+  std::vector<uint32_t> extents;
+  std::vector<BlockMoveRequest> moves;
+  ASSERT_TRUE(manager.VacateExtents(1, &extents, &moves).ok());
+  manager.AddExtent(1);
+  EXPECT_TRUE(manager.Allocate(PrefixRoot(7)).ok());
+  EXPECT_TRUE(manager.unscrubbed().empty());
+}
+
+TEST(BlockManager, ABlockThatChangesTenantsIsToBeScrubbed) {
+  for (const bool scrub : {true, false}) {
+    BlockManager manager({.blocks_per_extent = 1, .max_extents = 2, .scrub = scrub});
+    manager.AddExtent(0);
+    manager.Release(manager.Allocate(PrefixRoot(1)).value());
+    const BlockId id = manager.Allocate(PrefixRoot(2)).value();
+    EXPECT_EQ(manager.unscrubbed().contains(id), scrub);
+    manager.OnScrubbed();
+    EXPECT_TRUE(manager.unscrubbed().empty());
+    manager.Release(id);
+    EXPECT_EQ(*manager.Allocate(PrefixRoot(2)), id);
+    EXPECT_TRUE(manager.unscrubbed().empty()) << "its own again";
+    // What comes back from outside may hold the bytes of either.
+    manager.AddExtent(1);
+    EXPECT_EQ(*manager.Allocate(PrefixRoot(2)), 1U);
+    EXPECT_EQ(manager.unscrubbed().contains(1), scrub);
+  }
+}
+
+// Random life of several tenants over memory that remembers every byte's writer: extents come and
+// go with what is in them, blocks move, moves are lost, steps are put off.
+class Tenants {
+ public:
+  explicit Tenants(uint64_t seed)
+      : rng_(seed),
+        per_extent_(1 + Pick(4)),
+        max_extents_(2 + Pick(8)),
+        tenants_(1 + Pick(3)),
+        manager_({.blocks_per_extent = per_extent_, .max_extents = max_extents_}),
+        away_(size_t{per_extent_} * max_extents_) {}
+
+  void Run() {
+    for (int i = 0; i < 400; ++i) {
+      switch (Pick(5)) {
+        case 0: Grow(Pick(max_extents_)); break;
+        case 1: Allocate(); break;
+        case 2: Step(); break;
+        case 3: Release(); break;
+        case 4: Shrink(); break;
+      }
+      const Status status = manager_.CheckIntegrity();
+      ASSERT_TRUE(status.ok()) << status.ToString();
+      if (::testing::Test::HasFatalFailure()) return;
+    }
+  }
+  uint64_t scrubbed() const { return scrubbed_; }
+  uint32_t tenants() const { return tenants_; }
+
+ private:
+  struct Held {
+    BlockId block;
+    uint64_t tenant;
+    bool computed;
+  };
+  uint32_t Pick(uint64_t n) { return static_cast<uint32_t>(rng_() % n); }
+
+  void Grow(uint32_t extent) {
+    if (!mapped_.insert(extent).second) return;
+    manager_.AddExtent(extent);
+    for (uint32_t i = 0; i < per_extent_; ++i) {
+      std::swap(away_[Pick(away_.size())], away_.back());
+      writers_[extent * per_extent_ + i] = std::move(away_.back());
+      away_.pop_back();
+    }
+  }
+
+  void Allocate() {
+    const uint64_t tenant = Pick(tenants_);
+    for (uint32_t n = 1 + Pick(4); n > 0 && manager_.available() > 0; --n) {
+      held_.push_back({manager_.Allocate(PrefixRoot(tenant)).value(), tenant, false});
+    }
+  }
+
+  // Scrubs, then reads and writes all that is held.
+  void Step() {
+    for (const BlockId block : manager_.unscrubbed()) writers_.at(block).clear();
+    scrubbed_ += manager_.unscrubbed().size();
+    manager_.OnScrubbed();
+    for (Held& h : held_) {
+      for (const uint64_t writer : writers_.at(h.block)) ASSERT_EQ(writer, h.tenant);
+      writers_.at(h.block).insert(h.tenant);
+      h.computed = true;
+    }
+  }
+
+  void Release() {
+    if (held_.empty()) return;
+    const auto at = held_.begin() + Pick(held_.size());
+    if (at->computed && Pick(2) == 0) {
+      const auto tokens = Tokens(kBlockTokens, next_content_++);
+      (void)manager_.Register(at->block, PrefixRoot(at->tenant), BlockOf(tokens, 0));
+    }
+    manager_.Release(at->block);
+    held_.erase(at);
+  }
+
+  void Shrink() {
+    std::vector<uint32_t> extents;
+    std::vector<BlockMoveRequest> moves;
+    if (!manager_.VacateExtents(1 + Pick(2), &extents, &moves).ok()) return;
+    const bool lost = Pick(4) == 0;
+    for (const auto& m : moves) {
+      if (lost) {
+        manager_.Distrust(m.to);
+      } else {
+        writers_.at(m.to) = writers_.at(m.from);
+      }
+      for (Held& h : held_) {
+        if (h.block == m.from) h.block = m.to;
+      }
+    }
+    for (const uint32_t e : extents) {
+      mapped_.erase(e);
+      for (uint32_t i = 0; i < per_extent_; ++i) {
+        away_.push_back(std::move(writers_.at(e * per_extent_ + i)));
+        writers_.erase(e * per_extent_ + i);
+      }
+    }
+    if (!lost) return;
+    for (const Held& h : held_) manager_.Release(h.block);  // all are preempted
+    held_.clear();
+    manager_.ClearPrefixCache();
+    for (const uint32_t e : extents) Grow(e);
+  }
+
+  std::mt19937_64 rng_;
+  const uint32_t per_extent_;
+  const uint32_t max_extents_;
+  const uint32_t tenants_;
+  BlockManager manager_;
+  std::set<uint32_t> mapped_;
+  std::map<BlockId, std::set<uint64_t>> writers_;  // of the bytes of each block
+  std::vector<std::set<uint64_t>> away_;           // likewise, of memory that is not KV now
+  std::vector<Held> held_;
+  int32_t next_content_ = 0;
+  uint64_t scrubbed_ = 0;
+};
+
+TEST(BlockManager, RandomLifeNeverShowsOneTenantAnothersBytes) {
+  const uint64_t runs = testing::Iterations("WEIR_PROPERTY_RUNS", 400);
+  uint64_t scrubbed = 0;
+  for (uint64_t seed = 0; seed < runs; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Tenants tenants(seed);
+    tenants.Run();
+    if (HasFatalFailure()) return;
+    if (tenants.tenants() == 1) {
+      ASSERT_EQ(tenants.scrubbed(), 0U);
+    }
+    scrubbed += tenants.scrubbed();
+  }
+  EXPECT_GT(scrubbed, 0U);
 }
 
 }  // namespace

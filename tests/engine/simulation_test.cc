@@ -42,6 +42,7 @@ class Random {
 struct Client {
   std::vector<int32_t> prompt;
   uint32_t max_tokens = 0;
+  uint64_t tenant = 1;
   uint64_t arrives_at = 0;               // step
   std::optional<uint64_t> cancelled_at;  // step
   RequestId id = 0;
@@ -54,7 +55,7 @@ struct Client {
 struct Coverage {
   uint64_t border_moves = 0, placement_changes = 0, preemptions = 0, prefix_hits = 0,
            blocks_moved = 0, repairs = 0, faults_injected = 0, steps = 0, gates = 0, stalls = 0,
-           failed_steps = 0, errors = 0;
+           failed_steps = 0, errors = 0, scrubbed_blocks = 0;
   std::map<std::string, uint64_t> evictions_of;  // moves to a border with weights away, by policy
 };
 
@@ -70,7 +71,8 @@ class World {
       : random_(seed),
         faults_(faults),
         gates_(gates),
-        depth_(gates == Gates::kDevice ? 2 : static_cast<uint32_t>(1 + seed % 2)) {
+        depth_(gates == Gates::kDevice ? 2 : static_cast<uint32_t>(1 + seed % 2)),
+        tenants_(1 + seed / 2 % 3) {
     shape_.layers = static_cast<uint32_t>(random_.Between(2, 6));
     shape_.segments = static_cast<uint32_t>(random_.Between(1, 3));
     shape_.segment_bytes = 64 * random_.Between(16, 64);
@@ -92,7 +94,7 @@ class World {
       // that late copies take.
       m.pager.gate_timeout_ns = random_.Pick<uint64_t>({100'000, 1'000'000, 20'000'000});
     }
-    m.poison_freed = true;
+    m.poison_freed = tenants_ == 1;  // else what is left in freed granules must stay to be found
     m.prefix_caching = random_.Chance(0.8);
     m.ring_slots = 2;
     // From the least that runs to more than enough.
@@ -134,6 +136,7 @@ class World {
         static_cast<uint32_t>(random_.Between(1, limits.max_rows));
     options.scheduler.max_sequences = limits.max_sequences;
     options.max_model_len = 512;
+    compute_->tenant_of = [this](uint64_t key) { return tenant_by_request_.at(key); };
     core_ = std::make_unique<EngineCore>(*driver_, *memory_, *compute_, *policy_, options);
     if (random_.Chance(0.5)) WEIR_TRY(core_->Calibrate());
     placed_ = memory_->weights().plan().target();
@@ -152,6 +155,7 @@ class World {
         c.prompt.push_back(static_cast<int32_t>(random_.Below(shape_.vocab)));
       }
       c.max_tokens = static_cast<uint32_t>(random_.Between(1, 48));
+      c.tenant = 1 + i % tenants_;
       c.arrives_at = random_.Below(60);
       if (random_.Chance(0.15)) c.cancelled_at = c.arrives_at + random_.Below(30);
       clients_.push_back(std::move(c));
@@ -217,6 +221,7 @@ class World {
       const Status sound = core_->CheckIntegrity();
       ASSERT_TRUE(sound.ok()) << "step " << step << ": " << sound.ToString() << "\n" << Describe();
       ASSERT_EQ(driver_->violations(), 0u) << driver_->violation_list()[0];
+      ASSERT_EQ(compute_->canaries_seen(), 0U) << "step " << step << ": another tenant's KV";
       if (!*worked && step > 100) break;
     }
     ASSERT_LT(step, kMostSteps) << "no end: a request neither finished nor failed (S3)\n"
@@ -233,7 +238,7 @@ class World {
     for (const Client& c : clients_) {
       if (c.id == 0) continue;  // refused at Add
       ASSERT_NE(c.reason, FinishReason::kNone);
-      const auto expected = SimModel::Expected(shape_, c.prompt, c.max_tokens);
+      const auto expected = SimModel::Expected(shape_, c.prompt, c.max_tokens, c.tenant);
       ASSERT_LE(c.tokens.size(), expected.size());
       EXPECT_TRUE(std::equal(c.tokens.begin(), c.tokens.end(), expected.begin()))
           << "request " << c.id << ": tokens differ from its solo run";
@@ -293,6 +298,10 @@ class World {
     c->stalls += memory_->weights().stats().faults;
     c->failed_steps += core_->stats().failed_steps;
     c->errors += core_->stats().requests_failed;
+    c->scrubbed_blocks += core_->stats().scrubbed_blocks;
+    if (tenants_ == 1) {
+      EXPECT_EQ(core_->stats().scrubbed_blocks, 0U) << "there is one tenant";
+    }
   }
 
  private:
@@ -310,11 +319,13 @@ class World {
   void Arrive(Client& c) {
     CoreRequest request;
     request.prompt = c.prompt;
+    request.cache_salt = c.tenant;
     request.sampling.temperature = 0;
     request.sampling.max_tokens = c.max_tokens;
     const auto id = core_->Add(std::move(request));
     if (id.ok()) {
       c.id = *id;
+      tenant_by_request_[c.id] = c.tenant;
     } else {
       EXPECT_EQ(id.status().code(), StatusCode::kNoMemory) << id.status().ToString();
     }
@@ -344,7 +355,9 @@ class World {
   std::unique_ptr<SimCompute> compute_;
   std::unique_ptr<Policy> policy_;
   std::unique_ptr<EngineCore> core_;
+  const uint64_t tenants_;
   std::vector<Client> clients_;
+  std::map<uint64_t, uint64_t> tenant_by_request_;
   EvictionTarget placed_;  // after the step before
   uint64_t placement_changes_ = 0;
   uint64_t evictions_ = 0;
@@ -388,6 +401,7 @@ void RunSeeds(Faults faults, Gates gates = Gates::kHost) {
   EXPECT_GT(coverage.preemptions, 0U);
   EXPECT_GT(coverage.prefix_hits, 0U);
   EXPECT_GT(coverage.blocks_moved, 0U);
+  EXPECT_GT(coverage.scrubbed_blocks, 0U);
   if (faults == Faults::kInjected) {
     EXPECT_GT(coverage.repairs, 0U);
     EXPECT_GT(coverage.faults_injected, 0U);
@@ -399,11 +413,13 @@ void RunSeeds(Faults faults, Gates gates = Gates::kHost) {
   }
   std::printf(
       "%lu seeds: %lu steps, %lu border moves (%lu from one placement to the other), %lu "
-      "preemptions, %lu tokens from the prefix cache, %lu blocks moved, %lu faults injected, %lu "
+      "preemptions, %lu tokens from the prefix cache, %lu blocks moved, %lu scrubbed, %lu faults "
+      "injected, %lu "
       "stripes repaired, %lu armed gates (%lu waited), %lu steps failed, %lu requests failed\n",
       runs, coverage.steps, coverage.border_moves, coverage.placement_changes, coverage.preemptions,
-      coverage.prefix_hits, coverage.blocks_moved, coverage.faults_injected, coverage.repairs,
-      coverage.gates, coverage.stalls, coverage.failed_steps, coverage.errors);
+      coverage.prefix_hits, coverage.blocks_moved, coverage.scrubbed_blocks,
+      coverage.faults_injected, coverage.repairs, coverage.gates, coverage.stalls,
+      coverage.failed_steps, coverage.errors);
   for (const auto& [policy, evictions] : coverage.evictions_of) {
     std::printf("  %s: %lu borders with weights away\n", policy.c_str(), evictions);
   }

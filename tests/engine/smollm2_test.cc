@@ -141,7 +141,7 @@ TEST_F(SmolLm2Test, HiddenStatesAndLogitsAreClose) {
       if (blocks.counts().free == 0) {
         ASSERT_TRUE(engine->core().memory().GrowKv(1).ok());
       }
-      held.push_back(blocks.Allocate().value());
+      held.push_back(blocks.Allocate(kNobody).value());
     }
     sequence.blocks = held;
     for (uint32_t i = 0; i < batch.rows(); ++i) batch.positions.push_back(static_cast<int32_t>(i));

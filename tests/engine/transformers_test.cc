@@ -123,7 +123,7 @@ TEST_P(TransformersTest, LogitsAndHiddenStatesAreClose) {
         if (blocks.counts().free == 0) {
           ASSERT_TRUE(engine_->core().memory().GrowKv(1).ok());
         }
-        held.push_back(blocks.Allocate().value());
+        held.push_back(blocks.Allocate(kNobody).value());
       }
       sequence.blocks = held;
       for (uint32_t i = begin; i < end; ++i) {

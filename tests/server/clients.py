@@ -4,8 +4,9 @@ some gigabytes from PyPI the first time; not part of ./check.
 
     tests/server/clients.py build/release/engine/cli/weir "$(tools/get_model.sh)"
 
---python PATH is a Python that has client-requirements.txt already. Prints a line for each run and
-exits with 1 when a request failed or the server's own count of finished requests is another."""
+--python PATH is a Python that has client-requirements.txt already; what follows -- are options of
+`weir serve`. Prints a line for each run and exits with 1 when a request failed or the server's own
+count of finished requests is another."""
 import argparse
 import json
 import os
@@ -21,16 +22,17 @@ TOKENIZER = "weir/smollm2"  # what hub_tokenizer.py calls it
 
 
 class Clients:
-    def __init__(self, python, server, model, folder):
-        self.bin, self.server, self.model, self.folder = python.parent, server, model, folder
+    def __init__(self, python, server, tokenizer, folder):
+        self.python, self.server, self.folder = python, server, folder
         self.environment = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1",
-                            "PATH": f"{self.bin}:{os.environ['PATH']}"}
-        subprocess.run([python, HERE / "hub_tokenizer.py", model, folder / "hf"], check=True,
+                            "PATH": f"{python.parent}:{os.environ['PATH']}"}
+        subprocess.run([python, HERE / "hub_tokenizer.py", tokenizer, folder / "hf"], check=True,
                        stderr=subprocess.DEVNULL)
         self.name = json.load(serving.get(server.url + "/v1/models"))["data"][0]["id"]
 
-    def run(self, what, *command):
+    def run(self, what, module, *arguments):
         log = self.folder / f"{what}.log"
+        command = [self.python, "-m", module, *arguments]
         with log.open("w") as output:
             done = subprocess.run([str(part) for part in command], env=self.environment,
                                   cwd=self.folder, stdout=output, stderr=subprocess.STDOUT,
@@ -42,7 +44,7 @@ class Clients:
         """Failed requests, and a line of figures."""
         path = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}[endpoint]
         out = self.folder / what
-        self.run(what, self.bin / "aiperf", "profile", "--model", self.name, "--tokenizer",
+        self.run(what, "aiperf", "profile", "--model", self.name, "--tokenizer",
                  TOKENIZER, "--endpoint-type", endpoint, "--endpoint", path, "--streaming", "--url",
                  f"127.0.0.1:{self.server.port}", "--synthetic-input-tokens-mean", 128,
                  "--synthetic-input-tokens-stddev", 0, "--output-tokens-mean", 32,
@@ -61,17 +63,20 @@ class Clients:
         backend = f"kind=openai_http,target={self.server.url}"
         if request_format:
             backend += f",request_format={request_format}"
-        self.run(what, self.bin / "guidellm", "run", "--backend", backend, "--data",
+        self.run(what, "guidellm", "run", "--backend", backend, "--data",
                  "kind=synthetic_text,prompt_tokens=128,output_tokens=32", "--tokenizer",
                  f"kind=huggingface_auto,model={TOKENIZER}", "--profile", *profile, "--constraint",
                  f"kind=max_requests,count={requests}", "--output", f"kind=json,path={out}",
                  "--disable-console-interactive")
-        metrics = json.loads(out.read_text())["benchmarks"][0]["metrics"]
-        totals = metrics["request_totals"]
+        benchmark = json.loads(out.read_text())["benchmarks"][0]
+        # Not metrics' request_totals: those leave out a request that began after the end of the one
+        # whose end was noticed last, which need not be the one that ended last.
+        metrics, totals = benchmark["metrics"], benchmark["scheduler_state"]
 
         def p50(name):
             return metrics[name]["successful"]["percentiles"]["p50"]
-        return totals["successful"], totals["errored"] + totals["incomplete"], (
+        return totals["successful_requests"], (
+            totals["errored_requests"] + totals["cancelled_requests"]), (
             f"TTFT p50 {p50('time_to_first_token_ms'):.0f} ms, "
             f"ITL p50 {p50('inter_token_latency_ms'):.1f} ms")
 
@@ -82,13 +87,17 @@ def main():
     parser.add_argument("model")
     parser.add_argument("--python", type=pathlib.Path)
     parser.add_argument("--requests", type=int, default=100, help="of each run")
+    parser.add_argument("--tokenizer", help="the default model's GGUF file, if |model| is another")
+    parser.add_argument("serve_options", nargs="*")
     options = parser.parse_args()
     python = options.python or serving.venv("clients", HERE / "client-requirements.txt",
                                             hashes=False)
     bad = 0
     with tempfile.TemporaryDirectory() as folder, \
-            serving.Server(serving.serve(options.weir, options.model)) as server:
-        clients = Clients(python.absolute(), server, options.model, pathlib.Path(folder))
+            serving.Server(serving.serve(options.weir, options.model,
+                                         *options.serve_options)) as server:
+        clients = Clients(python.absolute(), server, options.tokenizer or options.model,
+                          pathlib.Path(folder))
         n = options.requests
         runs = {
             "aiperf-chat": lambda what: clients.aiperf(what, "chat", n, 8),

@@ -22,7 +22,7 @@ Status ComputeProbe::Reserve(Sequence& sequence, uint32_t tokens) {
   Memory& memory = engine_.core().memory();
   while (sequence.blocks.size() * kBlockTokens < tokens) {
     if (memory.blocks().counts().free == 0) WEIR_TRY(memory.GrowKv(1));
-    sequence.blocks.push_back(WEIR_TRY(memory.blocks().Allocate()));
+    sequence.blocks.push_back(WEIR_TRY(memory.blocks().Allocate(kNobody)));
   }
   return OkStatus();
 }

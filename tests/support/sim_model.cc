@@ -1,7 +1,9 @@
 #include "tests/support/sim_model.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <utility>
 
 namespace weir::testing {
 namespace {
@@ -55,12 +57,12 @@ uint64_t SimModel::Digest(std::span<const std::byte> bytes, uint64_t seed) {
   return h;
 }
 
-uint64_t SimModel::Word(int32_t token, uint64_t position, uint64_t weight_digest) {
-  return Mix(static_cast<uint64_t>(token) ^ (position << 32) ^ weight_digest);
+uint64_t SimModel::Word(int32_t token, uint64_t position, uint64_t weight_digest, uint64_t tenant) {
+  return Mix(static_cast<uint64_t>(token) ^ (position << 32) ^ weight_digest ^ Mix(tenant));
 }
 
 std::vector<int32_t> SimModel::Expected(const SimModelShape& shape, std::span<const int32_t> prompt,
-                                        uint32_t count) {
+                                        uint32_t count, uint64_t tenant) {
   const std::vector<std::byte> weights = WeightBytes(shape);
   uint64_t digest = 0;
   for (const auto& layer : Layout(shape).layers) {
@@ -73,7 +75,7 @@ std::vector<int32_t> SimModel::Expected(const SimModelShape& shape, std::span<co
   size_t folded = 0;
   for (uint32_t i = 0; i < count; ++i) {
     for (; folded < tokens.size(); ++folded) {
-      context = Mix(context ^ Word(tokens[folded], folded, digest));
+      context = Mix(context ^ Word(tokens[folded], folded, digest, tenant));
     }
     tokens.push_back(static_cast<int32_t>(context % shape.vocab));
   }
@@ -117,8 +119,13 @@ Result<uint64_t> SimCompute::ReadWeights(Pending& step) {
   return digest;
 }
 
+Status SimCompute::Scrub(std::span<const BlockId> blocks) {
+  scrubs_.insert(scrubs_.end(), blocks.begin(), blocks.end());
+  return OkStatus();
+}
+
 Status SimCompute::Submit(const StepBatch& batch, StepGates& gates) {
-  Pending step{.batch = batch, .blocks = {}, .gates = &gates, .device = {}};
+  Pending step{.batch = batch, .blocks = {}, .scrubs = {}, .gates = &gates, .device = {}};
   const DeviceGates device = gates.device_gates();
   if (device.produced != 0) step.device.emplace(driver_, device, advance_);
   for (StepSequence& s : step.batch.sequences) {
@@ -126,10 +133,14 @@ Status SimCompute::Submit(const StepBatch& batch, StepGates& gates) {
     s.blocks = {};
   }
   if (Status failed = submit_fails ? submit_fails() : OkStatus(); !failed.ok()) {
-    if (failed_submits_run) failed_submit_.emplace(std::move(step));
+    if (failed_submits_run) {
+      step.scrubs = std::exchange(scrubs_, {});
+      failed_submit_.emplace(std::move(step));
+    }
     RunFailedSubmit();
     return failed;
   }
+  step.scrubs = std::exchange(scrubs_, {});
   pending_.push_back(std::move(step));
   return OkStatus();
 }
@@ -161,11 +172,20 @@ Status SimCompute::Collect(StepOutcome* outcome) {
 
 Status SimCompute::Run(Pending& step, StepOutcome* outcome) {
   const StepBatch& batch = step.batch;
+  const std::array<std::byte, kBlockTokens * 8> zeroes{};
+  for (const BlockId block : step.scrubs) {
+    WEIR_TRY(driver_.Write(WordAddress(block, 0), zeroes));
+  }
   const uint64_t digest = WEIR_TRY(ReadWeights(step));
   logits_.clear();
   for (size_t i = 0; i < batch.sequences.size(); ++i) {
     const StepSequence& s = batch.sequences[i];
     const std::vector<BlockId>& blocks = step.blocks[i];
+    const uint64_t tenant = tenant_of && s.sample.params ? tenant_of(s.sample.key) : 0;
+    if (tenant_of) {
+      WEIR_TRY(
+          LookForCanaries(blocks, s, tenant, static_cast<uint64_t>(batch.positions[s.first_row])));
+    }
     for (uint32_t r = s.first_row; r < s.first_row + s.rows; ++r) {
       const auto p = static_cast<uint64_t>(batch.positions[r]);
       int32_t token = batch.tokens[r];
@@ -174,7 +194,8 @@ Status SimCompute::Run(Pending& step, StepOutcome* outcome) {
         if (before >= sampled_.size()) return BadState("the step before sampled no such token");
         token = sampled_[before];
       }
-      const uint64_t word = SimModel::Word(token, p, digest);
+      const uint64_t word = SimModel::Word(token, p, digest, tenant);
+      if (tenant != 0) writer_.emplace(word, tenant);
       WEIR_TRY(
           driver_.Write(WordAddress(blocks[p / 16], p % 16), std::as_bytes(std::span(&word, 1))));
       advance_(kTokenNs);
@@ -196,6 +217,20 @@ Status SimCompute::Run(Pending& step, StepOutcome* outcome) {
   sampled_.clear();
   for (const Result<SampledToken>& s : outcome->samples) {
     sampled_.push_back(s.ok() ? s->token : -1);
+  }
+  return OkStatus();
+}
+
+// Blocks that |s| writes into hold what its own tenant wrote, or nobody's.
+Status SimCompute::LookForCanaries(std::span<const BlockId> blocks, const StepSequence& s,
+                                   uint64_t tenant, uint64_t first_position) {
+  std::array<uint64_t, kBlockTokens> words{};
+  for (uint64_t b = first_position / kBlockTokens; b * kBlockTokens < s.context; ++b) {
+    WEIR_TRY(driver_.Read(WordAddress(blocks[b], 0), std::as_writable_bytes(std::span(words))));
+    for (const uint64_t word : words) {
+      const auto it = writer_.find(word);
+      if (it != writer_.end() && it->second != tenant) ++canaries_seen_;
+    }
   }
   return OkStatus();
 }

@@ -1,6 +1,7 @@
 // SimModel: a "language model" whose every token depends on every byte it should depend on.
 //
-// The KV word of position p is a hash of (token, p, digest of the weights as read at p's step). The
+// The KV word of position p is a hash of (token, p, digest of the weights as read at p's step, the
+// tenant). The
 // next token is a hash of all KV words of the context, read back through the block table. So a
 // stale weight granule, a lost copy, a wrong block, a moved block or a missing rollback changes
 // tokens, and what the tokens should be is known in closed form (SimModel::Expected), with no
@@ -12,6 +13,7 @@
 #include <functional>
 #include <optional>
 #include <span>
+#include <unordered_map>
 #include <vector>
 
 #include "engine/compute.h"
@@ -38,9 +40,9 @@ class SimModel {
   static std::vector<std::byte> WeightBytes(const SimModelShape& shape);
   // The greedy continuation of |prompt| by |count| tokens.
   static std::vector<int32_t> Expected(const SimModelShape& shape, std::span<const int32_t> prompt,
-                                       uint32_t count);
+                                       uint32_t count, uint64_t tenant = 0);
 
-  static uint64_t Word(int32_t token, uint64_t position, uint64_t weight_digest);
+  static uint64_t Word(int32_t token, uint64_t position, uint64_t weight_digest, uint64_t tenant);
   static uint64_t Digest(std::span<const std::byte> bytes, uint64_t seed);
 };
 
@@ -58,6 +60,7 @@ class SimCompute final : public Compute {
 
   const ComputeLimits& limits() const override { return limits_; }
   uint32_t depth() const override { return depth_; }
+  Status Scrub(std::span<const BlockId> blocks) override;
   // With depth 2 a step runs when it is collected, as late as it may. Where the pager has device
   // gates it runs as kernels would: to its end, whatever happens at its gates.
   Status Submit(const StepBatch& batch, StepGates& gates) override;
@@ -70,17 +73,24 @@ class SimCompute final : public Compute {
   std::function<Status()> submit_fails;  // asked at each Submit; empty: none does
   // The kernels of a step whose Submit failed run all the same, in their turn.
   bool failed_submits_run = false;
+  // The tenant of a request, by SampleRequest::key; empty: there is one.
+  std::function<uint64_t(uint64_t key)> tenant_of;
+  // KV words of one tenant found in a block of another that was about to write there.
+  uint64_t canaries_seen() const { return canaries_seen_; }
 
  private:
   struct Pending {
     StepBatch batch;
     std::vector<std::vector<BlockId>> blocks;  // by sequence
+    std::vector<BlockId> scrubs;               // before it
     StepGates* gates = nullptr;
     std::optional<SimStepGates> device;
   };
   void RunFailedSubmit();
   Status Run(Pending& step, StepOutcome* outcome);
   Result<uint64_t> ReadWeights(Pending& step);
+  Status LookForCanaries(std::span<const BlockId> blocks, const StepSequence& s, uint64_t tenant,
+                         uint64_t first_position);
   Status Arrive(Pending& step, uint32_t gate);
   Status Depart(Pending& step, uint32_t gate);
   VirtAddr WordAddress(BlockId block, uint64_t offset) const {
@@ -95,7 +105,10 @@ class SimCompute final : public Compute {
   WeightLayout layout_;
   uint32_t depth_;
   std::deque<Pending> pending_;
-  std::optional<Pending> failed_submit_;  // behind those
+  std::optional<Pending> failed_submit_;           // behind those
+  std::vector<BlockId> scrubs_;                    // behind all of it
+  std::unordered_map<uint64_t, uint64_t> writer_;  // tenant, by the KV word that it alone writes
+  uint64_t canaries_seen_ = 0;
   Sampler sampler_;
   std::vector<int32_t> sampled_;  // of the last step that ran
   std::vector<std::vector<float>> logits_;

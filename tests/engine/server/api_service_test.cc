@@ -317,6 +317,45 @@ TEST_F(ApiServiceTest, BadRequestsNameTheField) {
   EXPECT_TRUE(engine_->requests_.empty());
 }
 
+// Prompt and output have at most 64 tokens in this server.
+TEST_F(ApiServiceTest, WhatCannotBeHeldIsRefusedBeforeItIsQueued) {
+  const auto tokens = [](size_t n) {
+    std::string list = "1";
+    for (size_t i = 1; i < n; ++i) list += ",1";
+    return R"({"model":"m","prompt":[)" + list + "]";
+  };
+  const auto call = [&](size_t n, const std::string& extra) {
+    return Call("POST", "/v1/completions", tokens(n) + extra + "}");
+  };
+  EXPECT_EQ(call(60, R"(,"max_tokens":4)")->response_.status, 200U);
+  EXPECT_EQ(engine_->requests_.back().sampling.max_tokens, 4U);
+  // Not given: the default, as far as there is room.
+  EXPECT_EQ(call(10, "")->response_.status, 200U);
+  EXPECT_EQ(engine_->requests_.back().sampling.max_tokens, 16U);
+  EXPECT_EQ(call(10, R"(,"min_tokens":20)")->response_.status, 200U);
+  EXPECT_EQ(engine_->requests_.back().sampling.max_tokens, 20U);
+  EXPECT_EQ(call(60, "")->response_.status, 200U);
+  EXPECT_EQ(engine_->requests_.back().sampling.max_tokens, 4U);
+  const size_t before = engine_->requests_.size();
+  for (const auto& [n, extra, param, said] :
+       std::vector<std::tuple<size_t, std::string, std::string, std::string>>{
+           {60, R"(,"max_tokens":5)", "max_tokens", "room for 4"},
+           {60, R"(,"max_completion_tokens":5)", "max_tokens", "room for 4"},
+           {60, R"(,"min_tokens":5)", "min_tokens", "room for 4"},
+           {64, "", "prompt", "64 tokens"},
+           {64, R"(,"max_tokens":1)", "prompt", "64 tokens"}}) {
+    const auto x = call(n, extra);
+    EXPECT_EQ(x->response_.status, 400U) << extra;
+    const auto error = json::parse(x->response_.body)["error"];
+    EXPECT_EQ(error["param"], param) << x->response_.body;
+    EXPECT_EQ(error["code"], "context_length_exceeded");
+    EXPECT_EQ(error["type"], "invalid_request_error");
+    EXPECT_NE(error["message"].get<std::string>().find(said), std::string::npos) << error;
+    EXPECT_NE(error["message"].get<std::string>().find("at most 64 tokens"), std::string::npos);
+  }
+  EXPECT_EQ(engine_->requests_.size(), before);
+}
+
 TEST_F(ApiServiceTest, HostileJsonIsRefused) {
   for (const std::string& body :
        {std::string(), std::string("[]"), std::string("{"), std::string(R"({"prompt":[]})"),

@@ -83,6 +83,11 @@ class HttpServerTest : public ::testing::Test {
     auto server = HttpServer::Start(options, [this](std::shared_ptr<HttpExchange> exchange) {
       const std::string& path = exchange->request().path;
       if (path == "/drop") return;
+      if (path == "/block") {
+        blocking_ = true;
+        while (blocked_) std::this_thread::sleep_for(1ms);
+        blocking_ = false;
+      }
       if (path == "/throw") throw std::runtime_error("handler");
       if (path == "/hold") {
         exchange->OnClientLeft([this] { left_ += 1; });
@@ -121,6 +126,7 @@ class HttpServerTest : public ::testing::Test {
   std::condition_variable changed_;
   std::vector<std::shared_ptr<HttpExchange>> held_;
   std::atomic<int> left_{0};
+  std::atomic<bool> blocked_{false}, blocking_{false};
   std::unique_ptr<HttpServer> server_;
 };
 
@@ -379,6 +385,30 @@ TEST_F(HttpServerTest, StopAcceptingFinishesWhatIsInFlight) {
   EXPECT_TRUE(answer.ends_with("done")) << answer;
   EXPECT_NE(answer.find("Connection: close"), std::string::npos);
   server_->Stop();
+}
+
+// A kept connection may not be closed under a request that has arrived and was not read yet: its
+// client could not tell it from a lost answer.
+TEST_F(HttpServerTest, ARequestThatHasArrivedIsAnsweredThoughItsIdleConnectionIsToBeClosed) {
+  HttpOptions options;
+  options.threads = 1;
+  Start(options);
+  for (int i = 0; i < 20; ++i) {
+    if (i > 0) Start(options);
+    Client kept = Connect();
+    kept.Send(Get("/a"));
+    ASSERT_NE(kept.ReadUntil("GET /a .").find("200 OK"), std::string::npos);
+    Client busy = Connect();
+    blocked_ = true;
+    busy.Send(Get("/block"));
+    ASSERT_TRUE(Soon([this] { return blocking_ == true; }));
+    kept.Send(Get("/b"));
+    std::thread stop([this] { server_->StopAccepting(); });
+    std::this_thread::sleep_for(5ms);  // its task waits for the only thread
+    blocked_ = false;
+    EXPECT_NE(kept.ReadAll().find("GET /b ."), std::string::npos);
+    stop.join();
+  }
 }
 
 TEST_F(HttpServerTest, StopTellsWhoeverAnswersAndAnExchangeMayOutliveTheServer) {
