@@ -71,6 +71,7 @@ struct EngineInfo {
   uint64_t kv_block_bytes = 0;
   uint64_t most_kv_blocks = 0;  // whatever the border
   uint32_t max_model_len = 0;
+  uint64_t clock_error_ns = 0;  // Compute::clock_error_ns, after calibration
   WeightLoadReport load;
   StartupTimes startup;
 };

@@ -122,6 +122,19 @@ class FaultDriver final : public Driver {
     ++calls;
     return inner_.StreamWait(stream, event);
   }
+  Result<StampId> Stamp(StreamId stream) override {
+    ++calls;
+    return inner_.Stamp(stream);
+  }
+  Result<TimeNs> TakeStamp(StampId stamp) override {
+    ++calls;
+    return inner_.TakeStamp(stamp);
+  }
+  void DropStamp(StampId stamp) override {
+    ++calls;
+    inner_.DropStamp(stamp);
+  }
+  uint64_t stamp_error_ns() const override { return inner_.stamp_error_ns(); }
   Result<VirtAddr> CreateCounter() override {
     ++calls;
     return inner_.CreateCounter();
