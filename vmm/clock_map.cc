@@ -80,6 +80,11 @@ void ClockMap::MeasureRate(uint64_t device_ns, int64_t low, int64_t high) {
   anchor_error_ = error;
 }
 
+uint64_t ClockMap::error_ns(uint64_t device_ns) const {
+  const double apart = std::abs(static_cast<double>(Minus(device_ns, at_)));
+  return error_ns() + static_cast<uint64_t>(std::ceil(rate_error_ * apart));
+}
+
 TimeNs ClockMap::ToHost(uint64_t device_ns) const {
   if (!known_) return 0;
   const double apart = static_cast<double>(Minus(device_ns, at_));

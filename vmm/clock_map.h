@@ -30,8 +30,9 @@ class ClockMap {
   bool known() const { return known_; }
   // 0 before anything is known.
   TimeNs ToHost(uint64_t device_ns) const;
-  // How far ToHost may be off at the last bound.
+  // How far ToHost may be off at the latest moment there is a bound for; at another.
   uint64_t error_ns() const { return static_cast<uint64_t>(high_ - low_ + 1) / 2; }
+  uint64_t error_ns(uint64_t device_ns) const;
   double drift() const { return rate_; }  // host seconds less device seconds, a device second
   uint64_t contradictions() const { return contradictions_; }
 

@@ -19,6 +19,7 @@ class OpenSteps {
     if (begun_.size() == kMost) begun_.erase(begun_.begin());
     begun_.push_back(r);
   }
+  bool empty() const { return begun_.empty(); }
   // The kStepBegin of |step|, which is over; nothing if it was not seen.
   std::optional<TraceRecord> End(uint64_t step) {
     for (auto it = begun_.begin(); it != begun_.end(); ++it) {

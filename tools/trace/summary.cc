@@ -102,11 +102,11 @@ void Summary::Add(const TraceEvent& event) {
       break;
     case TraceType::kPlanRollback: ++rollbacks_; break;
     case TraceType::kPlacement: evicted_bytes_ = r.args[3]; break;
-    case TraceType::kStepBegin: step_begin_ = r; break;
+    case TraceType::kStepBegin: open_steps_.Begin(r); break;
     case TraceType::kStepEnd:
-      if (step_begin_.type != 0 && step_begin_.args[0] == r.args[0] &&
-          r.cause == static_cast<uint8_t>(StepKind::kServing)) {
-        generated_ += r.args[2] - std::min(r.args[2], step_begin_.args[3]);
+      if (const auto begun = open_steps_.End(r.args[0]);
+          begun && r.cause == static_cast<uint8_t>(StepKind::kServing)) {
+        generated_ += r.args[2] - std::min(r.args[2], begun->args[3]);
       }
       ++steps_;
       tokens_ += r.args[2];

@@ -14,6 +14,7 @@
 #include <nlohmann/json_fwd.hpp>
 
 #include "tools/trace/histogram.h"
+#include "tools/trace/open_steps.h"
 #include "tools/trace/reader.h"
 
 namespace weir::trace_tool {
@@ -129,7 +130,8 @@ class Summary {
   Histogram first_token_, whole_request_;
   std::unordered_map<uint64_t, uint64_t> added_;  // requests that are not over: when they came
   uint64_t cached_tokens_ = 0;
-  TraceRecord queue_, step_begin_;
+  TraceRecord queue_;
+  OpenSteps open_steps_;
   std::vector<FaultSeen> top_;
   std::vector<KvSample> samples_ = std::vector<KvSample>(kSamples);
 };
