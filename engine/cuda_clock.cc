@@ -34,6 +34,13 @@ Status CudaClock::Refresh() {
   return TraceMonotonicNs() - compared_ns_ > kCompareEveryNs ? Compare() : OkStatus();
 }
 
+void CudaClock::Bound(uint64_t device_ns, TimeNs not_before, TimeNs not_after) {
+  // %globaltimer moves in ticks of up to a microsecond: it shows the last one.
+  constexpr TimeNs kTickNs = 1024;
+  const bool bound = not_before != ClockMap::kEver;
+  map_.Bound(device_ns, bound ? not_before - kTickNs : ClockMap::kEver, not_after);
+}
+
 Status CudaClock::Compare() {
   std::atomic_ref<uint64_t> reading(*reading_.At<uint64_t>(0));
   reading.store(0, std::memory_order_relaxed);
@@ -42,15 +49,14 @@ Status CudaClock::Compare() {
   // The word shows up before the stream counts as done; the stream tells if it never will.
   uint64_t device_ns = 0;
   cudaError_t state = cudaErrorNotReady;
-  while ((device_ns = reading.load(std::memory_order_acquire)) == 0 &&
-         state == cudaErrorNotReady) {
+  while ((device_ns = reading.load(std::memory_order_acquire)) == 0 && state == cudaErrorNotReady) {
     state = cudaStreamQuery(stream_);
   }
   const TimeNs not_after = TraceMonotonicNs();
   if (device_ns == 0) device_ns = reading.load(std::memory_order_acquire);
   if (state != cudaErrorNotReady) WEIR_TRY(FromCuda(state, "reading the device's clock"));
   if (device_ns == 0) return DriverError("a kernel that reads the device's clock wrote nothing");
-  map_.Bound(device_ns, not_before, not_after);
+  Bound(device_ns, not_before, not_after);
   compared_ns_ = not_after;
   return OkStatus();
 }

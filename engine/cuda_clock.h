@@ -27,10 +27,8 @@ class CudaClock {
   // Compares the clocks if the last comparison is older than kCompareEveryNs: 10 us on an idle
   // device, on a busy one until a kernel's block ends.
   Status Refresh();
-  // The device's |device_ns| was not before, not after that time of the host (ClockMap's).
-  void Bound(uint64_t device_ns, TimeNs not_before, TimeNs not_after) {
-    map_.Bound(device_ns, not_before, not_after);
-  }
+  // The device showed |device_ns| not before, not after that time of the host (ClockMap's).
+  void Bound(uint64_t device_ns, TimeNs not_before, TimeNs not_after);
   TimeNs ToHost(uint64_t device_ns) const { return map_.ToHost(device_ns); }
   uint64_t error_ns() const { return map_.error_ns(); }
   uint64_t error_ns(uint64_t device_ns) const { return map_.error_ns(device_ns); }

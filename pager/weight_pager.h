@@ -34,7 +34,8 @@ struct WeightPagerOptions {
   // Steps that may have begun and not ended, so that the next one is queued while one runs.
   uint32_t max_steps_under_way = 1;
   // Gates are passed by kernels: the counters are gate words of the driver, and copies are not
-  // repaired at a gate (a step that misses one fails and is run again). They are traced with stamps.
+  // repaired at a gate (a step that misses one fails and is run again). They are traced with
+  // stamps.
   bool device_gates = false;
 };
 

@@ -3,9 +3,10 @@
 //
 // The times of gates come from the kernels' clock, those of copies from stamps on the copy stream:
 // two readings of one device, each within an error of the host's clock. What is known to have been
-// before something else is told as such: a copy began after it was queued, and ended before its
-// gate was passed. A reading is moved by no more than the two errors for that; what contradicts
-// beyond them stays as it was read, for `weir-trace check` to find.
+// before something else is told as such: a copy began after it was queued and after the gate of the
+// chunk that it overwrites was passed, and ended before its own gate was. A reading is moved by no
+// more than the two errors for that; what contradicts beyond them stays as it was read, for
+// `weir-trace check` to find.
 #include <algorithm>
 
 #include "pager/weight_pager_impl.h"
@@ -30,8 +31,11 @@ Status WeightPager::Impl::StampBegin(const EvictionPlan& plan, uint64_t number) 
     stamped.pop_back();
   }
   const uint64_t index = (number - pass_base) % plan.chunks().size();
-  StampedCopy copy{
-      .number = number, .index = index, .chunk = plan.chunks()[index], .queued_ns = driver.Now()};
+  StampedCopy copy{.number = number,
+                   .index = index,
+                   .chunk = plan.chunks()[index],
+                   .queued_ns = driver.Now(),
+                   .after = RequiredConsumed(plan, pass_base, number) - 1};
   copy.begin = WEIR_TRY(driver.Stamp(copy_stream));
   stamped.push_back(copy);
   return OkStatus();
@@ -60,8 +64,13 @@ std::optional<CopySpan> WeightPager::Impl::TakeSpan(StampedCopy& copy, TimeNs kn
   copy.begin = StampId();
   if (!begin.ok() || !end.ok()) return std::nullopt;
   error_ns += driver.stamp_error_ns();
-  CopySpan span{NotBefore(*begin, copy.queued_ns, error_ns),
-                NotAfter(*end, known_end_ns, error_ns)};
+  TimeNs earliest = copy.queued_ns;
+  if (copy.chunk.previous_user < gates_passed.size()) {
+    const GatePassed& before = gates_passed[copy.chunk.previous_user];
+    if (before.number == copy.after) earliest = std::max(earliest, before.time_ns + 1);
+  }
+  CopySpan span{NotBefore(*begin, earliest, error_ns), NotAfter(*end, known_end_ns, error_ns)};
+  span.end_ns = NotBefore(span.end_ns, earliest, error_ns);
   span.begin_ns = NotAfter(span.begin_ns, span.end_ns, error_ns);
   return span;
 }
@@ -81,6 +90,7 @@ void WeightPager::Impl::TraceDeviceStep(const EvictionPlan& plan, const DeviceGa
                              ? n
                              : static_cast<size_t>(std::max(
                                    0, plan.chunk_of_gate()[static_cast<size_t>(log.failed_gate)]));
+  gates_passed.resize(n);
   // Copies that end after the arrival looked at, in the order in which they ran.
   std::deque<CopySpan> ahead;
   for (size_t i = 0; i < n; ++i) {
@@ -124,6 +134,7 @@ void WeightPager::Impl::TraceDeviceStep(const EvictionPlan& plan, const DeviceGa
                      step_number, i, waited);
     }
     if (passed) {
+      gates_passed[i] = {number, at.pass_ns};
       gate_lane.Emit(at.pass_ns, TraceType::kGatePass, 0, gate, step_number, i, waited);
     }
   }
@@ -136,6 +147,7 @@ void WeightPager::Impl::TraceCopiesAtRest() {
     DropStamps(copy);
   }
   stamped.clear();
+  gates_passed.clear();
 }
 
 }  // namespace weir

@@ -37,6 +37,7 @@ struct StampedCopy {
   uint64_t index = 0;  // in its pass
   StripeChunk chunk;
   TimeNs queued_ns = 0;
+  uint64_t after = 0;  // the chunk it waited for: the previous user of its ring granules
   StampId begin, end;  // |end| is invalid when queueing it failed
 };
 
@@ -112,6 +113,12 @@ struct WeightPager::Impl {
   CopyProgress progress;
   std::deque<StampedCopy> stamped;  // by number; engine thread's, like all of device gates
   TraceLane copy_lane, gate_lane;
+  // When the gate of the last chunk with that index was passed, and its number; of this plan.
+  struct GatePassed {
+    uint64_t number = 0;
+    TimeNs time_ns = 0;
+  };
+  std::vector<GatePassed> gates_passed;
   uint32_t passes_given_up = 0;  // steps that failed since the last fresh pass
 
   // The step under way; written by the compute thread, read after it has ended.

@@ -6,7 +6,7 @@
 namespace weir {
 namespace {
 
-constexpr double kRateFromNs = 1e9;     // the shortest time from which a rate is measured
+constexpr double kRateFromNs = 1e9;    // the shortest time from which a rate is measured
 constexpr double kAnchorForNs = 2e10;  // the longest: rates change with temperature
 
 // Of unsigned times whose distance fits.

@@ -40,7 +40,7 @@ class ClockMap {
   void MeasureRate(uint64_t device_ns, int64_t low, int64_t high);
 
   bool known_ = false;
-  uint64_t at_ = 0;            // device time that the interval is of
+  uint64_t at_ = 0;             // device time that the interval is of
   int64_t low_ = 0, high_ = 0;  // host time less device time
   double rate_ = 0, rate_error_ = kMostDrift;
   // A bound on both sides, from which the rate is measured.

@@ -28,8 +28,7 @@ Status CudaDriver::CompareClocks() {
     uint64_t device_ns = not_before;
     if (status.ok() && stamps_.origin != nullptr) {
       float ms = 0;
-      status =
-          Check("cuEventElapsedTime", api_.cuEventElapsedTime(&ms, stamps_.origin, here));
+      status = Check("cuEventElapsedTime", api_.cuEventElapsedTime(&ms, stamps_.origin, here));
       device_ns = stamps_.origin_ns + static_cast<uint64_t>(std::llround(double{ms} * 1e6));
     }
     if (!status.ok()) {
@@ -72,8 +71,7 @@ Result<TimeNs> CudaDriver::TakeStamp(StampId stamp) {
   }
   float ms = 0;
   if (status.ok()) {
-    status =
-        Check("cuEventElapsedTime", api_.cuEventElapsedTime(&ms, stamps_.origin, handle));
+    status = Check("cuEventElapsedTime", api_.cuEventElapsedTime(&ms, stamps_.origin, handle));
   }
   stamps_.open.erase(it);
   stamps_.idle.push_back(handle);

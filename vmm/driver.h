@@ -99,7 +99,8 @@ class Driver {
   // what a counter write does. kUnsupported where no kernels run.
   virtual Result<StampId> Stamp(StreamId stream) {
     (void)stream;
-    return Unsupported(properties().name + ": streams take no stamps; host functions tell the time");
+    return Unsupported(properties().name +
+                       ": streams take no stamps; host functions tell the time");
   }
   // The time noted, in the clock of Now() and within stamp_error_ns() of it. kShouldWait: the work
   // has not completed yet. After anything else the stamp is gone; an error: it was never reached.

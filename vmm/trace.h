@@ -26,7 +26,7 @@ namespace weir {
 
 // A ring that somebody writes to.
 struct TraceRingUse {
-  uint64_t generation = 0;  // of the tracer it was taken from; 0: none
+  uint64_t generation = 0;    // of the tracer it was taken from; 0: none
   TraceRing* ring = nullptr;  // null: every ring was taken, or the thread is ending
   TraceRecord* records = nullptr;
   uint32_t number = 0;

@@ -2,9 +2,9 @@
 //
 // A trace is a sequence of 64-byte little-endian records. Order is exact within a thread; across
 // threads it is that of |time_ns|. What a device did by itself (gates and copies of a GPU) has
-// threads of its own and is told of later, at its times in the records' clock. Arguments are 64-bit and named below per type, in order; unused
-// ones are 0. A reader skips types it does not know: new types are appended, existing ones never
-// change their meaning without a new kTraceVersion.
+// threads of its own and is told of later, at its times in the records' clock. Arguments are 64-bit
+// and named below per type, in order; unused ones are 0. A reader skips types it does not know: new
+// types are appended, existing ones never change their meaning without a new kTraceVersion.
 #pragma once
 
 #include <atomic>
@@ -68,8 +68,9 @@ enum class TraceType : uint16_t {
   kQueue = 33,       // running, waiting, KV blocks used, cached, free, capacity: after each step
   kRequest = 34,     // request, prompt tokens, cached tokens, output tokens, preemptions,
                      // most output tokens (0: not told)               cause: RequestEvent
-  kDeviceStep = 35,  // step, begin_ns, end_ns, error_ns: when it ran on its device; the times are
-                     // within |error_ns| of the records' clock. Before its kStepEnd  cause: StepKind
+  kDeviceStep =
+      35,  // step, begin_ns, end_ns, error_ns: when it ran on its device; the times are
+           // within |error_ns| of the records' clock. Before its kStepEnd  cause: StepKind
   // --- Policy ------------------------------------------------------------------------------------
   kPolicyDecision =
       40,             // decision, granules a layer wanted, granules a layer before, 1 if clipped,

@@ -1,5 +1,4 @@
 #include "kernels/cuda/clock.h"
-
 #include "kernels/cuda/enqueue.cuh"
 #include "kernels/cuda/gates.cuh"
 

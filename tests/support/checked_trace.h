@@ -1,4 +1,5 @@
-// CheckedTrace: the trace of a test's run, in a file, looked at with the code of `weir-trace check`.
+// CheckedTrace: the trace of a test's run, in a file, looked at with the code of `weir-trace
+// check`.
 //
 // Represents a tracer that is installed while this lives. Drain often: rings are finite.
 #pragma once

@@ -20,7 +20,8 @@ using testing::TraceFindings;
 
 class DeviceLife {
  public:
-  explicit DeviceLife(uint64_t mask = ~uint64_t{0}, const std::string& policy_name = "stress_random")
+  explicit DeviceLife(uint64_t mask = ~uint64_t{0},
+                      const std::string& policy_name = "stress_random")
       : trace([this] { return driver->Now(); }, mask) {
     MemoryOptions m;
     m.granule_bytes = 256;

@@ -95,8 +95,8 @@ void InvariantChecker::CloseEpoch(bool at_end) {
   const uint64_t exact = least + ahead_bytes_;
   // At the end of the trace steps may be under way, and their copies with them.
   const uint64_t begun = evicted_bytes_ * std::max<uint64_t>(1, steps_.size());
-  const bool fits = at_end ? epoch_copied_ >= least && epoch_copied_ <= exact + begun
-                           : epoch_copied_ == exact;
+  const bool fits =
+      at_end ? epoch_copied_ >= least && epoch_copied_ <= exact + begun : epoch_copied_ == exact;
   if (fits) return;
   const TraceEvent now = event_;
   event_ = placement_event_;
@@ -218,10 +218,11 @@ void InvariantChecker::OnDeviceStep() {
       step->second.begin_ns - begin > error) {
     Fail("A3", name + " runs on the device before the host began it");
   }
-  if (begin < device_end_ns_ && device_end_ns_ - begin > error) {
+  if (begin < device_end_ns_ && device_end_ns_ - begin > error + device_end_error_ns_) {
     Fail("A3", name + " begins on the device before the step ahead of it has ended there");
   }
   device_end_ns_ = std::max(device_end_ns_, end);
+  device_end_error_ns_ = error;
 }
 
 void InvariantChecker::OnStepEnd(bool failed) {
@@ -248,9 +249,8 @@ void InvariantChecker::OnStepEnd(bool failed) {
   if (step.epoch == epoch_) ++epoch_steps_;
   if (placement_known_ && step.epoch == epoch_ && Recorded(TraceType::kGatePass) &&
       step.passes != stripes_) {
-    Fail("M3", "step " + std::to_string(number) + " ended after " +
-                   std::to_string(step.passes) + " of its " + std::to_string(stripes_) +
-                   " armed gates");
+    Fail("M3", "step " + std::to_string(number) + " ended after " + std::to_string(step.passes) +
+                   " of its " + std::to_string(stripes_) + " armed gates");
   }
   // The engine's counter against the faults seen.
   const uint64_t stall = r.args[4];

@@ -46,6 +46,17 @@ void Summary::OnRequest(const TraceRecord& r) {
   }
 }
 
+void Summary::OnDeviceStep(const TraceRecord& r) {
+  if (r.args[1] > r.args[2]) return;
+  ++device_steps_;
+  device_busy_ns_ += r.args[2] - r.args[1];
+  if (device_end_ns_ != 0 && r.args[1] > device_end_ns_) {
+    device_idle_ns_ += r.args[1] - device_end_ns_;
+  }
+  device_end_ns_ = r.args[2];
+  clock_error_ns_ = std::max(clock_error_ns_, r.args[3]);
+}
+
 void Summary::OnQueue(const TraceRecord& r) {
   if (queue_.type != 0 && r.time_ns > queue_.time_ns) {
     const auto dt = static_cast<double>(r.time_ns - queue_.time_ns);
@@ -115,6 +126,7 @@ void Summary::Add(const TraceEvent& event) {
       streamed_ += r.args[5];
       break;
     case TraceType::kStepFailed: ++failed_steps_; break;
+    case TraceType::kDeviceStep: OnDeviceStep(r); break;
     case TraceType::kRequest: OnRequest(r); break;
     case TraceType::kKvEvict: kv_evicted_ += r.args[1]; break;
     case TraceType::kKvHit: kv_hit_ += r.args[1]; break;

@@ -106,6 +106,7 @@ class Summary {
   std::string TopText() const;
   void OnQueue(const TraceRecord& r);
   void OnRequest(const TraceRecord& r);
+  void OnDeviceStep(const TraceRecord& r);
 
   const TraceReader& reader_;
   const uint64_t first_ns_, last_ns_;
@@ -132,6 +133,9 @@ class Summary {
   uint64_t cached_tokens_ = 0;
   TraceRecord queue_;
   OpenSteps open_steps_;
+  // Steps where they ran, if that is a device of its own.
+  uint64_t device_steps_ = 0, device_busy_ns_ = 0, device_idle_ns_ = 0, device_end_ns_ = 0;
+  uint64_t clock_error_ns_ = 0;  // the largest
   std::vector<FaultSeen> top_;
   std::vector<KvSample> samples_ = std::vector<KvSample>(kSamples);
 };
