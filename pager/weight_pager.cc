@@ -400,6 +400,12 @@ Status WeightPager::Impl::ReplaceStream() {
 }
 
 Status WeightPager::Impl::BringToRest() {
+  WEIR_TRY(AwaitRest());
+  TraceCopiesAtRest();  // before anything is remapped: they ended by now
+  return OkStatus();
+}
+
+Status WeightPager::Impl::AwaitRest() {
   const auto replace = [this]() -> Status {
     WEIR_TRY(ReplaceStream());
     SetProduced(queued);  // what was lost is copied again by the fresh pass
@@ -433,7 +439,6 @@ void WeightPager::Impl::TracePlacement(const EvictionPlan& plan, uint64_t ahead_
 }
 
 void WeightPager::Impl::Restart(const EvictionPlan& plan, WeightPagerStats* stats) {
-  TraceCopiesAtRest();
   restart_pending = false;
   queued_in_vain = false;
   passes_given_up = 0;

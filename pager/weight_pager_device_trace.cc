@@ -67,10 +67,10 @@ std::optional<CopySpan> WeightPager::Impl::TakeSpan(StampedCopy& copy, TimeNs kn
   TimeNs earliest = copy.queued_ns;
   if (copy.chunk.previous_user < gates_passed.size()) {
     const GatePassed& before = gates_passed[copy.chunk.previous_user];
-    if (before.number == copy.after) earliest = std::max(earliest, before.time_ns + 1);
+    if (before.number == copy.after) earliest = std::max(earliest, before.time_ns);
   }
   CopySpan span{NotBefore(*begin, earliest, error_ns), NotAfter(*end, known_end_ns, error_ns)};
-  span.end_ns = NotBefore(span.end_ns, earliest, error_ns);
+  span.end_ns = NotBefore(span.end_ns, earliest + 1, error_ns);
   span.begin_ns = NotAfter(span.begin_ns, span.end_ns, error_ns);
   return span;
 }

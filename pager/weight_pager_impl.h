@@ -167,6 +167,7 @@ struct WeightPager::Impl {
   // No step is under way. Copies queued so far have ended; the stream works (a failed one is
   // replaced, and the pass is begun afresh).
   Status BringToRest();
+  Status AwaitRest();
   // Begins a fresh pass of |plan| with its prefix; the stream must be at rest.
   void Restart(const EvictionPlan& plan, WeightPagerStats* stats);
   void TracePlacement(const EvictionPlan& plan, uint64_t ahead_bytes) const;

@@ -1,10 +1,13 @@
 // A simulated engine whose gates are passed by "kernels", two steps under way: its trace has every
 // gate and every copy, adds up, and passes `weir-trace check`.
+#include <random>
+
 #include <gtest/gtest.h>
 
 #include "engine/core.h"
 #include "engine/trace_metadata.h"
 #include "policy/registry.h"
+#include "tests/pager/fault_driver.h"
 #include "tests/support/checked_trace.h"
 #include "tests/support/sim_model.h"
 #include "vmm/sim_driver.h"
@@ -33,7 +36,7 @@ class DeviceLife {
     m.pager.device_gates = true;
     m.pager.max_steps_under_way = 2;
     m.pager.gate_timeout_ns = kGateTimeoutNs;
-    memory = Memory::Create(*driver, m).value();
+    memory = Memory::Create(faulty, m).value();
     EXPECT_TRUE(memory->weights().Write(0, SimModel::WeightBytes(shape)).ok());
     EXPECT_TRUE(memory->weights().Seal().ok());
     EXPECT_TRUE(memory->MeasureLink().ok());
@@ -50,7 +53,7 @@ class DeviceLife {
     options.scheduler.max_prefill_chunk = 16;
     options.scheduler.max_sequences = limits.max_sequences;
     options.max_model_len = 512;
-    core = std::make_unique<EngineCore>(*driver, *memory, *compute, *policy, options);
+    core = std::make_unique<EngineCore>(faulty, *memory, *compute, *policy, options);
     EXPECT_TRUE(core->Calibrate().ok());
     trace.Drain();
   }
@@ -96,6 +99,7 @@ class DeviceLife {
   static constexpr uint64_t kGateTimeoutNs = 20'000'000;
   SimModelShape shape;
   std::unique_ptr<SimDriver> driver = SimDriver::Create({.granularity_bytes = 256}).value();
+  test::FaultDriver faulty{*driver};
   CheckedTrace trace;
   std::unique_ptr<Memory> memory;
   std::unique_ptr<SimCompute> compute;
@@ -171,6 +175,27 @@ TEST(TraceOfDeviceGates, AStripeThatDoesNotComeFailsTheStepAndTheAccountsStillHo
     EXPECT_EQ(f.stall_ns, life.counters.stall_ns);
     if (life.failed_steps > 0) {
       EXPECT_GT(f.by_cause.at(FaultCause::kLateCopy), 0U);
+    }
+  }
+}
+
+TEST(TraceOfDeviceGates, ClocksThatAreOffByWhatTheySayGiveNoFalseAlarmAndByMoreAreFound) {
+  for (const bool more : {false, true}) {
+    DeviceLife life;
+    std::mt19937 random(3);
+    constexpr int64_t kError = 3000;  // longer than most copies take
+    life.faulty.stamp_error = more ? 0 : kError;
+    life.faulty.stamp_off = [&] { return static_cast<int64_t>(random() % (2 * kError)) - kError; };
+    life.driver->faults().link_slowdown = 20;
+    life.Add(12);
+    EXPECT_FALSE(life.Serve());
+    const TraceFindings f = life.Close();
+    EXPECT_EQ(f.copied_bytes, life.counters.bytes_copied);
+    EXPECT_EQ(f.stall_ns, life.counters.stall_ns);
+    if (more) {
+      EXPECT_GT(f.violations, 0U);
+    } else {
+      ExpectSound(f);
     }
   }
 }
