@@ -391,6 +391,7 @@ Status WeightPager::Impl::ReplaceStream() {
   last_copy = EventId();
   // What is left on a failed stream is dropped by the driver, so this does not wait for long.
   if (old.valid()) {
+    TraceEmit(TraceType::kCopyFailed, 0);
     (void)driver.DestroyStream(old);
     backing->StreamGone(old);
   }

@@ -71,7 +71,7 @@ std::optional<CopySpan> WeightPager::Impl::TakeSpan(StampedCopy& copy, TimeNs kn
   }
   CopySpan span{NotBefore(*begin, earliest, error_ns), NotAfter(*end, known_end_ns, error_ns)};
   span.end_ns = NotBefore(span.end_ns, earliest + 1, error_ns);
-  span.begin_ns = NotAfter(span.begin_ns, span.end_ns, error_ns);
+  span.begin_ns = NotAfter(span.begin_ns, span.end_ns, 2 * error_ns);  // each may be off
   return span;
 }
 

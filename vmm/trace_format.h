@@ -46,6 +46,8 @@ enum class TraceType : uint16_t {
                      //                                                 cause: Placement
                      // A fresh round of copies begins. Until the next kPlacement the bytes of
                      // kCopy are (evicted bytes) * (steps that ended) + (bytes copied ahead).
+  kCopyFailed = 19,  // The copy stream failed and was made anew: stripes of this round were lost
+                     // and are copied again, so that its bytes do not add up
   // --- KV cache ----------------------------------------------------------------------------------
   // A block is free, used (by one or more sequences) or cached. Sequence numbers are requests';
   // kTraceNoSequence: not of a request. Runs of |count| blocks with consecutive numbers.
@@ -117,6 +119,7 @@ constexpr std::string_view TraceTypeName(TraceType type) {
     case TraceType::kCopy: return "copy";
     case TraceType::kWriteBack: return "write_back";
     case TraceType::kPlacement: return "placement";
+    case TraceType::kCopyFailed: return "copy_failed";
     case TraceType::kKvAlloc: return "kv_alloc";
     case TraceType::kKvFree: return "kv_free";
     case TraceType::kKvEvict: return "kv_evict";

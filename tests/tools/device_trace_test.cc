@@ -9,6 +9,7 @@
 #include "policy/registry.h"
 #include "tests/pager/fault_driver.h"
 #include "tests/support/checked_trace.h"
+#include "tests/support/iterations.h"
 #include "tests/support/sim_model.h"
 #include "vmm/sim_driver.h"
 
@@ -198,6 +199,43 @@ TEST(TraceOfDeviceGates, ClocksThatAreOffByWhatTheySayGiveNoFalseAlarmAndByMoreA
       ExpectSound(f);
     }
   }
+}
+
+TEST(TraceOfDeviceGates, RandomLivesWithFaultsAreSoundAndTheirStallAddsUp) {
+  constexpr const char* kPolicies[] = {"stress_random",
+                                       "stress_random{hold_steps=1; seed=5}",
+                                       "tide{hold_steps=2; settle_steps=1; min_gain=0}",
+                                       "fixed{granules_per_layer=3}",
+                                       "zero-inference",
+                                       "static{fraction=0.5}"};
+  uint64_t failed_steps = 0, faults = 0;
+  for (uint64_t seed = 0; seed < testing::Iterations("WEIR_TRACE_RUNS", 60); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    std::mt19937_64 random(seed);
+    DeviceLife life(~uint64_t{0}, kPolicies[seed % std::size(kPolicies)]);
+    life.faulty.stamp_error = random() % 4000;
+    life.faulty.stamp_off = [&] {
+      const auto error = static_cast<int64_t>(life.faulty.stamp_error);
+      return static_cast<int64_t>(random() % (2 * life.faulty.stamp_error + 1)) - error;
+    };
+    SimFaults& f = life.driver->faults();
+    f.link_slowdown = static_cast<double>(1 + random() % 100);
+    f.late_ns = 1'000 + random() % (2 * DeviceLife::kGateTimeoutNs);
+    if (random() % 2 == 0) f.CopyWithProbability(SimCopyFault::kLate, 0.02);
+    if (random() % 3 == 0) f.CopyWithProbability(SimCopyFault::kFail, 0.005);
+    if (random() % 3 == 0) f.FailWithProbability(SimCall::kMap, 0.02);
+    if (random() % 3 == 0) f.FailWithProbability(SimCall::kCopy, 0.01);
+    life.Add(static_cast<int>(2 + random() % 12));
+    EXPECT_FALSE(life.Serve());
+    f.Clear();
+    const TraceFindings found = life.Close();
+    ExpectSound(found);
+    EXPECT_EQ(found.stall_ns, life.counters.stall_ns);
+    failed_steps += life.failed_steps;
+    faults += found.faults;
+  }
+  EXPECT_GT(failed_steps, 0U);
+  EXPECT_GT(faults, 0U);
 }
 
 TEST(TraceOfDeviceGates, ARecordingThatBeginsOrEndsInTheMiddleIsSoundAndLeavesNoStamps) {

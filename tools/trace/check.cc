@@ -94,6 +94,7 @@ void InvariantChecker::Add(const TraceEvent& event) {
     case TraceType::kFill: OnFill(); break;
     case TraceType::kCopy: OnCopy(); break;
     case TraceType::kPlacement: OnPlacement(); break;
+    case TraceType::kCopyFailed: epoch_clean_ = false; break;
     case TraceType::kGateArrive: OnArrive(); break;
     case TraceType::kGatePass: OnPass(); break;
     case TraceType::kFaultMajor:

@@ -85,6 +85,7 @@ constexpr TypeInfo kTypes[] = {
        {"evicted_bytes", A::kBytes},
        {"stripes", A::kNumber},
        {"ahead", A::kBytes}}}},
+    {T::kCopyFailed, C::kNone, {}},
     {T::kKvAlloc,
      C::kNone,
      {{{"sequence", A::kSequence}, {"block", A::kNumber}, {"count", A::kNumber}}}},
