@@ -86,6 +86,7 @@ Status EngineCore::Calibrate() {
       }
       const TimeNs took = compute_.depth() > 1 ? outcome.compute_ns : driver_.Now() - start;
       if (status.ok()) {
+        trace.Ran(outcome);
         trace.Ended(took, weights.stats().stall_ns - stall, weights.stats().bytes_copied - bytes);
       } else {
         status = trace.Failed(std::move(status));

@@ -68,6 +68,10 @@ struct StepOutcome {
   uint64_t compute_ns = 0;                    // begin to end of the step where it ran
   // Of a step that was submitted while the one before it ran: the time between the two.
   std::optional<uint64_t> idle_before_ns;
+  // For the trace: when it ran, in the driver's clock, within clock_error_ns; 0 where the caller of
+  // Submit runs the step, or where nobody asked.
+  TimeNs begin_ns = 0, end_ns = 0;
+  uint64_t clock_error_ns = 0;
 };
 
 struct ComputeLimits {
@@ -100,6 +104,8 @@ class Compute {
   virtual uint64_t RecordedPointersDigest() const = 0;
   virtual uint32_t recordings() const = 0;
   virtual std::string description() const = 0;  // "cpu avx512, 2 threads"
+  // How far the times of steps and gates may be off the driver's clock now; 0: they are of it.
+  virtual uint64_t clock_error_ns() const { return 0; }
 };
 
 // Calls zero(first, n) for each run of |n| neighbours in |blocks|, which ascend, until one fails.

@@ -410,6 +410,7 @@ void EngineCore::CollectStep() {
   const TimeNs step_ns =
       compute_.depth() > 1 ? outcome.compute_ns : driver_.Now() - step->trace.start_ns();
   Observe(step->batch, step_ns, stall_ns, bytes);
+  step->trace.Ran(outcome);
   step->trace.Ended(step_ns, stall_ns, bytes);
   if (keep_records_) Keep(*step, step_ns, stall_ns);
 }

@@ -4,11 +4,13 @@
 #include <array>
 #include <deque>
 
+#include "engine/cuda_clock.h"
 #include "engine/cuda_inputs.h"
 #include "engine/cuda_layout.h"
 #include "engine/cuda_recorder.h"
 #include "kernels/cpu/rope.h"
 #include "kernels/cuda/fill.h"
+#include "vmm/trace.h"
 
 namespace weir {
 namespace {
@@ -33,6 +35,13 @@ struct GraphDeleter {
 };
 using Graph = std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, GraphDeleter>;
 
+// Whether anybody wants to know when something ran on the device.
+bool TimesWanted() {
+  return TraceEnabled(TraceType::kDeviceStep) || TraceEnabled(TraceType::kGateArrive) ||
+         TraceEnabled(TraceType::kGatePass) || TraceEnabled(TraceType::kFaultMajor) ||
+         TraceEnabled(TraceType::kCopy);
+}
+
 // A decode step of up to |bucket| sequences.
 struct CapturedStep {
   uint32_t bucket = 0;
@@ -50,6 +59,7 @@ struct CudaCompute::Impl {
     cudaEvent_t done = nullptr;
     CudaStepShape shape;
     StepGates* gates = nullptr;
+    TimeNs launched_ns = 0;         // by the host, before its launch; 0: nobody wants its times
     bool behind_another = false;    // submitted while the one before it was under way
     std::vector<int32_t> logprobs;  // by logit row: how many top ones were asked for; -1: none
     std::vector<uint8_t> sampled;   // by logit row
@@ -77,6 +87,8 @@ struct CudaCompute::Impl {
   Status Upload(const Slot& slot);
   Status Download(const Slot& slot);
   CapturedStep* StepOf(uint32_t bucket);
+  // Bounds the clock by the step's beginning and end, and tells both; gate times to |gate_times|.
+  void ReadTimes(const Slot& slot, StepOutcome* outcome);
   void ReadSamples(const Slot& slot, StepOutcome* outcome) const;
 
   const ModelConfig config;
@@ -94,6 +106,8 @@ struct CudaCompute::Impl {
   uint64_t graph_bytes = 0;
   std::string gpu;
   uint64_t last_end_ns = 0;
+  CudaClock clock;
+  std::vector<DeviceGateTimes> gate_times;  // by gate, of the step being collected
 };
 
 // --- Making --------------------------------------------------------------------------------------
@@ -147,6 +161,7 @@ Status CudaCompute::Impl::Build(const std::function<void(uint64_t, uint64_t)>& p
   WEIR_TRY(FromCuda(cudaMemsetAsync(scratch(), 0, layout.bytes, memory.stream), "step buffers"));
   WEIR_TRY(FillRopeTables());
   WEIR_TRY(MakeSlots());
+  WEIR_TRY(clock.Open());
 
   cuda::KvPool kv{.base = reinterpret_cast<cuda::Bf16*>(memory.kv),
                   .block_stride = static_cast<int64_t>(memory.kv_block_stride / 2),
@@ -328,6 +343,11 @@ Status CudaCompute::Submit(const StepBatch& batch, StepGates& gates) {
     slot.logprobs.push_back(s.sample.params != nullptr ? s.sample.params->logprobs : -1);
     slot.sampled.push_back(s.sample.params != nullptr ? 1 : 0);
   }
+  slot.launched_ns = 0;
+  if (TimesWanted()) {
+    WEIR_TRY(m.clock.Refresh());
+    slot.launched_ns = TraceMonotonicNs();
+  }
   Status launched = m.Launch(slot);
   if (!launched.ok()) {
     // M2: what was launched of it may still read weights that the caller is about to unmap.
@@ -367,16 +387,40 @@ Status CudaCompute::Collect(StepOutcome* outcome) {
     outcome->idle_before_ns = log.begin_ns > m.last_end_ns ? log.begin_ns - m.last_end_ns : 0;
   }
   m.last_end_ns = log.end_ns;
+  m.gate_times.clear();
+  if (slot.launched_ns != 0) m.ReadTimes(slot, outcome);
   if (slot.shape.armed) {
     WEIR_TRY(slot.gates->Report({.passed = log.passed,
                                  .departed = log.departed,
                                  .faults = log.faults,
                                  .failed_gate = log.failed_gate,
                                  .stall_ns = log.stall_ns,
-                                 .max_stall_ns = log.max_stall_ns}));
+                                 .max_stall_ns = log.max_stall_ns,
+                                 .times = m.gate_times,
+                                 .clock_error_ns = outcome->clock_error_ns}));
   }
   m.ReadSamples(slot, outcome);
   return OkStatus();
+}
+
+void CudaCompute::Impl::ReadTimes(const Slot& slot, StepOutcome* outcome) {
+  const cuda::StepLog& log = *slot.outputs.At<cuda::StepLog>(layout.out.log);
+  clock.Bound(log.begin_ns, slot.launched_ns, ClockMap::kNever);
+  clock.Bound(log.end_ns, ClockMap::kEver, TraceMonotonicNs());
+  outcome->begin_ns = clock.ToHost(log.begin_ns);
+  outcome->end_ns = outcome->begin_ns + (log.end_ns - log.begin_ns);
+  outcome->clock_error_ns = clock.error_ns(log.begin_ns);
+  if (!slot.shape.armed) return;
+  const auto* records = slot.outputs.At<cuda::GateRecord>(layout.out.gate_records);
+  const uint32_t gates = map.layout.gates();
+  gate_times.resize(gates);
+  for (uint32_t gate = 0; gate < gates; ++gate) {
+    const cuda::GateRecord& r = records[gate];
+    if (r.arrive_ns == 0) continue;
+    // By the step's beginning, so that a wait is as long as it was measured.
+    const TimeNs arrive = outcome->begin_ns + (r.arrive_ns - log.begin_ns);
+    gate_times[gate] = {arrive, arrive + (r.pass_ns - r.arrive_ns)};
+  }
 }
 
 void CudaCompute::Impl::ReadSamples(const Slot& slot, StepOutcome* outcome) const {
@@ -443,6 +487,10 @@ std::string CudaCompute::description() const {
 
 std::string CudaCompute::algorithms() const {
   return impl_->gemm->Export();
+}
+
+uint64_t CudaCompute::clock_error_ns() const {
+  return impl_->clock.error_ns();
 }
 
 uint64_t CudaCompute::graph_bytes() const {

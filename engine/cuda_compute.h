@@ -68,6 +68,7 @@ class CudaCompute final : public Compute {
   uint64_t RecordedPointersDigest() const override;
   uint32_t recordings() const override;
   std::string description() const override;
+  uint64_t clock_error_ns() const override;
 
   std::string algorithms() const;
   // Device memory that the captured steps took.

@@ -85,6 +85,7 @@ Status Engine::Build(const ProgressFn& progress) {
   info_.device = compute_->description();
   info_.driver = driver().properties().name;
   info_.schedule_invariant = compute_->schedule_invariant();
+  info_.clock_error_ns = compute_->clock_error_ns();
   info_.policy = options_.policy;
   info_.max_model_len = options_.max_model_len;
   info_.max_request_tokens = core_->max_request_tokens();

@@ -42,6 +42,12 @@ class StepTrace {
     TraceEmit(TraceType::kStepEnd, kind_, number_, batch_.sequences.size(), batch_.rows(), step_ns,
               stall_ns, bytes_copied);
   }
+  // Where a device ran it, before Ended.
+  void Ran(const StepOutcome& outcome) const {
+    if (outcome.begin_ns == 0) return;
+    TraceEmit(TraceType::kDeviceStep, kind_, number_, outcome.begin_ns, outcome.end_ns,
+              outcome.clock_error_ns);
+  }
   TimeNs start_ns() const { return start_ns_; }
 
  private:

@@ -23,6 +23,13 @@ struct DeviceGates {
   std::span<const int32_t> chunk_of_gate;  // -1: open. For this step only
 };
 
+// When kernels came to one gate of a step, and when they went on; in the driver's clock. Both 0
+// where it was not armed.
+struct DeviceGateTimes {
+  TimeNs arrive_ns = 0;
+  TimeNs pass_ns = 0;
+};
+
 // What the kernels of one step found.
 struct DeviceGateLog {
   uint32_t passed = 0;       // armed gates left behind; in a failed step opened or not
@@ -31,6 +38,10 @@ struct DeviceGateLog {
   int32_t failed_gate = -1;  // waited in vain
   uint64_t stall_ns = 0;
   uint64_t max_stall_ns = 0;
+  // For the trace: by gate; empty where nobody asked. A wait is as exact as the device's clock, a
+  // time is within |clock_error_ns|.
+  std::span<const DeviceGateTimes> times;
+  uint64_t clock_error_ns = 0;
 };
 
 class StepGates {

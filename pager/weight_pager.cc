@@ -100,6 +100,7 @@ WeightPager::~WeightPager() {
     (void)m.driver.DestroyStream(stream);
     m.backing->StreamGone(stream);
   }
+  m.TraceCopiesAtRest();
   for (const VirtAddr counter : {m.produced, m.consumed}) {
     if (counter != 0) (void)m.driver.DestroyCounter(counter);
   }
@@ -142,6 +143,10 @@ void WeightPager::Impl::SetProduced(uint64_t value) {
 
 VirtAddr WeightPager::base() const {
   return impl_->space.region(region_).base;
+}
+
+uint32_t WeightPager::max_steps_under_way() const {
+  return impl_->options.max_steps_under_way;
 }
 
 uint32_t WeightPager::max_granules_per_layer() const {
@@ -255,6 +260,7 @@ Status WeightPager::EndStep() {
   // The pass is given up, and with it those begun after it. Once nobody computes any more, let the
   // copies drain and begin a fresh one.
   m.restart_pending = true;
+  ++m.passes_given_up;
   if (m.under_way == 0) {
     const Status rest = m.BringToRest();
     if (rest.ok()) m.Restart(plan_, &stats_);
@@ -281,9 +287,10 @@ Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t number) 
   const StripeChunk& chunk = plan.chunks()[(number - pass_base) % plan.chunks().size()];
   const VirtAddr readers = gate_consumed != 0 ? gate_consumed : consumed;
   WEIR_TRY(driver.WaitCounter(copy_stream, readers, RequiredConsumed(plan, pass_base, number)));
-  // Faults take their cause from what these functions note.
-  const bool traced = gate_produced == 0 &&
-                      (TraceEnabled(TraceType::kCopy) || TraceEnabled(TraceType::kFaultMajor));
+  // Faults take their cause from what is noted here.
+  const bool wanted = TraceEnabled(TraceType::kCopy) || TraceEnabled(TraceType::kFaultMajor);
+  const bool traced = wanted && gate_produced == 0;
+  const bool stamped_now = wanted && gate_produced != 0;
   auto begin = traced ? std::make_shared<TimeNs>(0) : nullptr;
   if (traced) {
     WEIR_TRY(driver.HostFunction(copy_stream, [this, begin, number] {
@@ -291,6 +298,8 @@ Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t number) 
       progress.begun.store(number + 1, std::memory_order_relaxed);
       return OkStatus();
     }));
+  } else if (stamped_now) {
+    WEIR_TRY(StampBegin(plan, number));
   } else {
     progress.untraced_end = number + 1;
   }
@@ -302,6 +311,8 @@ Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t number) 
       OnCopied(chunk, index, *begin);
       return OkStatus();
     }));
+  } else if (stamped_now) {
+    WEIR_TRY(StampEnd());
   }
   return driver.WriteCounter(copy_stream, gate_produced != 0 ? gate_produced : produced,
                              number + 1);
@@ -309,19 +320,23 @@ Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t number) 
 
 // On the copy stream, behind the copy and before `produced` says so.
 void WeightPager::Impl::OnCopied(const StripeChunk& chunk, uint64_t index, TimeNs begin_ns) {
-  constexpr double kLateFactor = 4;
-  constexpr double kLateSlackNs = 100'000;
   const TimeNs end = driver.Now();
   const uint64_t bytes = chunk.count * granule_bytes;
-  const auto took = static_cast<double>(end - begin_ns);
+  JudgeCopy(bytes, {begin_ns, end});
+  TraceEmit(TraceType::kCopy, static_cast<uint8_t>(backing->tier()), index, weights.value,
+            chunk.first.value, bytes, begin_ns, end);
+}
+
+void WeightPager::Impl::JudgeCopy(uint64_t bytes, CopySpan span) {
+  constexpr double kLateFactor = 4;
+  constexpr double kLateSlackNs = 100'000;
+  const auto took = static_cast<double>(span.end_ns - span.begin_ns);
   const auto size = static_cast<double>(bytes);
   double& rate = progress.bytes_per_ns;
   if (rate > 0 && took > kLateFactor * size / rate + kLateSlackNs) {
-    progress.late_end_ns.store(end, std::memory_order_relaxed);
+    progress.late_end_ns.store(span.end_ns, std::memory_order_relaxed);
   }
   if (!progress.measured && took > 0) rate = std::max(rate, size / took);
-  TraceEmit(TraceType::kCopy, static_cast<uint8_t>(backing->tier()), index, weights.value,
-            chunk.first.value, bytes, begin_ns, end);
 }
 
 Status WeightPager::Impl::QueueUpTo(const EvictionPlan& plan, uint64_t end,
@@ -376,6 +391,7 @@ Status WeightPager::Impl::ReplaceStream() {
   last_copy = EventId();
   // What is left on a failed stream is dropped by the driver, so this does not wait for long.
   if (old.valid()) {
+    TraceEmit(TraceType::kCopyFailed, 0);
     (void)driver.DestroyStream(old);
     backing->StreamGone(old);
   }
@@ -385,6 +401,12 @@ Status WeightPager::Impl::ReplaceStream() {
 }
 
 Status WeightPager::Impl::BringToRest() {
+  WEIR_TRY(AwaitRest());
+  TraceCopiesAtRest();  // before anything is remapped: they ended by now
+  return OkStatus();
+}
+
+Status WeightPager::Impl::AwaitRest() {
   const auto replace = [this]() -> Status {
     WEIR_TRY(ReplaceStream());
     SetProduced(queued);  // what was lost is copied again by the fresh pass
@@ -420,6 +442,7 @@ void WeightPager::Impl::TracePlacement(const EvictionPlan& plan, uint64_t ahead_
 void WeightPager::Impl::Restart(const EvictionPlan& plan, WeightPagerStats* stats) {
   restart_pending = false;
   queued_in_vain = false;
+  passes_given_up = 0;
   uint64_t ahead = 0;
   for (uint32_t i = 0; i < plan.prefix_chunks(); ++i) ahead += plan.chunks()[i].count;
   TracePlacement(plan, ahead * granule_bytes);

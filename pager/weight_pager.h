@@ -33,8 +33,9 @@ struct WeightPagerOptions {
   bool verify_stripes = false;
   // Steps that may have begun and not ended, so that the next one is queued while one runs.
   uint32_t max_steps_under_way = 1;
-  // Gates are passed by kernels: the counters are gate words of the driver, and copies are neither
-  // traced one by one nor repaired at a gate (a step that misses one fails and is run again).
+  // Gates are passed by kernels: the counters are gate words of the driver, and copies are not
+  // repaired at a gate (a step that misses one fails and is run again). They are traced with
+  // stamps.
   bool device_gates = false;
 };
 
@@ -66,6 +67,7 @@ class WeightPager final : public StepGates {
   RegionId region() const { return region_; }
   const WeightLayout& layout() const { return layout_; }
   const EvictionPlan& plan() const { return plan_; }
+  uint32_t max_steps_under_way() const;
   uint32_t max_granules_per_layer() const;
 
   // Loading: bytes go to the backing copy (where a segment lies) and to the region (where

@@ -94,6 +94,7 @@ DeviceGates WeightPager::device_gates() const {
 Status WeightPager::Report(const DeviceGateLog& log) {
   Impl& m = *impl_;
   if (!m.armed(plan_)) return OkStatus();
+  if (!log.times.empty() || !m.stamped.empty()) m.TraceDeviceStep(plan_, log, stats_.steps);
   WeightPagerStats& stats = m.step.stats;
   stats.gate_arrivals += log.passed;
   stats.faults += log.faults;

@@ -11,10 +11,12 @@
 #include <atomic>
 #include <deque>
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "pager/weight_pager.h"
 #include "vmm/trace_format.h"
+#include "vmm/trace_lane.h"
 
 namespace weir {
 
@@ -27,6 +29,21 @@ struct CopyProgress {
   bool measured = false;    // set between steps
   // Engine thread's: chunks below this were queued while nobody traced.
   uint64_t untraced_end = 0;
+};
+
+// A copy with stamps around it (device gates), of which the trace has not been told.
+struct StampedCopy {
+  uint64_t number = 0;
+  uint64_t index = 0;  // in its pass
+  StripeChunk chunk;
+  TimeNs queued_ns = 0;
+  uint64_t after = 0;  // the chunk it waited for: the previous user of its ring granules
+  StampId begin, end;  // |end| is invalid when queueing it failed
+};
+
+// When a copy ran, in the driver's clock.
+struct CopySpan {
+  TimeNs begin_ns = 0, end_ns = 0;
 };
 
 // What a gate found; |begun| is read after |produced|, so that a copy which ends in between looks
@@ -94,6 +111,15 @@ struct WeightPager::Impl {
   bool queued_in_vain = false;
   bool first_round = true;  // no step has ended since the plan changed
   CopyProgress progress;
+  std::deque<StampedCopy> stamped;  // by number; engine thread's, like all of device gates
+  TraceLane copy_lane, gate_lane;
+  // When the gate of the last chunk with that index was passed, and its number; of this plan.
+  struct GatePassed {
+    uint64_t number = 0;
+    TimeNs time_ns = 0;
+  };
+  std::vector<GatePassed> gates_passed;
+  uint32_t passes_given_up = 0;  // steps that failed since the last fresh pass
 
   // The step under way; written by the compute thread, read after it has ended.
   struct Step {
@@ -131,6 +157,8 @@ struct WeightPager::Impl {
   Status QueueUpTo(const EvictionPlan& plan, uint64_t end, WeightPagerStats* stats);
   Status QueueChunk(const EvictionPlan& plan, uint64_t number);
   void OnCopied(const StripeChunk& chunk, uint64_t index, TimeNs begin_ns);
+  // Notes whether the copy was late, and how fast the link is.
+  void JudgeCopy(uint64_t bytes, CopySpan span);
   // What `consumed` must have reached before chunk |number| may be copied.
   static uint64_t RequiredConsumed(const EvictionPlan& plan, uint64_t pass_base, uint64_t number);
   WaitOutcome AwaitProduced(uint64_t at_least, Status* stream_error);
@@ -139,6 +167,7 @@ struct WeightPager::Impl {
   // No step is under way. Copies queued so far have ended; the stream works (a failed one is
   // replaced, and the pass is begun afresh).
   Status BringToRest();
+  Status AwaitRest();
   // Begins a fresh pass of |plan| with its prefix; the stream must be at rest.
   void Restart(const EvictionPlan& plan, WeightPagerStats* stats);
   void TracePlacement(const EvictionPlan& plan, uint64_t ahead_bytes) const;
@@ -153,6 +182,17 @@ struct WeightPager::Impl {
   Result<uint64_t> SumOfSlot(uint32_t slot);
   // Sums of everything that may leave, from the backing copy; resident slots must agree with it.
   Status ComputeSums();
+
+  // --- weight_pager_device_trace.cc: with device gates
+  Status StampBegin(const EvictionPlan& plan, uint64_t number);
+  Status StampEnd();
+  // Tells of the gates of step |step|, of which kernels found |log|, and of the copies behind them.
+  void TraceDeviceStep(const EvictionPlan& plan, const DeviceGateLog& log, uint64_t step);
+  // The stream is at rest: tells of the copies whose gates nobody passed.
+  void TraceCopiesAtRest();
+  void DropStamps(StampedCopy& copy);
+  std::optional<CopySpan> TakeSpan(StampedCopy& copy, TimeNs known_end_ns, uint64_t error_ns);
+  void TraceCopy(const StampedCopy& copy, CopySpan span);
 
   // --- weight_pager_remap.cc
   WeightTransition MakeTransition(const std::vector<int32_t>& from, uint32_t from_ring,

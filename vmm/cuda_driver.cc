@@ -126,7 +126,8 @@ Status CudaDriver::Init(const CudaDriverOptions& options) {
   WEIR_TRY(Check("cuStreamCreate", api_.cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING)));
   service_stream_ = stream;
   WEIR_TRY(InitWords());
-  return WarmUp();
+  WEIR_TRY(WarmUp());
+  return CompareClocks();
 }
 
 Status CudaDriver::InitPeer() {

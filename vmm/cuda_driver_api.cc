@@ -83,6 +83,7 @@ void FindStreams(EntryPoints& entry, CudaApi& api) {
   entry.Find("cuEventRecord", 2000, api.cuEventRecord);
   entry.Find("cuEventQuery", 2000, api.cuEventQuery);
   entry.Find("cuEventSynchronize", 2000, api.cuEventSynchronize);
+  entry.Find("cuEventElapsedTime", 2000, api.cuEventElapsedTime);
 }
 
 Result<CudaApi> Load() {

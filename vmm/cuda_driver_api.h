@@ -62,6 +62,7 @@ struct CudaApi {
   PFN_cuEventRecord_v2000 cuEventRecord = nullptr;
   PFN_cuEventQuery_v2000 cuEventQuery = nullptr;
   PFN_cuEventSynchronize_v2000 cuEventSynchronize = nullptr;
+  PFN_cuEventElapsedTime_v2000 cuEventElapsedTime = nullptr;
 
   // "cuMemMap: CUDA_ERROR_INVALID_VALUE (invalid argument)".
   std::string Describe(const char* call, CUresult result) const;

@@ -127,6 +127,9 @@ void CudaDriver::DestroyStreams() {
   if (service_stream_ != nullptr) (void)api_.cuStreamDestroy(service_stream_);
   for (const auto& [id, event] : events_) (void)api_.cuEventDestroy(event.handle);
   for (CUevent handle : idle_events_) (void)api_.cuEventDestroy(handle);
+  for (const auto& [id, handle] : stamps_.open) (void)api_.cuEventDestroy(handle);
+  for (CUevent handle : stamps_.idle) (void)api_.cuEventDestroy(handle);
+  if (stamps_.origin != nullptr) (void)api_.cuEventDestroy(stamps_.origin);
 }
 
 bool CudaDriver::HasFailed(const Stream& stream) {

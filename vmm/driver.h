@@ -94,6 +94,22 @@ class Driver {
   }
   virtual Status StreamWait(StreamId stream, EventId event) = 0;
 
+  // --- Stamps: when work was done, where a host function would hold the stream up. For traces.
+  // Notes the time at which all work put on |stream| so far has completed; costs the stream about
+  // what a counter write does. kUnsupported where no kernels run.
+  virtual Result<StampId> Stamp(StreamId stream) {
+    (void)stream;
+    return Unsupported(properties().name +
+                       ": streams take no stamps; host functions tell the time");
+  }
+  // The time noted, in the clock of Now() and within stamp_error_ns() of it. kShouldWait: the work
+  // has not completed yet. After anything else the stamp is gone; an error: it was never reached.
+  virtual Result<TimeNs> TakeStamp(StampId stamp) {
+    return InvalidArgument("no stamp " + std::to_string(stamp.value));
+  }
+  virtual void DropStamp(StampId stamp) { (void)stamp; }
+  virtual uint64_t stamp_error_ns() const { return 0; }
+
   // --- Counters: 8-byte monotonic words in device memory
   // ------------------------------------------
   virtual Result<VirtAddr> CreateCounter() = 0;  // starts at 0

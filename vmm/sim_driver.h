@@ -83,6 +83,9 @@ class SimDriver final : public Driver {
   Status Wait(EventId event) override;
   Status WaitFor(EventId event, uint64_t timeout_ns) override;
   Status StreamWait(StreamId stream, EventId event) override;
+  Result<StampId> Stamp(StreamId stream) override;
+  Result<TimeNs> TakeStamp(StampId stamp) override;
+  void DropStamp(StampId stamp) override { stamps_.erase(stamp); }
 
   Result<VirtAddr> CreateCounter() override;
   Status DestroyCounter(VirtAddr counter) override;
@@ -117,6 +120,7 @@ class SimDriver final : public Driver {
   size_t mapping_count() const { return table_.mapping_count(); }
   size_t reservation_count() const { return table_.reservations().size(); }
   size_t word_count() const;  // counters and gate words
+  size_t stamp_count() const { return stamps_.size(); }
 
  private:
   struct CopyOp {
@@ -143,13 +147,16 @@ class SimDriver final : public Driver {
     VirtAddr counter;
     uint64_t at_least;
   };
+  struct StampOp {
+    StampId stamp;
+  };
   struct ComputeOp {
     TimeNs duration;
     std::vector<SimTouch> touches;
     std::function<Status()> fn;
   };
   using Op = std::variant<CopyOp, FillOp, HostFunctionOp, StreamWaitOp, WriteCounterOp,
-                          WaitCounterOp, ComputeOp>;
+                          WaitCounterOp, StampOp, ComputeOp>;
   struct Stream {
     std::string name;
     bool alive = true;
@@ -159,6 +166,10 @@ class SimDriver final : public Driver {
     uint64_t submitted = 0, completed = 0;
     Status error;
     uint64_t error_number = 0;
+  };
+  struct Stamped {
+    EventId event;  // of the operation that notes the time
+    TimeNs time = 0;
   };
   struct Counter {
     bool alive = false;
@@ -208,6 +219,8 @@ class SimDriver final : public Driver {
   VirtAddr next_address_;
   std::vector<Stream> streams_;
   std::vector<Counter> counters_;
+  std::unordered_map<StampId, Stamped> stamps_;
+  uint64_t next_stamp_ = 0;
   std::array<std::array<TimeNs, 2>, kTierCount> link_free_at_{};  // by far tier; in, out
   TimeNs now_ = 0;
   bool in_loop_ = false;

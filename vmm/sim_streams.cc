@@ -94,6 +94,25 @@ Result<EventId> SimDriver::Record(StreamId stream) {
   return MakeEvent(stream, streams_[stream.value].submitted);
 }
 
+Result<StampId> SimDriver::Stamp(StreamId stream) {
+  const StampId stamp(next_stamp_);
+  WEIR_TRY(Submit(stream, StampOp{stamp}));
+  ++next_stamp_;
+  stamps_[stamp].event = MakeEvent(stream, streams_[stream.value].submitted);
+  return stamp;
+}
+
+Result<TimeNs> SimDriver::TakeStamp(StampId stamp) {
+  const auto it = stamps_.find(stamp);
+  if (it == stamps_.end()) return InvalidArgument("no stamp " + std::to_string(stamp.value));
+  const Result<bool> reached = EventState(it->second.event);
+  if (reached.ok() && !*reached) return ShouldWait("the stream has not come to the stamp");
+  const TimeNs time = it->second.time;
+  stamps_.erase(it);
+  if (!reached.ok()) return reached.status();
+  return time;
+}
+
 // --- Completion
 // ------------------------------------------------------------------------------------
 
@@ -330,6 +349,11 @@ Status SimDriver::Effect(Op& op) {
   if (const auto* wait = std::get_if<StreamWaitOp>(&op)) return EventState(wait->event).status();
   if (const auto* write = std::get_if<WriteCounterOp>(&op)) {
     counters_[WEIR_TRY(WordIndex(write->counter))].value = write->value;
+    return OkStatus();
+  }
+  if (const auto* stamp = std::get_if<StampOp>(&op)) {
+    const auto it = stamps_.find(stamp->stamp);
+    if (it != stamps_.end()) it->second.time = now_;
     return OkStatus();
   }
   if (auto* compute = std::get_if<ComputeOp>(&op)) {

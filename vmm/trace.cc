@@ -13,13 +13,7 @@ std::atomic<Tracer*> g_tracer{nullptr};
 std::atomic<uint64_t> g_generation{1};
 
 // Two parts, so that the hot one needs no guard: a destructor would cost a check at each access.
-struct ThreadCache {
-  uint64_t generation = 0;
-  TraceRing* ring = nullptr;  // null: every ring was taken, or the thread is ending
-  TraceRecord* records = nullptr;
-  uint32_t number = 0;
-};
-thread_local ThreadCache t_cache;
+thread_local TraceRingUse t_cache;
 
 struct ThreadRingHolder {
   std::shared_ptr<TraceSegment> segment;
@@ -81,22 +75,27 @@ Tracer::~Tracer() {
 
 // --- Emitting ------------------------------------------------------------------------------------
 
-TraceRing* Tracer::ThreadRing() {
+TraceRingUse Tracer::TakeRing() {
+  TraceRingUse use{.generation = generation_, .number = segment_->TakeRing()};
+  if (use.number < TraceSegment::kRings) {
+    use.ring = &segment_->ring(use.number);
+    use.records = segment_->records(use.number);
+  }
+  return use;
+}
+
+const TraceRingUse& Tracer::ThreadRing() {
   if (t_cache.generation == generation_) [[likely]]
-    return t_cache.ring;
+    return t_cache;
   t_holder.Release();
   t_holder.segment = segment_;
-  t_holder.number = segment_->TakeRing();
-  t_cache = {.generation = generation_, .number = t_holder.number};
-  if (t_holder.number < TraceSegment::kRings) {
-    t_cache.ring = &segment_->ring(t_holder.number);
-    t_cache.records = segment_->records(t_holder.number);
-  }
-  return t_cache.ring;
+  t_cache = TakeRing();
+  t_holder.number = t_cache.number;
+  return t_cache;
 }
 
 void Tracer::RegisterThread() {
-  ThreadRing();
+  (void)ThreadRing();
 }
 
 TimeNs Tracer::Now() const {
@@ -105,7 +104,12 @@ TimeNs Tracer::Now() const {
 
 void Tracer::Emit(TraceType type, uint8_t cause, const std::array<uint64_t, 6>& args) {
   if ((mask() & MaskOf(type)) == 0) return;
-  TraceRing* const ring = ThreadRing();
+  EmitTo(ThreadRing(), Now(), type, cause, args);
+}
+
+void Tracer::EmitTo(const TraceRingUse& use, TimeNs time_ns, TraceType type, uint8_t cause,
+                    const std::array<uint64_t, 6>& args) {
+  TraceRing* const ring = use.ring;
   if (ring == nullptr) {
     header_.lost_without_ring.fetch_add(1, std::memory_order_relaxed);
     return;
@@ -128,14 +132,13 @@ void Tracer::Emit(TraceType type, uint8_t cause, const std::array<uint64_t, 6>& 
       return;
     }
   }
-  const TimeNs now = Now();
   const auto put = [&](TraceType t, uint8_t c, const std::array<uint64_t, 6>& a) {
-    TraceRecord& r = t_cache.records[head & (capacity - 1)];
-    r.time_ns = now;
+    TraceRecord& r = use.records[head & (capacity - 1)];
+    r.time_ns = time_ns;
     r.type = static_cast<uint16_t>(t);
     r.cause = c;
     r.reserved = 0;
-    r.thread = t_cache.number;
+    r.thread = use.number;
     for (size_t i = 0; i < a.size(); ++i) r.args[i] = a[i];
     ++head;
   };

@@ -24,6 +24,14 @@
 
 namespace weir {
 
+// A ring that somebody writes to.
+struct TraceRingUse {
+  uint64_t generation = 0;    // of the tracer it was taken from; 0: none
+  TraceRing* ring = nullptr;  // null: every ring was taken, or the thread is ending
+  TraceRecord* records = nullptr;
+  uint32_t number = 0;
+};
+
 class Tracer {
  public:
   // Clock of the records; nullptr: the system's monotonic clock.
@@ -46,6 +54,13 @@ class Tracer {
   // Gives the calling thread its ring now rather than at its first event.
   void RegisterThread();
   void Emit(TraceType type, uint8_t cause, const std::array<uint64_t, 6>& args);
+  // For lanes (trace_lane.h): a ring of their own, which they give back to the segment, and a
+  // record in it at a time of theirs.
+  TraceRingUse TakeRing();
+  void EmitTo(const TraceRingUse& use, TimeNs time_ns, TraceType type, uint8_t cause,
+              const std::array<uint64_t, 6>& args);
+  uint64_t generation() const { return generation_; }
+  const std::shared_ptr<TraceSegment>& segment() const { return segment_; }
   void set_mask(uint64_t mask);
   uint64_t mask() const { return mask_.load(std::memory_order_relaxed); }
   TimeNs Now() const;  // the records' clock
@@ -83,7 +98,7 @@ class Tracer {
   uint32_t ReasonIndex(std::string_view reason) WEIR_EXCLUDES(mutex_);
 
  private:
-  TraceRing* ThreadRing();
+  const TraceRingUse& ThreadRing();
   std::string WholeMetadata() const WEIR_REQUIRES(mutex_);
   Status Publish() WEIR_REQUIRES(mutex_);
 

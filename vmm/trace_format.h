@@ -1,9 +1,10 @@
 // The binary trace: what a record means. Tools include this file and nothing else of weir.
 //
 // A trace is a sequence of 64-byte little-endian records. Order is exact within a thread; across
-// threads it is that of |time_ns|. Arguments are 64-bit and named below per type, in order; unused
-// ones are 0. A reader skips types it does not know: new types are appended, existing ones never
-// change their meaning without a new kTraceVersion.
+// threads it is that of |time_ns|. What a device did by itself (gates and copies of a GPU) has
+// threads of its own and is told of later, at its times in the records' clock. Arguments are 64-bit
+// and named below per type, in order; unused ones are 0. A reader skips types it does not know: new
+// types are appended, existing ones never change their meaning without a new kTraceVersion.
 #pragma once
 
 #include <atomic>
@@ -45,6 +46,8 @@ enum class TraceType : uint16_t {
                      //                                                 cause: Placement
                      // A fresh round of copies begins. Until the next kPlacement the bytes of
                      // kCopy are (evicted bytes) * (steps that ended) + (bytes copied ahead).
+  kCopyFailed = 19,  // The copy stream failed and was made anew: stripes of this round were lost
+                     // and are copied again, so that its bytes do not add up
   // --- KV cache ----------------------------------------------------------------------------------
   // A block is free, used (by one or more sequences) or cached. Sequence numbers are requests';
   // kTraceNoSequence: not of a request. Runs of |count| blocks with consecutive numbers.
@@ -67,6 +70,9 @@ enum class TraceType : uint16_t {
   kQueue = 33,       // running, waiting, KV blocks used, cached, free, capacity: after each step
   kRequest = 34,     // request, prompt tokens, cached tokens, output tokens, preemptions,
                      // most output tokens (0: not told)               cause: RequestEvent
+  kDeviceStep =
+      35,  // step, begin_ns, end_ns, error_ns: when it ran on its device; the times are
+           // within |error_ns| of the records' clock. Before its kStepEnd  cause: StepKind
   // --- Policy ------------------------------------------------------------------------------------
   kPolicyDecision =
       40,             // decision, granules a layer wanted, granules a layer before, 1 if clipped,
@@ -113,6 +119,7 @@ constexpr std::string_view TraceTypeName(TraceType type) {
     case TraceType::kCopy: return "copy";
     case TraceType::kWriteBack: return "write_back";
     case TraceType::kPlacement: return "placement";
+    case TraceType::kCopyFailed: return "copy_failed";
     case TraceType::kKvAlloc: return "kv_alloc";
     case TraceType::kKvFree: return "kv_free";
     case TraceType::kKvEvict: return "kv_evict";
@@ -125,6 +132,7 @@ constexpr std::string_view TraceTypeName(TraceType type) {
     case TraceType::kStepFailed: return "step_failed";
     case TraceType::kQueue: return "queue";
     case TraceType::kRequest: return "request";
+    case TraceType::kDeviceStep: return "device_step";
     case TraceType::kPolicyDecision: return "policy_decision";
     case TraceType::kPolicyInput: return "policy_input";
     case TraceType::kPressure: return "pressure";
@@ -205,7 +213,9 @@ static_assert(sizeof(TraceRecord) == 64, "records are 64 bytes, on every machine
 //   link      {bytes_per_ns}            backing store to device, measured at start
 //   policy    {name, parameters: {}}
 //   reasons   [string]                  of policy decisions, digits as '#'
-//   scheduler {max_batched_tokens, prefix_caching}
+//   scheduler {max_batched_tokens, prefix_caching, steps_under_way: most at once}
+//   clocks    {step_error_ns, stamp_error_ns}  at the start: how far the times of gates and device
+//             steps, and of copies, may be off the records' clock; none: they are of it
 //   scratch_bytes                       step buffers
 //   max_num_seqs, max_model_len
 inline constexpr char kTraceFileMagic[8] = {'w', 'e', 'i', 'r', 't', 'r', 'c', '\n'};

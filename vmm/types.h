@@ -25,6 +25,7 @@ using RegionId = StrongId<struct RegionIdTag>;          // index into an address
 using SlotIndex = StrongId<struct SlotIndexTag>;        // granule-sized slot inside a region
 using StreamId = StrongId<struct StreamIdTag>;          // in-order queue of device work
 using EventId = StrongId<struct EventIdTag, uint64_t>;  // point in a stream's order
+using StampId = StrongId<struct StampIdTag, uint64_t>;  // a time that a stream is to note
 using AllocId = StrongId<struct AllocIdTag, uint64_t>;  // a driver's physical allocation handle
 
 // A virtual address of the device. On the host driver it is a pointer of this process.

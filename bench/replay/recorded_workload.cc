@@ -7,9 +7,12 @@
 #include <optional>
 #include <unordered_map>
 
+#include "tools/trace/open_steps.h"
+
 namespace weir::replay {
 namespace {
 
+using trace_tool::OpenSteps;
 using trace_tool::TraceError;
 using trace_tool::TraceEvent;
 using trace_tool::TraceReader;
@@ -142,12 +145,13 @@ class Builder {
         }
         break;
       case TraceType::kStepBegin:
-        if (paused_ && r.cause == static_cast<uint8_t>(StepKind::kServing)) {
+        if (paused_ && open_steps_.empty() && r.cause == static_cast<uint8_t>(StepKind::kServing)) {
           pauses_.push_back(static_cast<double>(r.time_ns - paused_at_));
         }
-        begin_ = r;
+        open_steps_.Begin(r);
         break;
       case TraceType::kStepEnd: OnStep(r); break;
+      case TraceType::kStepFailed: (void)open_steps_.End(r.args[0]); break;
       case TraceType::kQueue:
         if (r.args[0] == 0) paused_ = false;  // nothing runs: what follows is waiting
         break;
@@ -245,8 +249,9 @@ class Builder {
   void OnStep(const TraceRecord& r) {
     paused_ = r.cause == static_cast<uint8_t>(StepKind::kServing);
     paused_at_ = r.time_ns;
-    if (begin_.type == 0 || begin_.args[0] != r.args[0] || r.args[3] < r.args[4]) return;
-    steps_.push_back({{1, static_cast<double>(begin_.args[2]), static_cast<double>(begin_.args[4]),
+    const std::optional<TraceRecord> begun = open_steps_.End(r.args[0]);
+    if (!begun || r.args[3] < r.args[4]) return;
+    steps_.push_back({{1, static_cast<double>(begun->args[2]), static_cast<double>(begun->args[4]),
                        static_cast<double>(r.args[5])},
                       static_cast<double>(r.args[3] - r.args[4])});
   }
@@ -319,7 +324,7 @@ class Builder {
   std::unordered_map<uint64_t, int64_t> hits_;    // request about to run -> whose prefix it shares
   std::vector<StepSeen> steps_;
   std::vector<double> pauses_;
-  TraceRecord begin_;
+  OpenSteps open_steps_;
   uint64_t operations_ = 0, paused_at_ = 0;
   double plan_ns_ = 0, plan_ops_ = 0, copy_bytes_ = 0, copy_ns_ = 0;
   bool paused_ = false, in_snapshot_ = false;

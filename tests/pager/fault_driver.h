@@ -27,6 +27,9 @@ class FaultDriver final : public Driver {
   std::function<CopyFault()> on_copy;
   std::function<bool()> map_fails;
   std::function<bool()> create_stream_fails;
+  // How far a stamp is off, and how far the driver says it may be.
+  std::function<int64_t()> stamp_off;
+  uint64_t stamp_error = 0;
   std::chrono::microseconds delay{2000};
   VirtAddr blocker = 0;
   std::atomic<uint64_t> calls{0};  // of every kind, from any thread
@@ -122,6 +125,21 @@ class FaultDriver final : public Driver {
     ++calls;
     return inner_.StreamWait(stream, event);
   }
+  Result<StampId> Stamp(StreamId stream) override {
+    ++calls;
+    return inner_.Stamp(stream);
+  }
+  Result<TimeNs> TakeStamp(StampId stamp) override {
+    ++calls;
+    Result<TimeNs> time = inner_.TakeStamp(stamp);
+    if (!time.ok() || !stamp_off) return time;
+    return *time + static_cast<uint64_t>(stamp_off());
+  }
+  void DropStamp(StampId stamp) override {
+    ++calls;
+    inner_.DropStamp(stamp);
+  }
+  uint64_t stamp_error_ns() const override { return inner_.stamp_error_ns() + stamp_error; }
   Result<VirtAddr> CreateCounter() override {
     ++calls;
     return inner_.CreateCounter();

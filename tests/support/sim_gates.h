@@ -18,7 +18,8 @@ class SimStepGates {
       : driver_(&driver),
         gates_(gates),
         chunk_of_gate_(gates.chunk_of_gate.begin(), gates.chunk_of_gate.end()),
-        advance_(std::move(advance)) {
+        advance_(std::move(advance)),
+        times_(gates.chunk_of_gate.size()) {
     gates_.chunk_of_gate = {};  // the pager's, which may change
   }
 
@@ -26,7 +27,12 @@ class SimStepGates {
     return std::any_of(chunk_of_gate_.begin(), chunk_of_gate_.end(),
                        [](int32_t chunk) { return chunk >= 0; });
   }
-  const DeviceGateLog& log() const { return log_; }
+  // Its times are in this object.
+  DeviceGateLog log() const {
+    DeviceGateLog log = log_;
+    log.times = times_;
+    return log;
+  }
 
   // An error is a misuse of the driver; a wait that runs out is noted in the log, and later gates
   // of the step do not wait.
@@ -43,6 +49,7 @@ class SimStepGates {
       log_.max_stall_ns = std::max(log_.max_stall_ns, stall);
     }
     ++log_.passed;
+    times_[gate] = {begin, driver_->Now()};
     return OkStatus();
   }
 
@@ -82,6 +89,7 @@ class SimStepGates {
   std::vector<int32_t> chunk_of_gate_;
   std::function<void(uint64_t)> advance_;
   DeviceGateLog log_;
+  std::vector<DeviceGateTimes> times_;  // by gate
 };
 
 }  // namespace weir::testing

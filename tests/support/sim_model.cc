@@ -161,6 +161,10 @@ Status SimCompute::Collect(StepOutcome* outcome) {
   Status status = Run(step, outcome);
   outcome->compute_ns = driver_.Now() - begin;
   if (step.device) {
+    outcome->begin_ns = begin;
+    outcome->end_ns = driver_.Now();
+  }
+  if (step.device) {
     // What a failed step sampled is there for the one behind it, as bad as it is.
     if (status.ok() && step.device->armed()) status = step.gates->Report(step.device->log());
   } else if (!status.ok()) {

@@ -150,6 +150,79 @@ TEST(InvariantChecker, EveryPlantedViolationIsFoundAndItsEventNamed) {
   }
 }
 
+TraceBuilder DeviceLife() {
+  TraceBuilder builder;
+  const size_t at = builder.meta.find("\"scheduler\"");
+  EXPECT_EQ(at, std::string::npos);
+  builder.meta.insert(1, "\"scheduler\":{\"steps_under_way\":2},");
+  builder.Pool().Load().Evict().DeviceSteps(10, 14);
+  return builder;
+}
+
+TEST(InvariantChecker, StepsThatOverlapArePermittedAsFarAsTheTraceSays) {
+  TraceBuilder builder = DeviceLife();
+  const InvariantChecker checker = Check(builder);
+  EXPECT_EQ(checker.violation_count(), 0U) << First(checker);
+  EXPECT_EQ(checker.steps(), 5U);
+  EXPECT_EQ(checker.passes(), 20U);
+  EXPECT_EQ(checker.stall_ns(), 20 * 41'000U);
+  builder.meta = TraceBuilder::DefaultMeta();
+  EXPECT_GE(Check(builder).counts().at("M3"), 1U);
+}
+
+TEST(InvariantChecker, WhatIsWrongOnADeviceIsFound) {
+  const Planted planted[] = {
+      {"StepTwice", "M3", [](Records& r) { r[IndexOf(r, T::kStepBegin, 2)].args[0] = 11; },
+       T::kStepBegin},
+      {"CopyMissing", "M3", [](Records& r) { Erase(r, IndexOf(r, T::kCopy, 6)); }, T::kGatePass},
+      {"GateOfAnotherStep", "M3", [](Records& r) { r[IndexOf(r, T::kGatePass, 5)].args[1] = 12; },
+       T::kStepEnd},
+      {"StallOfAnotherStep", "A2",
+       [](Records& r) { r[IndexOf(r, T::kFaultMajor, 5)].args[1] = 12; }, T::kStepEnd},
+      {"StallNotToldOf", "A2", [](Records& r) { Erase(r, IndexOf(r, T::kFaultMajor, 9)); },
+       T::kStepEnd},
+      {"RunsBeforeItBegins", "A3",
+       [](Records& r) { r[IndexOf(r, T::kDeviceStep)].args[1] -= 100'000; }, T::kDeviceStep},
+      {"EndsAfterItIsKnown", "A3",
+       [](Records& r) { r[IndexOf(r, T::kDeviceStep, 4)].args[2] += 100'000; }, T::kDeviceStep},
+      {"TwoAtATime", "A3", [](Records& r) { r[IndexOf(r, T::kDeviceStep, 3)].args[1] -= 20'000; },
+       T::kDeviceStep},
+      {"EndsBeforeItBegins", "A3", [](Records& r) { r[IndexOf(r, T::kDeviceStep, 1)].args[2] = 5; },
+       T::kDeviceStep},
+      {"UnmappedUnderAStep", "M2",
+       [](Records& r) {
+         const size_t from = IndexOf(r, T::kPlanBegin, 1), to = IndexOf(r, T::kUnmap, 1);
+         std::vector<TraceRecord> plan(r.begin() + static_cast<ptrdiff_t>(from),
+                                       r.begin() + static_cast<ptrdiff_t>(to));
+         const size_t at = IndexOf(r, T::kStepEnd, 1);
+         for (TraceRecord& p : plan) p.time_ns = r[at].time_ns, p.thread = 0;
+         r.insert(r.begin() + static_cast<ptrdiff_t>(at) + 1, plan.begin(), plan.end());
+       },
+       T::kUnmap},
+  };
+  for (const Planted& p : planted) {
+    TraceBuilder builder = DeviceLife();
+    p.plant(builder.records());
+    const InvariantChecker checker = Check(builder);
+    bool named = false;
+    for (const Violation& v : checker.violations()) {
+      named = named || (v.rule == p.rule && v.event.record.type == static_cast<uint16_t>(p.named));
+    }
+    EXPECT_TRUE(named) << p.name << ": " << First(checker);
+  }
+}
+
+TEST(InvariantChecker, ADevicesTraceThatBeginsAnywhereIsAdoptedWithoutFalseAlarm) {
+  const TraceBuilder whole = DeviceLife();
+  for (size_t skip = 1; skip < whole.size(); ++skip) {
+    TraceBuilder builder = whole;
+    builder.records().erase(builder.records().begin(),
+                            builder.records().begin() + static_cast<ptrdiff_t>(skip));
+    const InvariantChecker checker = Check(builder);
+    EXPECT_EQ(checker.violation_count(), 0U) << "from record " << skip << ": " << First(checker);
+  }
+}
+
 TEST(InvariantChecker, ATraceThatBeginsAnywhereIsAdoptedWithoutFalseAlarm) {
   TraceBuilder whole;
   whole.Life();

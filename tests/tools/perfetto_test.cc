@@ -84,6 +84,31 @@ TEST(Perfetto, EveryKindOfTrackHasItsSlices) {
   }
 }
 
+TEST(Perfetto, ADevicesStepsHaveATrackBesideTheHostsWithTheirGaps) {
+  TraceBuilder builder;
+  builder.meta.insert(1, "\"scheduler\":{\"steps_under_way\":2},");
+  builder.Pool().Load().Evict().DeviceSteps(10, 14);
+  const json root = Export(builder);
+  auto slices = Slices(root);
+  const auto& device = slices["steps on the device"];
+  ASSERT_EQ(device.size(), 5U);
+  EXPECT_EQ(device[0].name, "decode");
+  EXPECT_EQ(device[1].name, "with prefill");
+  EXPECT_GE(device[1].begin_ns - device[0].end_ns, 10'000);
+  // On the host two are under way at a time, and each begins before the device does.
+  ASSERT_EQ(slices["steps on the host"].size(), 3U);
+  ASSERT_EQ(slices["steps on the host 2"].size(), 2U);
+  EXPECT_LT(slices["steps on the host 2"][0].begin_ns, device[0].end_ns);
+  EXPECT_FALSE(slices.contains("steps"));
+  EXPECT_EQ(slices["gates waited for"].size(), 20U);
+  EXPECT_EQ(slices["peer to device: stripes"].size(), 20U);
+  for (const auto& [track, of_track] : slices) {
+    SCOPED_TRACE(track);
+    ExpectNested(of_track);
+  }
+  EXPECT_NE(root.dump().find("idle_before_us"), std::string::npos);
+}
+
 TEST(Perfetto, CountersHaveTheStateOfTheMemory) {
   TraceBuilder builder;
   const json root = Export(builder.Life());

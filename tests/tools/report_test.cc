@@ -28,6 +28,22 @@ TEST(Report, CountsWhatTheTraceHasAndNamesTheDecisionBehindAFault) {
   EXPECT_LT(summary.Text("owner").find("by owner"), summary.Text("owner").find("by layer"));
 }
 
+TEST(Report, ADevicesStepsAndTheirGapsAreAddedUp) {
+  TraceBuilder builder;
+  const std::string file = builder.Pool().Load().Evict().DeviceSteps(10, 14).File();
+  TraceReader reader(MemorySource(std::as_bytes(std::span(file.data(), file.size()))));
+  Summary summary(reader);
+  reader.ForEach([&](const TraceEvent& e) { summary.Add(e); });
+  const nlohmann::ordered_json json = summary.Json();
+  EXPECT_EQ(json["device"]["steps"], 5);
+  EXPECT_EQ(json["device"]["clock_error_ns"], 500);
+  EXPECT_EQ(json["device"]["busy_ns"].get<uint64_t>(), json["step"]["sum_ns"].get<double>());
+  EXPECT_EQ(json["device"]["idle_ns"], 4 * 12'000);
+  // 4 of 5 began before the one ahead of them had ended, and their prompt tokens are not output.
+  EXPECT_EQ(summary.generated(), 2U + 4U * 1U);
+  EXPECT_NE(summary.Text("cause").find("on the device: 5 steps"), std::string::npos);
+}
+
 TEST(Histogram, PercentilesAreWithinTheirBucket) {
   Histogram h;
   for (uint64_t i = 1; i <= 100'000; ++i) h.Add(i);

@@ -129,6 +129,28 @@ TraceBuilder& TraceBuilder::Step(uint64_t number, int late) {
   return Add(T::kStepEnd, 0, {number, 2, 2, now_ - begin, stall, 4 * kGranule});
 }
 
+TraceBuilder& TraceBuilder::DeviceSteps(uint64_t first, uint64_t last) {
+  Add(T::kStepBegin, 0, {first, 2, 2, 0, 64});
+  for (uint64_t step = first; step <= last; ++step) {
+    const uint64_t begin = now_;
+    if (step < last) Add(T::kStepBegin, 0, {step + 1, 2, 2, 1, 64});
+    for (uint64_t gate = 0; gate < 4; ++gate) {
+      const uint64_t copy_begin = now_;
+      Thread(2).Add(T::kGateArrive, 0, {gate, step, gate});
+      now_ += 40'000;
+      Thread(1).Add(T::kCopy, 1, {gate, kWeights, 2 * gate + 1, kGranule, copy_begin, now_});
+      Thread(2).Add(T::kFaultMajor, static_cast<uint8_t>(FaultCause::kStillCopying),
+                    {gate, step, gate, 41'000});
+      Add(T::kGatePass, 0, {gate, step, gate, 41'000});
+    }
+    const uint64_t end = now_;
+    now_ += 10'000;
+    Thread(0).Add(T::kDeviceStep, 0, {step, begin, end, 500});
+    Add(T::kStepEnd, 0, {step, 2, 2, end - begin, 164'000, 4 * kGranule});
+  }
+  return *this;
+}
+
 TraceBuilder& TraceBuilder::Life() {
   Pool().Load().GrowKv(0, 8, 4);
   Add(T::kRequest, static_cast<uint8_t>(RequestEvent::kAdded), {1, 32, 0, 0, 0});

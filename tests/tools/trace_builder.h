@@ -42,6 +42,9 @@ class TraceBuilder {
   // One step of |tokens| under that placement: copies on thread 1, gates on thread 0. |late| has
   // the gate that faults, for 80 us; -1: none.
   TraceBuilder& Step(uint64_t number, int late = -1);
+  // Steps |first| to |last| under that placement as a GPU runs them: each begins on the host while
+  // the one before it runs, gates are on thread 2.
+  TraceBuilder& DeviceSteps(uint64_t first, uint64_t last);
   // A whole, correct life: Pool, Load, GrowKv, Evict, requests, 5 steps, policy decisions.
   TraceBuilder& Life();
 

@@ -569,6 +569,49 @@ TEST_P(GateWordContract, AStreamWaitsForIt) {
   EXPECT_EQ(ReadBytes(*driver_, base, size_), std::vector(size_, std::byte{8}));
 }
 
+TEST_P(GateWordContract, StampsTellWhenTheWorkBeforeThemWasDone) {
+  const VirtAddr base = NewMapped(2);
+  const StreamId stream = driver_->CreateStream("stamped").value();
+  const TimeNs error = driver_->stamp_error_ns();
+  ASSERT_OK(driver_->WaitCounter(stream, word_, 1));
+  const StampId begin = driver_->Stamp(stream).value();
+  ASSERT_OK(driver_->Copy(stream, base + size_, base, size_));
+  const StampId end = driver_->Stamp(stream).value();
+  const StampId dropped = driver_->Stamp(stream).value();
+  EXPECT_CODE(driver_->TakeStamp(begin), kShouldWait);
+  driver_->DropStamp(dropped);
+  EXPECT_CODE(driver_->TakeStamp(dropped), kInvalidArgument);
+  const TimeNs opened = driver_->Now();
+  Set(word_, 1);
+  Finish(stream);
+  const TimeNs finished = driver_->Now();
+  const TimeNs begun = driver_->TakeStamp(begin).value();
+  const TimeNs ended = driver_->TakeStamp(end).value();
+  EXPECT_GE(begun + error, opened);
+  EXPECT_GE(ended, begun);
+  EXPECT_LE(ended, finished + error);
+  EXPECT_CODE(driver_->TakeStamp(end), kInvalidArgument);
+}
+
+TEST_P(GateWordContract, ManyStampsKeepTheirOrder) {
+  const VirtAddr base = NewMapped(2);
+  const StreamId stream = driver_->CreateStream("stamped").value();
+  for (int round = 0; round < 3; ++round) {
+    std::vector<StampId> stamps;
+    for (int i = 0; i < 200; ++i) {
+      ASSERT_OK(driver_->Copy(stream, base + size_, base, size_));
+      stamps.push_back(driver_->Stamp(stream).value());
+    }
+    Finish(stream);
+    TimeNs last = 0;
+    for (const StampId stamp : stamps) {
+      const TimeNs time = driver_->TakeStamp(stamp).value();
+      EXPECT_GE(time, last);
+      last = time;
+    }
+  }
+}
+
 // --- Shutdown
 // --------------------------------------------------------------------------------------
 

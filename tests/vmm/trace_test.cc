@@ -5,6 +5,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmm/trace_lane.h"
+
 namespace weir {
 namespace {
 
@@ -44,6 +46,43 @@ TEST(TraceTest, WithoutATracerNothingHappens) {
   }
   EXPECT_EQ(GetTracer(), nullptr);  // it uninstalled itself
   EXPECT_FALSE(TraceEnabled(TraceType::kMap));
+}
+
+TEST(TraceTest, ALaneIsAThreadOfItsOwnWithTimesOfItsOwn) {
+  TraceLane lane;
+  lane.Emit(5, TraceType::kCopy, 0, 1);  // nobody listens
+  for (int tracers = 0; tracers < 2; ++tracers) {
+    Tracer tracer({.ring_records = 16, .clock = [] { return TimeNs{100}; }});
+    SetTracer(&tracer);
+    TraceEmit(TraceType::kStepBegin, 0, 7);
+    lane.Emit(40, TraceType::kCopy, 2, 1, 2);
+    lane.Emit(39, TraceType::kCopy, 2, 3);  // time does not go back
+    lane.Emit(60, TraceType::kGatePass, 0, 4);
+    const auto records = DrainAll(tracer);
+    ASSERT_EQ(records.size(), 4u);
+    EXPECT_EQ(records[0].time_ns, 100u);
+    EXPECT_EQ(records[1].time_ns, 40u);
+    EXPECT_EQ(records[1].cause, 2);
+    EXPECT_EQ(records[1].args[1], 2u);
+    EXPECT_EQ(records[2].time_ns, 40u);
+    EXPECT_EQ(records[3].time_ns, 60u);
+    EXPECT_EQ(records[1].thread, records[3].thread);
+    EXPECT_NE(records[0].thread, records[1].thread);
+  }
+}
+
+TEST(TraceTest, ALaneGivesItsRingBackAndCountsWhatDoesNotFit) {
+  Tracer tracer({.ring_records = 4});
+  SetTracer(&tracer);
+  for (uint32_t i = 0; i < 3 * TraceSegment::kRings; ++i) {
+    TraceLane lane;
+    lane.Emit(i, TraceType::kCopy, 0, i);
+    EXPECT_EQ(DrainAll(tracer).size(), 1u);
+  }
+  EXPECT_EQ(tracer.dropped(), 0u);
+  TraceLane lane;
+  for (uint64_t i = 0; i < 7; ++i) lane.Emit(i, TraceType::kCopy, 0, i);
+  EXPECT_EQ(tracer.dropped(), 3u);
 }
 
 TEST(TraceTest, OnlySubscribedTypesAreKept) {

@@ -70,6 +70,7 @@ void InvariantChecker::AdoptAll(const std::string& why) {
   unfilled_.clear();
   chunk_slots_.clear();
   steps_.clear();
+  first_step_.reset();
   arrived_.clear();
   blocks_ = RangeMap<Block>(Block::kUnknown);
   loans_.clear();
@@ -93,6 +94,7 @@ void InvariantChecker::Add(const TraceEvent& event) {
     case TraceType::kFill: OnFill(); break;
     case TraceType::kCopy: OnCopy(); break;
     case TraceType::kPlacement: OnPlacement(); break;
+    case TraceType::kCopyFailed: epoch_clean_ = false; break;
     case TraceType::kGateArrive: OnArrive(); break;
     case TraceType::kGatePass: OnPass(); break;
     case TraceType::kFaultMajor:
@@ -100,6 +102,7 @@ void InvariantChecker::Add(const TraceEvent& event) {
     case TraceType::kStepBegin: OnStepBegin(); break;
     case TraceType::kStepEnd: OnStepEnd(false); break;
     case TraceType::kStepFailed: OnStepEnd(true); break;
+    case TraceType::kDeviceStep: OnDeviceStep(); break;
     case TraceType::kKvAlloc: OnKvAlloc(); break;
     case TraceType::kKvFree: OnKvFree(); break;
     case TraceType::kKvEvict: OnKvEvict(); break;
@@ -325,7 +328,7 @@ void InvariantChecker::OnUnmap() {
   if (static_cast<int64_t>(slot.first) == meta_.weights_region) unfilled_.erase(slot.second);
   if (static_cast<int64_t>(slot.first) == meta_.kv_region) KvSlotGone(slot.second);
   if (!steps_.empty() && plan_ && static_cast<int64_t>(slot.first) == meta_.weights_region) {
-    Fail("M2", "weights are unmapped while step " + std::to_string(steps_.begin()->second.number) +
+    Fail("M2", "weights are unmapped while step " + std::to_string(steps_.begin()->first) +
                    " is being computed");
   }
 }

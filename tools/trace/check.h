@@ -1,10 +1,10 @@
 // InvariantChecker: replays a trace and verifies the invariants of weir's memory (docs/tracing.md).
 //
 // Rules, by the names of docs/architecture.md: G1, G2 granules; R1 regions; M1, M2, M3 mappings and
-// arrived bytes; O1 backing copies; K1, K3 KV blocks; T1, T2 plans; and A1, A2, the accounts of
-// streamed bytes and of stall. A trace that begins in the middle is taken as it comes: what was not
-// seen to begin is adopted at first sight, and adopted() says so. After losses everything is
-// adopted anew and conclusive() is false. Feed it a trace in order of time.
+// arrived bytes; O1 backing copies; K1, K3 KV blocks; T1, T2 plans; and A1, A2, A3, the accounts
+// of streamed bytes, of stall, and of a device's time. A trace that begins in the middle is taken
+// as it comes: what was not seen to begin is adopted at first sight, and adopted() says so. After
+// losses everything is adopted anew and conclusive() is false. Feed it a trace in order of time.
 #pragma once
 
 #include <cstdint>
@@ -72,8 +72,8 @@ class InvariantChecker {
     std::map<GranuleKey, bool> fresh;  // still taken
     uint64_t freed = 0;
   };
-  struct Step {
-    uint64_t number = 0;
+  struct Step {  // under way
+    uint64_t begin_ns = 0;
     uint64_t passes = 0;
     uint64_t fault_ns = 0;
     uint64_t epoch = 0;
@@ -109,6 +109,7 @@ class InvariantChecker {
   void OnFault();
   void OnStepBegin();
   void OnStepEnd(bool failed);
+  void OnDeviceStep();
   void CloseEpoch(bool at_end);
   bool InRing(const Granule& granule) const;
 
@@ -156,8 +157,10 @@ class InvariantChecker {
   bool epoch_clean_ = false;  // no failed step, no repair, no loss
   TraceEvent placement_event_;
   std::unordered_map<uint64_t, std::pair<uint64_t, uint64_t>> chunk_slots_;  // first, count
-  std::map<uint32_t, Step> steps_;                                           // by thread
-  std::map<std::pair<uint64_t, uint64_t>, uint64_t> arrived_;                // gate, chunk -> open
+  std::map<uint64_t, Step> steps_;                                           // by number
+  std::optional<uint64_t> first_step_;  // seen to begin; those before it had begun already
+  uint64_t device_end_ns_ = 0, device_end_error_ns_ = 0;       // of the last step run on a device
+  std::map<std::pair<uint64_t, uint64_t>, uint64_t> arrived_;  // gate, chunk -> open
   uint64_t fault_ns_total_ = 0;
 
   RangeMap<Block> blocks_{Block::kUnmapped};

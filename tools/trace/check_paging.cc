@@ -1,6 +1,7 @@
 // Gates, copies and steps: no step reads bytes that have not arrived (M3), no copy writes to a
 // mapping that has changed under it (M2), and the accounts of bytes and stall (A1, A2).
 #include <algorithm>
+#include <tuple>
 
 #include "tools/trace/check.h"
 #include "tools/trace/schema.h"
@@ -87,11 +88,15 @@ void InvariantChecker::OnCopy() {
 // The copies of a round of passes: what is away, once a step, and what was copied ahead.
 void InvariantChecker::CloseEpoch(bool at_end) {
   if (!placement_known_ || !epoch_clean_ || !Recorded(TraceType::kCopy)) return;
+  // A round that ends while steps are under way is given up, and its steps are about to fail.
+  if (!at_end && !steps_.empty()) return;
   if (evicted_bytes_ != 0 && epoch_steps_ > UINT64_MAX / evicted_bytes_ / 2) return;
   const uint64_t least = evicted_bytes_ * epoch_steps_;
   const uint64_t exact = least + ahead_bytes_;
-  const bool fits = at_end ? epoch_copied_ >= least && epoch_copied_ <= exact + evicted_bytes_
-                           : epoch_copied_ == exact;
+  // At the end of the trace steps may be under way, and their copies with them.
+  const uint64_t begun = evicted_bytes_ * std::max<uint64_t>(1, steps_.size());
+  const bool fits =
+      at_end ? epoch_copied_ >= least && epoch_copied_ <= exact + begun : epoch_copied_ == exact;
   if (fits) return;
   const TraceEvent now = event_;
   event_ = placement_event_;
@@ -114,6 +119,8 @@ void InvariantChecker::OnPlacement() {
   ahead_bytes_ = r.args[5];
   epoch_copied_ = 0;
   epoch_steps_ = 0;
+  // Who has begun already waits for this round: plans change while no step is under way.
+  for (auto& [number, step] : steps_) step.epoch = epoch_;
   if (meta_.granule_bytes != 0 && r.args[3] != r.args[2] * meta_.granule_bytes) {
     Fail("A1",
          std::to_string(r.args[2]) + " granules are not " + std::to_string(r.args[3]) + " bytes");
@@ -138,7 +145,7 @@ void InvariantChecker::OnPass() {
   } else if (--arrival->second == 0) {
     arrived_.erase(arrival);
   }
-  for (auto& [thread, step] : steps_) step.passes += step.number == r.args[1] ? 1 : 0;
+  if (const auto step = steps_.find(r.args[1]); step != steps_.end()) ++step->second.passes;
   if (!Recorded(TraceType::kCopy) || !Recorded(TraceType::kMap)) return;
   const auto chunk = chunk_slots_.find(r.args[2]);
   if (chunk == chunk_slots_.end()) {
@@ -172,15 +179,23 @@ void InvariantChecker::OnPass() {
 void InvariantChecker::OnFault() {
   const TraceRecord& r = event_.record;
   fault_ns_total_ += r.args[3];
-  for (auto& [thread, step] : steps_) step.fault_ns += step.number == r.args[1] ? r.args[3] : 0;
+  if (const auto step = steps_.find(r.args[1]); step != steps_.end()) {
+    step->second.fault_ns += r.args[3];
+  }
   if (r.cause == static_cast<uint8_t>(FaultCause::kRepair)) epoch_clean_ = false;
 }
 
 void InvariantChecker::OnStepBegin() {
   const TraceRecord& r = event_.record;
   step_seen_ = true;
-  if (steps_.contains(r.thread)) Fail("M3", "a step begins inside a step");
-  steps_[r.thread] = Step{r.args[0], 0, 0, epoch_};
+  if (!first_step_) first_step_ = r.args[0];
+  if (steps_.contains(r.args[0])) {
+    Fail("M3", "step " + std::to_string(r.args[0]) + " begins a second time");
+  } else if (steps_.size() >= meta_.steps_under_way) {
+    Fail("M3", "a step begins inside a step, and no more than " +
+                   std::to_string(meta_.steps_under_way) + " may be under way");
+  }
+  steps_[r.args[0]] = Step{.begin_ns = r.time_ns, .epoch = epoch_};
   if (unfilled_.empty() || !Recorded(TraceType::kFill)) return;
   Fail("M3", "a step begins, but " + std::to_string(unfilled_.size()) +
                  " weight slots that came home have not been filled, first slot " +
@@ -188,14 +203,37 @@ void InvariantChecker::OnStepBegin() {
   unfilled_.clear();
 }
 
+// Causes come before effects, and a device runs one step at a time.
+void InvariantChecker::OnDeviceStep() {
+  const TraceRecord& r = event_.record;
+  const auto [number, begin, end, error] =
+      std::tuple(r.args[0], r.args[1], r.args[2], std::min(r.args[3], uint64_t{1} << 40));
+  const std::string name = "step " + std::to_string(number);
+  if (begin > end) Fail("A3", name + " ends on the device before it begins there");
+  if (end > r.time_ns && end - r.time_ns > error) {
+    Fail("A3", name + " ends on the device after the host knew of it");
+  }
+  const auto step = steps_.find(number);
+  if (step != steps_.end() && begin < step->second.begin_ns &&
+      step->second.begin_ns - begin > error) {
+    Fail("A3", name + " runs on the device before the host began it");
+  }
+  if (begin < device_end_ns_ && device_end_ns_ - begin > error + device_end_error_ns_) {
+    Fail("A3", name + " begins on the device before the step ahead of it has ended there");
+  }
+  device_end_ns_ = std::max(device_end_ns_, end);
+  device_end_error_ns_ = error;
+}
+
 void InvariantChecker::OnStepEnd(bool failed) {
   const TraceRecord& r = event_.record;
-  const auto it = steps_.find(r.thread);
-  if (it == steps_.end() || it->second.number != r.args[0]) {
-    if (step_seen_ && Recorded(TraceType::kStepBegin)) {
-      Fail("M3", "the end of step " + std::to_string(r.args[0]) + ", which did not begin");
+  const uint64_t number = r.args[0];
+  const auto it = steps_.find(number);
+  if (it == steps_.end()) {
+    // Of a step that began before the recording only the end is seen.
+    if (first_step_ && number >= *first_step_ && Recorded(TraceType::kStepBegin)) {
+      Fail("M3", "the end of step " + std::to_string(number) + ", which did not begin");
     }
-    if (it != steps_.end()) steps_.erase(it);
     step_seen_ = true;
     epoch_clean_ = false;
     return;
@@ -204,22 +242,21 @@ void InvariantChecker::OnStepEnd(bool failed) {
   steps_.erase(it);
   if (failed) {
     epoch_clean_ = false;
-    arrived_.clear();
+    if (steps_.empty()) arrived_.clear();
     return;
   }
   ++steps_ended_;
   if (step.epoch == epoch_) ++epoch_steps_;
   if (placement_known_ && step.epoch == epoch_ && Recorded(TraceType::kGatePass) &&
       step.passes != stripes_) {
-    Fail("M3", "step " + std::to_string(step.number) + " ended after " +
-                   std::to_string(step.passes) + " of its " + std::to_string(stripes_) +
-                   " armed gates");
+    Fail("M3", "step " + std::to_string(number) + " ended after " + std::to_string(step.passes) +
+                   " of its " + std::to_string(stripes_) + " armed gates");
   }
   // The engine's counter against the faults seen.
   const uint64_t stall = r.args[4];
   const uint64_t apart = std::max(stall, step.fault_ns) - std::min(stall, step.fault_ns);
   if (Recorded(TraceType::kFaultMajor) && apart > stall / 100 + 1000) {
-    Fail("A2", "step " + std::to_string(step.number) + " counts " + std::to_string(stall) +
+    Fail("A2", "step " + std::to_string(number) + " counts " + std::to_string(stall) +
                    " ns of stall; its faults waited " + std::to_string(step.fault_ns) + " ns");
   }
 }

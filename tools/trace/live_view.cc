@@ -77,7 +77,7 @@ void LiveView::Add(std::vector<TraceRecord>* records) {
 void LiveView::Count(const TraceRecord& r) {
   const auto type = static_cast<TraceType>(r.type);
   switch (type) {
-    case TraceType::kStepBegin: step_begin_ = r; return;
+    case TraceType::kStepBegin: open_steps_.Begin(r); return;
     case TraceType::kPolicyDecision: decision_ = r; return;
     case TraceType::kPressure: pressure_ = r.cause; return;
     case TraceType::kSnapshotEnd: told_ = true; return;
@@ -87,8 +87,8 @@ void LiveView::Count(const TraceRecord& r) {
   if (sums == nullptr) return;
   switch (type) {
     case TraceType::kStepEnd: {
-      const bool known = step_begin_.args[0] == r.args[0];
-      const uint64_t prompt = known ? std::min(step_begin_.args[3], r.args[2]) : 0;
+      const std::optional<TraceRecord> begun = open_steps_.End(r.args[0]);
+      const uint64_t prompt = begun ? std::min(begun->args[3], r.args[2]) : 0;
       ++sums->steps;
       sums->step_ns += r.args[3];
       sums->prompt_tokens += prompt;

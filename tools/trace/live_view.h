@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tools/trace/memory_state.h"
+#include "tools/trace/open_steps.h"
 #include "vmm/trace_format.h"
 
 namespace weir::trace_tool {
@@ -75,7 +76,8 @@ class LiveView {
   uint64_t newest_ = 0;                     // its number: time / kBucketNs
   uint64_t now_ns_ = 0, first_ns_ = 0, records_ = 0, lost_ = 0, pressure_ = 0;
   bool told_ = false;
-  TraceRecord step_begin_, decision_, worst_, plan_;
+  OpenSteps open_steps_;
+  TraceRecord decision_, worst_, plan_;
 };
 
 }  // namespace weir::trace_tool

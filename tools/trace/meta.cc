@@ -176,8 +176,13 @@ TraceMeta TraceMeta::Parse(std::string_view text, std::string* problem) {
   Get(root, "scratch_bytes", &meta.scratch_bytes);
   if (const json* scheduler = Find(root, "scheduler"); scheduler != nullptr) {
     Get(*scheduler, "max_batched_tokens", &meta.max_batched_tokens);
+    Get(*scheduler, "steps_under_way", &meta.steps_under_way);
     const json* caching = Find(*scheduler, "prefix_caching");
     if (caching != nullptr && caching->is_boolean()) meta.prefix_caching = caching->get<bool>();
+  }
+  if (const json* clocks = Find(root, "clocks"); clocks != nullptr) {
+    Get(*clocks, "step_error_ns", &meta.step_clock_error_ns);
+    Get(*clocks, "stamp_error_ns", &meta.stamp_error_ns);
   }
   meta.owners = Texts(root, "owners");
   meta.reasons = Texts(root, "reasons");

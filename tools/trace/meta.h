@@ -40,6 +40,9 @@ struct TraceMeta {
   uint64_t max_num_seqs = 0, max_model_len = 0, max_batched_tokens = 0;
   uint64_t scratch_bytes = 0;
   bool prefix_caching = true;
+  uint64_t steps_under_way = 1;  // at most at once
+  // How far times of gates and device steps, and of copies, may be off the records' clock.
+  uint64_t step_clock_error_ns = 0, stamp_error_ns = 0;
   // Region ids; -1: not known.
   int64_t weights_region = -1;
   int64_t ring_region = -1;

@@ -14,7 +14,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 enum Group : int { kEngine = 1, kLinks, kRequests, kCounters };
-enum EngineTrack : int { kSteps = 1, kGates, kPlans, kPolicy };
+enum EngineTrack : int { kSteps = 1, kDeviceSteps, kGates, kPlans, kPolicy };
+constexpr int kFirstLane = 16;       // tracks that come as they are needed
 constexpr size_t kMostLanes = 4096;  // beyond that slices share the last one
 
 // Numbers with a point are written as they stand: 3 digits are nanoseconds.
@@ -22,10 +23,10 @@ Json Microseconds(uint64_t ns) {
   return static_cast<double>(ns) / 1000;
 }
 
-std::string StepName(const TraceRecord& begin, bool known, uint8_t kind) {
+std::string StepName(const std::optional<TraceRecord>& begin, uint8_t kind) {
   if (kind == static_cast<uint8_t>(StepKind::kCalibration)) return "calibration";
-  if (!known) return "step";
-  return begin.args[3] == 0 ? "decode" : "with prefill";
+  if (!begin) return "step";
+  return begin->args[3] == 0 ? "decode" : "with prefill";
 }
 
 }  // namespace
@@ -124,16 +125,26 @@ void ChromeTraceWriter::Counter(const std::string& name, uint64_t at, Json value
          {"args", std::move(values)}});
 }
 
+// The gap before it is time in which the device had nothing to do.
+void ChromeTraceWriter::OnDeviceStep(const TraceRecord& r, const std::string& name) {
+  if (device_end_ns_ == 0) NameTrack({kEngine, kDeviceSteps}, "steps on the device");
+  const Span span{std::max(r.args[1], device_end_ns_), std::max(r.args[2], device_end_ns_)};
+  Json args = {{"step", r.args[0]}, {"clock_error_us", Microseconds(r.args[3])}};
+  if (device_end_ns_ != 0) args["idle_before_us"] = Microseconds(span.begin_ns - device_end_ns_);
+  device_end_ns_ = span.end_ns;
+  Slice({kEngine, kDeviceSteps}, name, span, std::move(args));
+}
+
 void ChromeTraceWriter::OnStep(const TraceRecord& r) {
-  const bool known = step_begin_.type != 0 && step_begin_.args[0] == r.args[0];
+  const std::optional<TraceRecord> begin = open_steps_.End(r.args[0]);
   const bool failed = r.type == static_cast<uint16_t>(TraceType::kStepFailed);
   const uint64_t duration = failed ? r.args[2] : r.args[3];
   Json args = {{"step", r.args[0]}};
-  if (known) {
-    args["sequences"] = step_begin_.args[1];
-    args["tokens"] = step_begin_.args[2];
-    args["prompt_tokens"] = step_begin_.args[3];
-    args["context_tokens"] = step_begin_.args[4];
+  if (begin) {
+    args["sequences"] = begin->args[1];
+    args["tokens"] = begin->args[2];
+    args["prompt_tokens"] = begin->args[3];
+    args["context_tokens"] = begin->args[4];
   }
   if (failed) {
     args["status"] = r.args[1];
@@ -141,9 +152,17 @@ void ChromeTraceWriter::OnStep(const TraceRecord& r) {
     args["stall_ms"] = static_cast<double>(r.args[4]) * 1e-6;
     args["streamed_bytes"] = r.args[5];
   }
+  const std::string name = failed ? "failed step" : StepName(begin, r.cause);
   const Span span{Before(r.time_ns, duration), r.time_ns};
-  Slice({kEngine, kSteps}, failed ? "failed step" : StepName(step_begin_, known, r.cause), span,
-        std::move(args));
+  if (device_step_.type != 0 && device_step_.args[0] == r.args[0] && !failed) {
+    OnDeviceStep(device_step_, name);
+    device_step_ = {};
+    // The host's steps overlap: the next is submitted while this one runs.
+    const Span host{begin ? begin->time_ns : span.begin_ns, r.time_ns};
+    Slice(FreeLane(kEngine, "steps on the host", host), name, host, std::move(args));
+  } else {
+    Slice({kEngine, kSteps}, name, span, std::move(args));
+  }
   if (failed) return;
   const double seconds = static_cast<double>(std::max<uint64_t>(1, duration)) * 1e-9;
   Counter("tokens per second", span.begin_ns,
@@ -156,7 +175,7 @@ void ChromeTraceWriter::OnStep(const TraceRecord& r) {
 ChromeTraceWriter::Track ChromeTraceWriter::FreeLane(int pid, const std::string& name, Span span) {
   std::vector<uint64_t>& lanes = lanes_[name];
   const auto base = lane_base_.emplace(
-      name, static_cast<int>(lane_base_.size()) * static_cast<int>(kMostLanes) + 1);
+      name, static_cast<int>(lane_base_.size()) * static_cast<int>(kMostLanes) + kFirstLane);
   auto lane = std::find_if(lanes.begin(), lanes.end(),
                            [&](uint64_t until) { return until <= span.begin_ns; });
   if (lane == lanes.end() && lanes.size() == kMostLanes) --lane;
@@ -316,7 +335,8 @@ void ChromeTraceWriter::Add(const TraceEvent& event) {
   const TraceRecord& r = event.record;
   state_.Add(r);
   switch (static_cast<TraceType>(r.type)) {
-    case TraceType::kStepBegin: step_begin_ = r; break;
+    case TraceType::kStepBegin: open_steps_.Begin(r); break;
+    case TraceType::kDeviceStep: device_step_ = r; break;
     case TraceType::kStepEnd:
     case TraceType::kStepFailed:
       OnStep(r);

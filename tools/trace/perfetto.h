@@ -3,7 +3,9 @@
 //
 // Represents the conversion of one trace, fed in order of time; text goes to a sink as it is made,
 // so that memory does not grow with the trace. Processes of the result are groups of tracks:
-//   engine     steps, gates that were waited for, plans, the policy's decisions
+//   engine     steps, gates that were waited for, plans, the policy's decisions. Of a device that
+//              runs steps by itself: the steps as they ran there, and beside them each from its
+//              submission to its collection
 //   links      copies of stripes and fills, by tier they came from
 //   requests   a lane for each that runs at the same time
 //   counters   KV blocks, requests, weights away, granules by owner, link, tokens
@@ -20,6 +22,7 @@
 #include <nlohmann/json_fwd.hpp>
 
 #include "tools/trace/memory_state.h"
+#include "tools/trace/open_steps.h"
 #include "tools/trace/reader.h"
 
 namespace weir::trace_tool {
@@ -57,6 +60,7 @@ class ChromeTraceWriter {
   uint64_t Before(uint64_t time_ns, uint64_t duration_ns) const;
 
   void OnStep(const TraceRecord& r);
+  void OnDeviceStep(const TraceRecord& r, const std::string& name);
   void OnTransfer(const TraceRecord& r, bool copy);
   void FlushFill();
   void OnRequest(const TraceRecord& r);
@@ -72,7 +76,9 @@ class ChromeTraceWriter {
   const Out out_;
   const uint64_t origin_ns_;
   MemoryState state_;
-  TraceRecord step_begin_;
+  OpenSteps open_steps_;
+  TraceRecord device_step_;  // the last; its step may not have ended
+  uint64_t device_end_ns_ = 0;
   TraceRecord fill_;  // runs that were filled together, until another comes
   uint64_t last_fault_cause_ = 0;
   std::map<uint64_t, Request> requests_;

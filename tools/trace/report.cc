@@ -84,6 +84,11 @@ std::string Summary::HeadText() const {
         fmt::format("a fault waits: p50 {}, p90 {}, p99 {}, most {}\n", Ns(stall_.Percentile(0.5)),
                     Ns(stall_.Percentile(0.9)), Ns(stall_.Percentile(0.99)), Ns(stall_.max()));
   }
+  if (device_steps_ != 0) {
+    out += fmt::format("on the device: {} steps in {}, {} between them; clocks agree within {}\n",
+                       Grouped(device_steps_), Ns(device_busy_ns_), Ns(device_idle_ns_),
+                       Ns(clock_error_ns_));
+  }
   out += fmt::format("policy: {} decisions recorded, {} clipped\n", Grouped(decisions_), clipped_);
   if (!requests_.empty()) {
     out += "requests:";
@@ -207,6 +212,12 @@ ordered_json Summary::Json() const {
   root["stall"] = HistogramJson(stall_);
   root["step_stall_ns"] = step_stall_ns_;
   root["streamed_bytes"] = streamed_;
+  if (device_steps_ != 0) {
+    root["device"] = {{"steps", device_steps_},
+                      {"busy_ns", device_busy_ns_},
+                      {"idle_ns", device_idle_ns_},
+                      {"clock_error_ns", clock_error_ns_}};
+  }
   root["rollbacks"] = rollbacks_;
   for (const auto& [cause, h] : faults_) {
     root["faults_by_cause"][FaultCauseName(cause)] = HistogramJson(h);

@@ -46,6 +46,17 @@ void Summary::OnRequest(const TraceRecord& r) {
   }
 }
 
+void Summary::OnDeviceStep(const TraceRecord& r) {
+  if (r.args[1] > r.args[2]) return;
+  ++device_steps_;
+  device_busy_ns_ += r.args[2] - r.args[1];
+  if (device_end_ns_ != 0 && r.args[1] > device_end_ns_) {
+    device_idle_ns_ += r.args[1] - device_end_ns_;
+  }
+  device_end_ns_ = r.args[2];
+  clock_error_ns_ = std::max(clock_error_ns_, r.args[3]);
+}
+
 void Summary::OnQueue(const TraceRecord& r) {
   if (queue_.type != 0 && r.time_ns > queue_.time_ns) {
     const auto dt = static_cast<double>(r.time_ns - queue_.time_ns);
@@ -102,11 +113,11 @@ void Summary::Add(const TraceEvent& event) {
       break;
     case TraceType::kPlanRollback: ++rollbacks_; break;
     case TraceType::kPlacement: evicted_bytes_ = r.args[3]; break;
-    case TraceType::kStepBegin: step_begin_ = r; break;
+    case TraceType::kStepBegin: open_steps_.Begin(r); break;
     case TraceType::kStepEnd:
-      if (step_begin_.type != 0 && step_begin_.args[0] == r.args[0] &&
-          r.cause == static_cast<uint8_t>(StepKind::kServing)) {
-        generated_ += r.args[2] - std::min(r.args[2], step_begin_.args[3]);
+      if (const auto begun = open_steps_.End(r.args[0]);
+          begun && r.cause == static_cast<uint8_t>(StepKind::kServing)) {
+        generated_ += r.args[2] - std::min(r.args[2], begun->args[3]);
       }
       ++steps_;
       tokens_ += r.args[2];
@@ -115,6 +126,7 @@ void Summary::Add(const TraceEvent& event) {
       streamed_ += r.args[5];
       break;
     case TraceType::kStepFailed: ++failed_steps_; break;
+    case TraceType::kDeviceStep: OnDeviceStep(r); break;
     case TraceType::kRequest: OnRequest(r); break;
     case TraceType::kKvEvict: kv_evicted_ += r.args[1]; break;
     case TraceType::kKvHit: kv_hit_ += r.args[1]; break;

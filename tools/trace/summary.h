@@ -14,6 +14,7 @@
 #include <nlohmann/json_fwd.hpp>
 
 #include "tools/trace/histogram.h"
+#include "tools/trace/open_steps.h"
 #include "tools/trace/reader.h"
 
 namespace weir::trace_tool {
@@ -105,6 +106,7 @@ class Summary {
   std::string TopText() const;
   void OnQueue(const TraceRecord& r);
   void OnRequest(const TraceRecord& r);
+  void OnDeviceStep(const TraceRecord& r);
 
   const TraceReader& reader_;
   const uint64_t first_ns_, last_ns_;
@@ -129,7 +131,11 @@ class Summary {
   Histogram first_token_, whole_request_;
   std::unordered_map<uint64_t, uint64_t> added_;  // requests that are not over: when they came
   uint64_t cached_tokens_ = 0;
-  TraceRecord queue_, step_begin_;
+  TraceRecord queue_;
+  OpenSteps open_steps_;
+  // Steps where they ran, if that is a device of its own.
+  uint64_t device_steps_ = 0, device_busy_ns_ = 0, device_idle_ns_ = 0, device_end_ns_ = 0;
+  uint64_t clock_error_ns_ = 0;  // the largest
   std::vector<FaultSeen> top_;
   std::vector<KvSample> samples_ = std::vector<KvSample>(kSamples);
 };

@@ -69,10 +69,10 @@ void Timeline::Spread(uint64_t begin_ns, uint64_t end_ns, Fn add) {
 }
 
 void Timeline::OnStep(const TraceRecord& r) {
+  const std::optional<TraceRecord> begun = open_steps_.End(r.args[0]);
   const uint64_t begin = r.time_ns - std::min(r.time_ns, r.args[3]);
   if (begin >= end_ns_ || r.time_ns < begin_ns_) return;
-  const bool known = step_begin_.type != 0 && step_begin_.args[0] == r.args[0];
-  const uint64_t prompt = known ? std::min(step_begin_.args[3], r.args[2]) : 0;
+  const uint64_t prompt = begun ? std::min(begun->args[3], r.args[2]) : 0;
   step_ns += static_cast<double>(r.args[3]);
   if (r.cause == static_cast<uint8_t>(StepKind::kCalibration)) return;  // nobody's tokens
   ++steps;
@@ -88,7 +88,7 @@ void Timeline::Add(const TraceRecord& r, TraceReader& reader) {
   const bool inside = r.time_ns >= begin_ns_ && r.time_ns <= end_ns_;
   switch (static_cast<TraceType>(r.type)) {
     case TraceType::kStepBegin:
-      step_begin_ = r;
+      open_steps_.Begin(r);
       if (r.cause == static_cast<uint8_t>(StepKind::kServing) && serving_from_s_ < 0) {
         serving_from_s_ = reader.SecondsOf(r.time_ns);
       }

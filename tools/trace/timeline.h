@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tools/trace/memory_state.h"
+#include "tools/trace/open_steps.h"
 #include "tools/trace/reader.h"
 
 namespace weir::trace_tool {
@@ -70,7 +71,7 @@ class Timeline {
 
   std::vector<TimelineColumn> columns_;
   std::vector<TimelinePlan> plans_;
-  TraceRecord step_begin_;
+  OpenSteps open_steps_;
   uint64_t begin_ns_ = 0, end_ns_ = 0;
   double column_ns_ = 1, from_s_ = 0, serving_from_s_ = -1;
   uint64_t layers_ = 0;

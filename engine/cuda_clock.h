@@ -1,0 +1,45 @@
+// CudaClock: times that kernels noted (%globaltimer), in the host's clock.
+//
+// Represents the distance between the two clocks and a stream on which they are compared: a kernel
+// of one thread reads the device's clock between two readings of the host's. The stream has a
+// priority of its own, so that the kernel gets the next free place on a busy device. One thread.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "engine/cuda_inputs.h"
+#include "vmm/clock_map.h"
+#include "vmm/status.h"
+
+namespace weir {
+
+class CudaClock {
+ public:
+  static constexpr TimeNs kCompareEveryNs = 100'000'000;
+
+  CudaClock() = default;
+  ~CudaClock();
+  CudaClock(const CudaClock&) = delete;
+  CudaClock& operator=(const CudaClock&) = delete;
+
+  // On the current device; waits for a few kernels.
+  Status Open();
+  // Compares the clocks if the last comparison is older than kCompareEveryNs: 10 us on an idle
+  // device, on a busy one until a kernel's block ends.
+  Status Refresh();
+  // The device showed |device_ns| not before, not after that time of the host (ClockMap's).
+  void Bound(uint64_t device_ns, TimeNs not_before, TimeNs not_after);
+  TimeNs ToHost(uint64_t device_ns) const { return map_.ToHost(device_ns); }
+  uint64_t error_ns() const { return map_.error_ns(); }
+  uint64_t error_ns(uint64_t device_ns) const { return map_.error_ns(device_ns); }
+
+ private:
+  Status Compare();
+
+  cudaStream_t stream_ = nullptr;
+  PinnedBuffer reading_;
+  TimeNs compared_ns_ = 0;
+  ClockMap map_;
+};
+
+}  // namespace weir

@@ -1,0 +1,256 @@
+// An engine on a GPU, recorded in this process: its trace has every gate and every copy, adds up,
+// and passes `weir-trace check`. Skipped, with the reason, where there is no GPU.
+#include <chrono>
+#include <random>
+#include <thread>
+
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include "engine/core.h"
+#include "engine/cuda_compute.h"
+#include "engine/trace_metadata.h"
+#include "policy/registry.h"
+#include "tests/pager/fault_driver.h"
+#include "tests/support/checked_trace.h"
+#include "vmm/cuda_driver.h"
+
+namespace weir {
+namespace {
+
+using test::CopyFault;
+using test::FaultDriver;
+using testing::CheckedTrace;
+using testing::TraceFindings;
+
+int Devices() {
+  int devices = 0;
+  return cudaGetDeviceCount(&devices) == cudaSuccess ? devices : 0;
+}
+
+constexpr char kMadeUp[] = R"({
+  "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+  "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12,
+  "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 8192,
+  "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+  "tie_word_embeddings": false, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2})";
+
+void Ok(const Status& status) {
+  ASSERT_TRUE(status.ok()) << status.ToString();
+}
+
+// The parts of an engine, put together so that its driver can be made to fail.
+class GpuLife {
+ public:
+  void Open(const std::string& policy_name, BackingTier backing) {
+    const ModelConfig config = ParseModelConfig(kMadeUp).value();
+    limits_ = {
+        .max_rows = 256, .max_sequences = 32, .max_context = 1024, .vocab_size = config.vocab_size};
+    auto made =
+        CudaDriver::Create({.device = 0, .peer_device = backing == BackingTier::kPeer ? 1 : -1});
+    Ok(made.status());
+    cuda = std::move(*made);
+    driver = std::make_unique<FaultDriver>(*cuda);
+    const WeightMap map = WeightMap::Make(config, WeightFormat::kCuda);
+    const StreamId stream = driver->CreateStream("weir-compute").value();
+    const uint64_t scratch = CudaCompute::ScratchBytes(config, map, limits_).value();
+    MemoryOptions m;
+    m.backing = backing;
+    m.weights = map.layout;
+    m.scratch_bytes = scratch;
+    m.kv_block_bytes = CudaCompute::KvBlockBytes(config, map);
+    m.kv_least_blocks = 64;
+    // Room for a third of what the requests of a wave want.
+    m.hbm_budget_bytes = map.layout.region_bytes + scratch + 64 * kMiB;
+    m.pager.device_gates = true;
+    m.pager.max_steps_under_way = 2;
+    auto memory_made = Memory::Create(*driver, m);
+    Ok(memory_made.status());
+    memory = std::move(*memory_made);
+    Ok(CudaCompute::MakeWeights(memory->weights(), *driver, stream, cuda->native_stream(stream),
+                                memory->scratch(), scratch, 0, map.layout.region_bytes / 2, 7,
+                                0.02F));
+    Ok(memory->weights().Seal());
+    Ok(memory->MeasureLink());
+    const DeviceGates gates = memory->weights().device_gates();
+    auto compute_made = CudaCompute::Create(config, limits_, map,
+                                            {.weights = memory->weights().base(),
+                                             .kv = memory->kv().base(),
+                                             .kv_block_stride = memory->kv().block_stride(),
+                                             .scratch = memory->scratch(),
+                                             .stream = cuda->native_stream(stream),
+                                             .produced = gates.produced,
+                                             .consumed = gates.consumed},
+                                            {.device = 0});
+    Ok(compute_made.status());
+    compute = std::move(*compute_made);
+    auto policy_made = MakePolicy(policy_name);
+    Ok(policy_made.status());
+    policy = std::move(*policy_made);
+    CoreOptions options;
+    options.scheduler.max_batched_tokens = limits_.max_rows;
+    options.scheduler.max_prefill_chunk = limits_.max_rows;
+    options.scheduler.max_sequences = limits_.max_sequences;
+    options.max_model_len = limits_.max_context;
+    core = std::make_unique<EngineCore>(*driver, *memory, *compute, *policy, options);
+    Ok(core->Calibrate());
+    trace.Drain();
+  }
+
+  void Add(int requests) {
+    for (int i = 0; i < requests; ++i) {
+      CoreRequest request;
+      request.prompt.resize(100 + random_() % 400);
+      for (int32_t& t : request.prompt) t = static_cast<int32_t>(random_() % 8192);
+      request.sampling.temperature = 0;
+      request.sampling.max_tokens = 60 + static_cast<uint32_t>(random_() % 120);
+      request.sampling.ignore_eos = true;
+      ASSERT_TRUE(core->Add(std::move(request)).ok());
+    }
+  }
+  bool Serve(int steps = 100'000) {
+    for (int i = 0; i < steps; ++i) {
+      const auto worked = core->Step();
+      EXPECT_TRUE(worked.ok()) << worked.status().ToString();
+      trace.Drain();
+      (void)core->TakeOutputs();
+      if (!worked.ok() || !*worked) return false;
+    }
+    return true;
+  }
+  TraceFindings Close() {
+    EngineInfo info;
+    info.granule_bytes = memory->view().granule_bytes;
+    info.clock_error_ns = compute->clock_error_ns();
+    const std::string metadata = TraceMetadata({}, info, *memory, *policy);
+    border_moves = core->stats().border_moves;
+    failed_steps = core->stats().failed_steps;
+    core.reset();
+    counters = memory->weights().stats();
+    stamp_error_ns = driver->stamp_error_ns();
+    compute.reset();
+    memory.reset();
+    trace.Drain();
+    EXPECT_EQ(trace.tracer().dropped(), 0U);
+    const TraceFindings f = trace.Check(metadata, /*complete=*/true);
+    std::printf(
+        "%s: %lu records, %lu steps, %lu border moves, %lu gates, %lu faults, stall %.3f ms, "
+        "%lu copies of %.1f MiB, GPU idle %.3f ms; clock error: steps %.1f us (most %.1f), stamps "
+        "%.1f us\n",
+        std::string(policy->name()).c_str(), trace.records().size(), f.steps, border_moves,
+        f.passes, f.faults, static_cast<double>(f.stall_ns) * 1e-6, f.copies,
+        static_cast<double>(f.copied_bytes) / (1 << 20),
+        static_cast<double>(f.device_idle_ns) * 1e-6,
+        static_cast<double>(f.latest_clock_error_ns) * 1e-3,
+        static_cast<double>(f.most_clock_error_ns) * 1e-3,
+        static_cast<double>(stamp_error_ns) * 1e-3);
+    for (const auto& [cause, n] : f.by_cause) {
+      std::printf("  %lu faults of cause %u\n", n, static_cast<unsigned>(cause));
+    }
+    return f;
+  }
+
+  CheckedTrace trace;
+  std::unique_ptr<CudaDriver> cuda;
+  std::unique_ptr<FaultDriver> driver;
+  std::unique_ptr<Memory> memory;
+  std::unique_ptr<CudaCompute> compute;
+  std::unique_ptr<Policy> policy;
+  std::unique_ptr<EngineCore> core;
+  WeightPagerStats counters;
+  uint64_t border_moves = 0, failed_steps = 0, stamp_error_ns = 0;
+
+ private:
+  ComputeLimits limits_;
+  std::mt19937 random_{11};
+};
+
+class CudaTraceTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (Devices() == 0) GTEST_SKIP() << "no CUDA device";
+  }
+  static std::vector<BackingTier> Backings() {
+    std::vector<BackingTier> all{BackingTier::kHost};
+    if (Devices() > 1) all.push_back(BackingTier::kPeer);
+    return all;
+  }
+};
+
+void ExpectSound(const GpuLife& life, const TraceFindings& f) {
+  EXPECT_EQ(f.violations, 0U) << f.first;
+  EXPECT_TRUE(f.conclusive);
+  EXPECT_EQ(life.failed_steps, 0U);
+  EXPECT_EQ(f.stall_ns, life.counters.stall_ns);
+  EXPECT_EQ(f.passes, life.counters.gate_arrivals);
+  EXPECT_EQ(f.copies, life.counters.chunks_copied);
+  EXPECT_EQ(f.copied_bytes, life.counters.bytes_copied);
+  EXPECT_EQ(f.copied_bytes, f.expected_bytes);
+  EXPECT_EQ(f.device_steps, f.steps);
+  EXPECT_LT(f.most_clock_error_ns, 500'000U);
+}
+
+TEST_F(CudaTraceTest, LoadSwingsGiveATraceThatChecksAndAddsUp) {
+  for (const BackingTier backing : Backings()) {
+    for (const char* policy :
+         {"tide{hold_steps=4; settle_steps=2}", "stress_random{hold_steps=3; seed=3}",
+          "fixed{granules_per_layer=4}"}) {
+      SCOPED_TRACE(std::string(policy) + (backing == BackingTier::kPeer ? " peer" : " host"));
+      GpuLife life;
+      ASSERT_NO_FATAL_FAILURE(life.Open(policy, backing));
+      for (const int requests : {40, 3, 60, 1}) {
+        ASSERT_NO_FATAL_FAILURE(life.Add(requests));
+        EXPECT_FALSE(life.Serve());
+        std::this_thread::sleep_for(std::chrono::milliseconds(300));  // clocks drift meanwhile
+      }
+      const TraceFindings f = life.Close();
+      ExpectSound(life, f);
+      // tide may find that no border pays on this machine; calibration moves weights all the same.
+      if (!std::string_view(policy).starts_with("tide")) {
+        EXPECT_GT(life.border_moves, 0U);
+      }
+      EXPECT_GT(f.copies, 0U);
+      EXPECT_FALSE(f.by_cause.contains(FaultCause::kUnknown));
+      EXPECT_FALSE(f.by_cause.contains(FaultCause::kRepair));
+    }
+  }
+}
+
+TEST_F(CudaTraceTest, OneLateCopyIsAMajorFaultWithThatCauseAndItsWait) {
+  constexpr auto kLate = std::chrono::milliseconds(40);
+  for (const BackingTier backing : Backings()) {
+    GpuLife life;
+    ASSERT_NO_FATAL_FAILURE(life.Open("fixed{granules_per_layer=2}", backing));
+    ASSERT_NO_FATAL_FAILURE(life.Add(8));
+    ASSERT_TRUE(life.Serve(20));
+    const VirtAddr blocker = life.driver->CreateCounter().value();
+    life.driver->blocker = blocker;
+    std::thread opener;
+    life.driver->on_copy = [&, n = 0]() mutable {
+      if (++n != 5) return CopyFault::kNone;
+      opener = std::thread([&] {
+        std::this_thread::sleep_for(kLate);
+        life.cuda->StoreCounter(blocker, 1);
+      });
+      return CopyFault::kBlock;
+    };
+    EXPECT_FALSE(life.Serve());
+    ASSERT_TRUE(opener.joinable());
+    opener.join();
+    life.driver->on_copy = {};
+    const TraceFindings f = life.Close();
+    ExpectSound(life, f);
+    uint64_t longest = 0;
+    for (const TraceRecord& r : f.fault_records) {
+      if (r.cause != static_cast<uint8_t>(FaultCause::kLateCopy)) continue;
+      longest = std::max(longest, r.args[3]);
+    }
+    // The copy was queued up to two steps ahead of its gate, which take a few milliseconds.
+    EXPECT_GT(longest, 20'000'000U);
+    EXPECT_LT(longest, 60'000'000U);
+    EXPECT_GE(life.counters.max_stall_ns, longest);
+  }
+}
+
+}  // namespace
+}  // namespace weir
