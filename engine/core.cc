@@ -143,6 +143,9 @@ void EngineCore::Retire(Sequence& sequence, FinishReason reason, Status error) {
     outputs_.push_back(std::move(output));
   }
   ++(reason == FinishReason::kError ? stats_.requests_failed : stats_.requests_finished);
+  if (reason == FinishReason::kStop || reason == FinishReason::kLength) {
+    work_.ObserveEnd(static_cast<double>(sequence.prefill_tokens), sequence.known_output_tokens());
+  }
   if (sequence.sampling.has_penalties()) --lockstep_requests_;
   auto known = sequences_.extract(sequence.id);
   if (!under_way_.empty()) under_way_.back()->retired.push_back(std::move(known.mapped()));
@@ -227,7 +230,11 @@ PolicySnapshot EngineCore::Snapshot() const {
               .expected_blocks = scheduler_.expected_blocks() + queued_.expected_blocks,
               .starved_blocks = starved_blocks_,
               .tokens_per_seq = scheduler_.mean_running_tokens(),
-              .preemptions = scheduler_.stats().preemptions};
+              .preemptions = scheduler_.stats().preemptions,
+              .max_batched_tokens = options_.scheduler.max_batched_tokens,
+              .blocks_per_seq = work_.blocks_per_seq(),
+              .prefill_per_request = work_.prefill_per_request(),
+              .output_per_request = work_.output_per_request()};
   s.cost = cost_.cost();
   s.step_ns = smoothed_step_ns_;
   s.stall_ns_per_step = smoothed_stall_ns_;
@@ -382,6 +389,7 @@ void EngineCore::CollectStep() {
   const TimeNs step_ns =
       compute_.depth() > 1 ? outcome.compute_ns : driver_.Now() - step->trace.start_ns();
   Observe(step->batch, step_ns, stall_ns, bytes);
+  work_.ObserveStep(memory_.blocks().counts().used, scheduler_.running());
   step->trace.Ended(step_ns, stall_ns, bytes);
   if (keep_records_) Keep(*step, step_ns, stall_ns);
 }
@@ -424,6 +432,7 @@ void EngineCore::AcceptAll(StepUnderWay& step, StepOutcome& outcome) {
     Sequence& sequence = *s.sequence;
     const bool sampled = step.batch.sequences[i].wants_logits;
     stats_.prompt_tokens_computed += s.tokens - (sampled ? 1 : 0);
+    sequence.prefill_tokens += s.tokens - (sampled ? 1 : 0);
     if (!sampled) continue;
     Result<SampledToken>& token = outcome.samples[row++];
     if (sequence.state == SequenceState::kFinished) {

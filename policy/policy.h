@@ -75,8 +75,13 @@ struct DemandView {
   // Nothing runs and the first waiting request does not fit: blocks it lacks, else 0. A policy that
   // may evict answers with a border that has room for them, whatever its hold-off says (S3).
   uint64_t starved_blocks = 0;
-  double tokens_per_seq = 0;  // mean context of a running sequence
-  uint64_t preemptions = 0;   // since start
+  double tokens_per_seq = 0;        // mean context of a running sequence
+  uint64_t preemptions = 0;         // since start
+  uint32_t max_batched_tokens = 0;  // the scheduler's cap on tokens in a step; 0: none known
+  // Measured, smoothed; 0: not yet.
+  double blocks_per_seq = 0;       // blocks a running sequence holds
+  double prefill_per_request = 0;  // prompt tokens computed for a request, preemptions included
+  double output_per_request = 0;   // tokens generated for a request that has ended
 };
 
 // One policy's view of the world at a step boundary.
