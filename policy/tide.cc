@@ -63,8 +63,13 @@ Demand Describe(const PolicySnapshot& s) {
   const double each = std::max(1.0, out.requests);
   const double prompt_blocks =
       d.waiting > 0 ? waiting_blocks / static_cast<double>(d.waiting) : now / each;
+  // Nobody generates more than what was asked for.
+  const double asked = Known(d.asked_per_request)
+                           ? std::max(1.0, d.asked_per_request)
+                           : std::max(1.0, (end / each - prompt_blocks) * block_tokens);
   if (Known(d.output_per_request)) {
-    out.output_each = d.output_per_request;
+    out.output_each =
+std::min(d.output_per_request, asked);
     out.prefill_each =
         std::isfinite(d.prefill_per_request) ? std::max(0.0, d.prefill_per_request) : 0;
     const double half = out.output_each / block_tokens / 2;
@@ -74,7 +79,7 @@ Demand Describe(const PolicySnapshot& s) {
         half * (static_cast<double>(d.running) + 2 * static_cast<double>(d.waiting));
     out.blocks_at_end = std::min(end, now + growth);
   } else {
-    out.output_each = std::max(1.0, (end / each - prompt_blocks) * block_tokens);
+    out.output_each = asked;
     out.prefill_each = prompt_blocks * block_tokens;
     out.blocks_each = (prompt_blocks + end / each) / 2;
     out.blocks_at_end = end;
@@ -115,9 +120,10 @@ Mix MixOf(const PolicySnapshot& s, const Demand& demand, double running) {
 // step may wait for the link and a long one not, so the step of mean size says too little.
 double MeanStepNs(const StepCost& cost, const Demand& demand, const Mix& mix, double bytes) {
   const double context = mix.decoding * demand.context_each;
-  const double chunk_context = mix.chunk * std::max(mix.chunk, demand.prefill_each) / 2;
+  const double prompt = std::max(mix.chunk, demand.prefill_each);
   const auto step = [&](double chunks) {
-    return cost.StepNs(mix.decoding + chunks * mix.chunk, context + chunks * chunk_context, bytes);
+    return cost.StepNs(mix.decoding + chunks * mix.chunk, context + chunks * prompt / 2,
+                       chunks * mix.chunk * prompt / 2, bytes);
   };
   if (mix.most <= 0) return step(0);
   const double share = mix.each / mix.most;
@@ -152,7 +158,10 @@ ParamTable TideConfig::Params() {
              "time to first token to keep where a border can, milliseconds; 0: no target");
   table.Bind("tolerance", &tolerance, 0, 0.5,
              "share of the best tokens/s given up for a smaller eviction; 0: none");
-  table.Bind("min_gain", &min_gain, 0, 10, "relative gain for which a move is worth it; 0: any");
+  table.Bind("min_gain", &min_gain, 0, 10,
+             "relative gain in tokens/s for which evicting is worth it; 0: any");
+  table.Bind("restore_gain", &restore_gain, 0, 10,
+             "the same for bringing weights home while the KV they need is in use; 0: any");
   table.Bind("headroom", &headroom, 1, 10,
              "KV to remain when weights come home, as a factor of use and expected demand");
   table.Bind("hold_steps", &hold_steps, 0, 1'000'000,
@@ -193,7 +202,8 @@ TidePolicy::Prospect TidePolicy::Predict(const PolicySnapshot& s, uint32_t e) {
       std::clamp(p.running - static_cast<double>(s.demand.running), 0.0, waiting);
   const double full_chunks = std::max(1.0, mix.most);
   const double full_ns = s.cost.StepNs(mix.decoding + full_chunks * mix.chunk,
-                                       mix.decoding * demand.context_each, bytes);
+                                       mix.decoding * demand.context_each,
+                                       full_chunks * mix.chunk * demand.prefill_each / 2, bytes);
   const double steps = std::ceil(std::max(1.0, at_once) * demand.prefill_each /
                                  std::max(1.0, full_chunks * mix.chunk));
   const double ended_per_ns = p.tokens_per_s * 1e-9 / demand.output_each;
@@ -295,8 +305,10 @@ TidePolicy::Choice TidePolicy::Choose(const PolicySnapshot& s, uint32_t current)
   const std::string move =
       Format("%u waiting: %+.0f %% tokens/s, %.0f -> %.0f running for %u -> %u granules/layer",
              s.demand.waiting, gain, now.running, best.running, current, best.granules_per_layer);
-  if (best.tokens_per_s >= now.tokens_per_s * (1 + config_.min_gain)) {
-    return {best.granules_per_layer, move};
+  const double least =
+      best.granules_per_layer > current ? config_.min_gain : config_.restore_gain;
+  if (best.tokens_per_s >= now.tokens_per_s * (1 + least)) {
+    return {best.granules_per_layer, move, true};
   }
   // Worse for tokens/s or hardly better: only a latency target asks for it.
   const bool slow = !KeepsTpot(now) && best.step_ns < now.step_ns;
@@ -321,6 +333,7 @@ PolicyDecision TidePolicy::Decide(const PolicySnapshot& snapshot) {
   const auto answer = [&](std::string reason) {
     return PolicyDecision{.granules_per_layer = target_,
                           .ring_slots = s.weights.ring_slots,
+                          .preempt = preempt_,
                           .reason = std::move(reason)};
   };
   if (most == 0 || s.weights.layers <= s.weights.ring_slots) {
@@ -346,6 +359,7 @@ PolicyDecision TidePolicy::Decide(const PolicySnapshot& snapshot) {
                   choice.reason);
   }
   target_ = choice.target;
+  preempt_ = choice.preempt;
   moved_at_ = s.step;
   moved_ = direction;
   return answer(std::move(choice.reason));

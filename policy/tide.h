@@ -22,8 +22,11 @@ struct TideConfig {
   // A smaller eviction is taken if it loses at most this share of the best tokens/s. [0, 0.5]; 0:
   // always the best.
   double tolerance = 0.005;
-  // Relative gain in tokens/s for which a move is worth its cost. [0, 10]; 0: any gain.
+  // Relative gain in tokens/s for which evicting is worth its cost. [0, 10]; 0: any gain.
   double min_gain = 0.02;
+  // The same for bringing weights home while the KV they need is in use: the link got slower, the
+  // contexts longer. Sequences are preempted for it. [0, 10]; 0: any gain.
+  double restore_gain = 0.03;
   // KV that must remain beyond current use and expected demand before weights come home, as a
   // factor. [1, 10].
   double headroom = 1.15;
@@ -63,6 +66,7 @@ class TidePolicy final : public Policy {
   struct Choice {
     uint32_t target = 0;
     std::string reason;
+    bool preempt = false;  // the KV at |target| is worth more than the sequences it has no room for
   };
 
   uint64_t Quantum(uint32_t most) const;
@@ -78,6 +82,7 @@ class TidePolicy final : public Policy {
   TideConfig config_;
   bool started_ = false;
   uint32_t target_ = 0;
+  bool preempt_ = false;
   uint64_t moved_at_ = 0;
   Direction moved_ = Direction::kNone;
 };

@@ -27,7 +27,7 @@ StepSample Measure(const StepCost& truth, double tokens, double context, double 
                          truth.per_context_ns * context + truth.copy_interference * bytes;
   StepSample s;
   s.tokens = tokens;
-  s.context_sum = context;
+  s.context = context;
   s.evicted_bytes = bytes;
   s.step_ns = compute * std::max(0.1, 1 + normal(random));
   return s;
@@ -111,7 +111,7 @@ TEST(CostModel, StallsAreNotCompute) {
 TEST(CostModel, ASingleSampleIsPredictedAndSharedEvenly) {
   CostModel model;
   const StepSample s{
-      .tokens = 16, .context_sum = 1600, .evicted_bytes = 0, .stall_ns = 0, .step_ns = 9e6};
+      .tokens = 16, .context = 1600, .evicted_bytes = 0, .stall_ns = 0, .step_ns = 9e6};
   ASSERT_TRUE(model.Calibrate({&s, 1}).ok());
   EXPECT_NEAR(model.cost().StepNs(16, 1600, 0), 9e6, 1e3);
   EXPECT_NEAR(model.cost().fixed_ns, 3e6, 1e4);
@@ -133,7 +133,7 @@ TEST(CostModel, CalibratingWithoutAUsableSampleSaysSoAndChangesNothing) {
   CostModel model;
   EXPECT_EQ(model.Calibrate({}).code(), StatusCode::kInvalidArgument);
   const StepSample bad{
-      .tokens = 1, .context_sum = 1, .evicted_bytes = 0, .stall_ns = 5, .step_ns = 5};
+      .tokens = 1, .context = 1, .evicted_bytes = 0, .stall_ns = 5, .step_ns = 5};
   EXPECT_FALSE(model.Calibrate({&bad, 1}).ok());
   EXPECT_FALSE(model.calibrated());
   EXPECT_EQ(model.cost().fixed_ns, 0);

@@ -16,17 +16,15 @@ struct SimulatedGpu {
   uint64_t granule_bytes = 8u << 20;
   double weights = 16e9;        // bytes read in a step
   double kv_per_token = 131072;  // bytes
-  double token_ns = 23;         // a token's products at the matrix rate, microseconds below
+  double token_ns = 23e3;      // a token's products at the matrix rate
   double hbm = 4100;            // bytes/ns
   double link_busy = 345, link_idle = 372;  // bytes/ns while the GPU reads all the time, or waits
   double overhead_ns = 3e5;
 
   TrueStep Step(const StepWork& w) const {
     TrueStep step;
-    // Attention of a prompt's chunk is arithmetic: a hundredth of a token's products for each 500
-    // tokens it attends to.
-    const double products = w.tokens * token_ns * 1e3 +
-                            (w.pairs - w.decode_context) * token_ns * 1e3 * 2e-5;
+    // Attention of a prompt's chunk is arithmetic: 3e-5 of a token's products a pair.
+    const double products = (w.tokens + w.pairs * 3e-5) * token_ns;
     step.compute_ns = overhead_ns + std::max(weights / hbm, products) +
                       (w.decode_context + w.prefill_context) * kv_per_token / hbm +
                       w.evicted_bytes / hbm;
@@ -64,7 +62,7 @@ inline SimulatedGpu Qwen32bOnH200() {
           .granule_bytes = 16u << 20,
           .weights = 64e9,
           .kv_per_token = 262144,
-          .token_ns = 92};
+          .token_ns = 92e3};
 }
 
 }  // namespace weir

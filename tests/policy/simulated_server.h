@@ -29,7 +29,7 @@ struct StepWork {
   double tokens = 0;
   double decode_context = 0;   // KV read for tokens that are decoded
   double prefill_context = 0;  // and for the chunks of prompts: of each chunk once
-  double pairs = 0;            // tokens times what each attends to
+  double pairs = 0;            // tokens of prompts times what each attends to
   double evicted_bytes = 0;
 };
 
@@ -181,11 +181,14 @@ class SimulatedServer {
     std::vector<StepSample> samples;
     for (const auto& [sequences, rows, context] :
          {std::array{1, 1, 16}, {4, 1, 16}, {16, 1, 16}, {64, 1, 16}, {1, 1, 512}, {8, 1, 512},
-          {64, 1, 512}, {1, 64, 64}, {1, 256, 256}, {1, 1024, 1024}}) {
+          {64, 1, 512}, {1, 64, 64}, {1, 256, 256}, {1, 1024, 1024}, {4, 256, 256}}) {
       StepWork w;
       w.tokens = sequences * rows;
       (rows == 1 ? w.decode_context : w.prefill_context) = sequences * context;
-      w.pairs = w.tokens * (context - (rows - 1) / 2.0);
+      if (rows > 1) w.pairs = w.tokens * (context - (rows - 1) / 2.0);
+      samples.push_back(SampleOf(w, shape_.truth(w)));
+      if (rows > 1 || context != 16 || sequences > 16) continue;
+      w.evicted_bytes = Streamed(shape_.granules_per_layer - 2);
       samples.push_back(SampleOf(w, shape_.truth(w)));
     }
     (void)model_.Calibrate(samples);
@@ -194,11 +197,16 @@ class SimulatedServer {
   static StepSample SampleOf(const StepWork& w, const TrueStep& step) {
     StepSample s;
     s.tokens = w.tokens;
-    s.context_sum = w.pairs;
+    s.context = w.decode_context + w.prefill_context;
+    s.pairs = w.pairs;
     s.evicted_bytes = w.evicted_bytes;
     s.stall_ns = step.step_ns - step.compute_ns;
     s.step_ns = step.step_ns;
     return s;
+  }
+
+  double Streamed(uint32_t evicted) const {
+    return static_cast<double>(evicted) * shape_.layers * static_cast<double>(shape_.granule_bytes);
   }
 
   void Begin() {
@@ -264,23 +272,36 @@ class SimulatedServer {
     s.demand.prefill_per_request = work_.prefill_per_request();
     s.demand.output_per_request = work_.output_per_request();
     double tokens = 0;
+    double asked = 0;
     for (const Owned& r : running_) {
       tokens += r->length();
+      asked += r->output;
       s.demand.expected_blocks += BlocksOf(r->end());
     }
     for (const Owned& r : waiting_) {
+      asked += r->output;
       s.demand.waiting_blocks += BlocksOf(r->length());
       s.demand.expected_blocks += BlocksOf(r->end());
     }
+    if (asked > 0) {
+      s.demand.asked_per_request = asked / static_cast<double>(running_.size() + waiting_.size());
+    }
     if (!running_.empty()) s.demand.tokens_per_seq = tokens / static_cast<double>(running_.size());
     s.cost = shape_.told ? *shape_.told : model_.cost();
-    const uint32_t target = policy_.Decide(s).granules_per_layer;
+    const PolicyDecision decision = policy_.Decide(s);
+    const uint32_t target = decision.granules_per_layer;
     if (target == evicted_) return 0;
     ++result_.moves;
     if (target > evicted_) {  // remaps only: weights are clean
       const uint32_t granules = (target - evicted_) * shape_.layers;
       evicted_ = target;
       return granules * 50e3;
+    }
+    while (decision.preempt && running_.size() > 1 &&
+           KvGranules(target) * shape_.blocks_per_granule < used_blocks_) {
+      Request& last = *running_.back();
+      last.prefilled -= std::min<double>(last.prefilled, last.computed);
+      PreemptLast();
     }
     double ns = 0;  // a granule per layer at a time, as far as KV can shrink
     while (evicted_ > target &&
@@ -318,7 +339,7 @@ class SimulatedServer {
     if (!decodes) r->prefilled += take;
     work->tokens += take;
     (decodes ? work->decode_context : work->prefill_context) += r->computed;
-    work->pairs += take * (r->computed - (take - 1) / 2.0);
+    if (take > 1) work->pairs += take * (r->computed - (take - 1) / 2.0);
   }
 
   double RunStep() {
@@ -349,16 +370,17 @@ class SimulatedServer {
       budget -= take;
       Compute(r, take, &work);
     }
-    work.evicted_bytes =
-        static_cast<double>(evicted_) * shape_.layers * static_cast<double>(shape_.granule_bytes);
+    work.evicted_bytes = Streamed(evicted_);
     const TrueStep step = shape_.truth(work);
     model_.Observe(SampleOf(work, step));
     result_.mean_step_ms += step.step_ns * 1e-6;
     result_.stall_share += step.step_ns - step.compute_ns;
     result_.running += static_cast<double>(running_.size());
+    uint32_t produced = 0;
     for (const Owned& r : running_) {
       if (r->computed < r->length()) continue;
       ++r->produced;
+      ++produced;
       output_ += 1;
       if (!r->first_token_out) {
         r->first_token_out = true;
@@ -366,14 +388,14 @@ class SimulatedServer {
         ++first_tokens_;
       }
     }
+    work_.ObserveStep(used_blocks_, static_cast<uint32_t>(running_.size()), produced);
     std::erase_if(running_, [&](const Owned& r) {
       if (r->produced < r->output) return false;
       used_blocks_ -= r->blocks;
-      work_.ObserveEnd(r->prefilled, r->output);
+      work_.ObserveEnd(static_cast<uint64_t>(r->prefilled));
       ++finished_;
       return true;
     });
-    work_.ObserveStep(used_blocks_, static_cast<uint32_t>(running_.size()));
     return step.step_ns;
   }
 
