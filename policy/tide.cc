@@ -68,8 +68,7 @@ Demand Describe(const PolicySnapshot& s) {
                            ? std::max(1.0, d.asked_per_request)
                            : std::max(1.0, (end / each - prompt_blocks) * block_tokens);
   if (Known(d.output_per_request)) {
-    out.output_each =
-std::min(d.output_per_request, asked);
+    out.output_each = std::min(d.output_per_request, asked);
     out.prefill_each =
         std::isfinite(d.prefill_per_request) ? std::max(0.0, d.prefill_per_request) : 0;
     const double half = out.output_each / block_tokens / 2;
@@ -86,7 +85,12 @@ std::min(d.output_per_request, asked);
   }
   out.blocks_each = std::max(1.0, out.blocks_each);
   out.blocks_at_end *= out.may_run / each;
-  out.context_each = Known(d.tokens_per_seq) ? d.tokens_per_seq : out.blocks_each * block_tokens;
+  // Sequences are old when few of them run and young after many were admitted: their contexts now
+  // say how much of the KV is shared, not how long they are on average.
+  const double running = static_cast<double>(d.running);
+  out.context_each = Known(d.tokens_per_seq) && used > 0 && running > 0
+                         ? d.tokens_per_seq * out.blocks_each * running / used
+                         : out.blocks_each * block_tokens;
   return out;
 }
 
@@ -159,9 +163,10 @@ ParamTable TideConfig::Params() {
   table.Bind("tolerance", &tolerance, 0, 0.5,
              "share of the best tokens/s given up for a smaller eviction; 0: none");
   table.Bind("min_gain", &min_gain, 0, 10,
-             "relative gain in tokens/s for which evicting is worth it; 0: any");
-  table.Bind("restore_gain", &restore_gain, 0, 10,
-             "the same for bringing weights home while the KV they need is in use; 0: any");
+             "relative gain in tokens/s for which a move is worth it; 0: any");
+  table.Bind("move_cost", &move_cost, 0, 1e6,
+             "steps' worth of tokens that a move costs, to be gained in as many steps as have "
+             "passed since the one before; 0: nothing");
   table.Bind("headroom", &headroom, 1, 10,
              "KV to remain when weights come home, as a factor of use and expected demand");
   table.Bind("hold_steps", &hold_steps, 0, 1'000'000,
@@ -201,9 +206,9 @@ TidePolicy::Prospect TidePolicy::Predict(const PolicySnapshot& s, uint32_t e) {
   const double at_once =
       std::clamp(p.running - static_cast<double>(s.demand.running), 0.0, waiting);
   const double full_chunks = std::max(1.0, mix.most);
-  const double full_ns = s.cost.StepNs(mix.decoding + full_chunks * mix.chunk,
-                                       mix.decoding * demand.context_each,
-                                       full_chunks * mix.chunk * demand.prefill_each / 2, bytes);
+  const double full_ns =
+      s.cost.StepNs(mix.decoding + full_chunks * mix.chunk, mix.decoding * demand.context_each,
+                    full_chunks * mix.chunk * demand.prefill_each / 2, bytes);
   const double steps = std::ceil(std::max(1.0, at_once) * demand.prefill_each /
                                  std::max(1.0, full_chunks * mix.chunk));
   const double ended_per_ns = p.tokens_per_s * 1e-9 / demand.output_each;
@@ -264,6 +269,11 @@ bool TidePolicy::MayMove(uint64_t step, Direction direction) const {
   return since >= (direction == moved_ ? config_.settle_steps : config_.hold_steps);
 }
 
+double TidePolicy::LeastGain(uint64_t step) const {
+  if (moved_ == Direction::kNone || step <= moved_at_) return config_.min_gain;
+  return std::max(config_.min_gain, config_.move_cost / static_cast<double>(step - moved_at_));
+}
+
 // S3: the first request runs nowhere else, whatever it costs.
 TidePolicy::Choice TidePolicy::MakeRoom(const PolicySnapshot& s, uint32_t current) const {
   const uint32_t most = s.weights.max_granules_per_layer;
@@ -305,9 +315,7 @@ TidePolicy::Choice TidePolicy::Choose(const PolicySnapshot& s, uint32_t current)
   const std::string move =
       Format("%u waiting: %+.0f %% tokens/s, %.0f -> %.0f running for %u -> %u granules/layer",
              s.demand.waiting, gain, now.running, best.running, current, best.granules_per_layer);
-  const double least =
-      best.granules_per_layer > current ? config_.min_gain : config_.restore_gain;
-  if (best.tokens_per_s >= now.tokens_per_s * (1 + least)) {
+  if (best.tokens_per_s >= now.tokens_per_s * (1 + LeastGain(s.step))) {
     return {best.granules_per_layer, move, true};
   }
   // Worse for tokens/s or hardly better: only a latency target asks for it.

@@ -22,11 +22,12 @@ struct TideConfig {
   // A smaller eviction is taken if it loses at most this share of the best tokens/s. [0, 0.5]; 0:
   // always the best.
   double tolerance = 0.005;
-  // Relative gain in tokens/s for which evicting is worth its cost. [0, 10]; 0: any gain.
-  double min_gain = 0.02;
-  // The same for bringing weights home while the KV they need is in use: the link got slower, the
-  // contexts longer. Sequences are preempted for it. [0, 10]; 0: any gain.
-  double restore_gain = 0.03;
+  // Relative gain in tokens/s for which a move is worth it. [0, 10]; 0: any gain.
+  double min_gain = 0.01;
+  // Steps' worth of tokens that a move costs (remaps, preempted sequences, the way to a new steady
+  // state). It must be gained in as many steps as have passed since the move before: at most so
+  // much is lost to wandering. [0, 1e6]; 0: moves are free.
+  double move_cost = 16;
   // KV that must remain beyond current use and expected demand before weights come home, as a
   // factor. [1, 10].
   double headroom = 1.15;
@@ -77,6 +78,7 @@ class TidePolicy final : public Policy {
                        const std::vector<Prospect>& candidates) const;
   Choice Choose(const PolicySnapshot& snapshot, uint32_t current) const;
   Choice MakeRoom(const PolicySnapshot& snapshot, uint32_t current) const;
+  double LeastGain(uint64_t step) const;
   bool MayMove(uint64_t step, Direction direction) const;
 
   TideConfig config_;

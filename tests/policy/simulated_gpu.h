@@ -14,10 +14,10 @@ struct SimulatedGpu {
   uint32_t layers = 32;
   uint32_t granules_per_layer = 52;
   uint64_t granule_bytes = 8u << 20;
-  double weights = 16e9;        // bytes read in a step
-  double kv_per_token = 131072;  // bytes
-  double token_ns = 23e3;      // a token's products at the matrix rate
-  double hbm = 4100;            // bytes/ns
+  double weights = 16e9;                    // bytes read in a step
+  double kv_per_token = 131072;             // bytes
+  double token_ns = 23e3;                   // a token's products at the matrix rate
+  double hbm = 4100;                        // bytes/ns
   double link_busy = 345, link_idle = 372;  // bytes/ns while the GPU reads all the time, or waits
   double overhead_ns = 3e5;
 
@@ -30,8 +30,8 @@ struct SimulatedGpu {
                       w.evicted_bytes / hbm;
     const double fast = w.evicted_bytes / link_idle;
     const double busy = fast > 0 ? std::min(1.0, step.compute_ns / fast) : 1;
-    step.step_ns = std::max(step.compute_ns,
-                            w.evicted_bytes / (link_idle + (link_busy - link_idle) * busy));
+    step.step_ns =
+        std::max(step.compute_ns, w.evicted_bytes / (link_idle + (link_busy - link_idle) * busy));
     return step;
   }
 

@@ -179,9 +179,17 @@ class SimulatedServer {
   // As the engine does it: some shapes, before the first request.
   void Calibrate() {
     std::vector<StepSample> samples;
-    for (const auto& [sequences, rows, context] :
-         {std::array{1, 1, 16}, {4, 1, 16}, {16, 1, 16}, {64, 1, 16}, {1, 1, 512}, {8, 1, 512},
-          {64, 1, 512}, {1, 64, 64}, {1, 256, 256}, {1, 1024, 1024}, {4, 256, 256}}) {
+    for (const auto& [sequences, rows, context] : {std::array{1, 1, 16},
+                                                   {4, 1, 16},
+                                                   {16, 1, 16},
+                                                   {64, 1, 16},
+                                                   {1, 1, 512},
+                                                   {8, 1, 512},
+                                                   {64, 1, 512},
+                                                   {1, 64, 64},
+                                                   {1, 256, 256},
+                                                   {1, 1024, 1024},
+                                                   {4, 256, 256}}) {
       StepWork w;
       w.tokens = sequences * rows;
       (rows == 1 ? w.decode_context : w.prefill_context) = sequences * context;
@@ -307,8 +315,8 @@ class SimulatedServer {
     while (evicted_ > target &&
            KvGranules(evicted_ - 1) * shape_.blocks_per_granule >= used_blocks_) {
       --evicted_;
-      ns += shape_.layers *
-            (50e3 + static_cast<double>(shape_.granule_bytes) / shape_.link_at_start);
+      ns +=
+          shape_.layers * (50e3 + static_cast<double>(shape_.granule_bytes) / shape_.link_at_start);
     }
     return ns;
   }
