@@ -29,8 +29,8 @@ constexpr double kPresetCopies = 4;  // what a preset speed weighs, in copies
 
 bool Usable(const StepSample& s) {
   const auto sane = [](double v) { return std::isfinite(v) && v >= 0 && v <= kMaxValue; };
-  return sane(s.tokens) && sane(s.context) && sane(s.pairs) && sane(s.evicted_bytes) && sane(s.stall_ns) &&
-         sane(s.step_ns) && s.step_ns > 0 && s.stall_ns < s.step_ns;
+  return sane(s.tokens) && sane(s.context) && sane(s.pairs) && sane(s.evicted_bytes) &&
+         sane(s.stall_ns) && sane(s.step_ns) && s.step_ns > 0 && s.stall_ns < s.step_ns;
 }
 
 double ComputeNs(const StepSample& s) {

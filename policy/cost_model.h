@@ -53,8 +53,8 @@ class CostModel {
   // Replaces the coefficients by the best non-negative fit of |samples|: relative errors, Huber
   // weights, so that one disturbed sample does not bend the fit. Coefficients that the samples
   // cannot tell apart (one batch size only, say) share the cost evenly. Learns copy_interference
-  // too if some samples were taken with eviction, and free_tokens, which stays from then on. kInvalidArgument if no sample is usable; the
-  // model is then unchanged.
+  // too if some samples were taken with eviction, and free_tokens, which stays from then on.
+  // kInvalidArgument if no sample is usable; the model is then unchanged.
   Status Calibrate(std::span<const StepSample> samples);
 
   // Learns from a step while serving, the link's speed too where the step waited for it. Without a
@@ -85,8 +85,8 @@ class CostModel {
   using Vector = std::array<double, kTerms>;
   using Matrix = std::array<Vector, kTerms>;
 
-  // A robust fit with |cost_.free_tokens| as it is: sets theta_ and deviation_, and returns the mean
-  // relative error. |normal| becomes the weighted normal equations.
+  // A robust fit with |cost_.free_tokens| as it is: sets theta_ and deviation_, and returns the
+  // mean relative error. |normal| becomes the weighted normal equations.
   double Fit(std::span<const StepSample> samples, Matrix* normal);
   Vector Features(const StepSample& sample) const;
   void ObserveLink(const StepSample& sample);

@@ -323,7 +323,8 @@ TidePolicy::Choice TidePolicy::Choose(const PolicySnapshot& s, uint32_t current)
   const bool late = config_.ttft_ms > 0 && s.demand.waiting > 0 && KeepsTpot(best) &&
                     now.ttft_ns > config_.ttft_ms * 1e6 && best.ttft_ns <= config_.ttft_ms * 1e6;
   if (slow || late) {
-    return {best.granules_per_layer, Format("%s target: ", slow ? "tpot_ms" : "ttft_ms") + move};
+    return {best.granules_per_layer, Format("%s target: ", slow ? "tpot_ms" : "ttft_ms") + move,
+            true};
   }
   return {current, Format("%u waiting, no target gains %.3g %% over %u granules/layer",
                           s.demand.waiting, config_.min_gain * 100, current)};

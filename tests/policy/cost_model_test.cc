@@ -273,7 +273,7 @@ TEST(CostModel, LearnsTheLinkFromStepsThatStoodAtGates) {
   EXPECT_NEAR(model.cost().link_bytes_per_ns, 34.5, 1);
   // And what hides at twice the known speed proves the link to be faster.
   const StepSample fast{.tokens = 64, .evicted_bytes = 300 * 10e6, .stall_ns = 0, .step_ns = 10e6};
-  for (int i = 0; i < 300; ++i) model.Observe(fast);
+  for (int i = 0; i < 1000; ++i) model.Observe(fast);
   EXPECT_NEAR(model.cost().link_bytes_per_ns, 300, 5);
 }
 
