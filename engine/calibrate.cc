@@ -27,10 +27,10 @@ Status EngineCore::Calibrate() {
   const uint32_t max_sequences = options_.scheduler.max_sequences;
   const uint32_t long_context = std::min(options_.max_model_len, 512U);
   std::vector<Shape> shapes;
-  for (const Shape& s : {Shape{1, 1, 16}, Shape{4, 1, 16}, Shape{16, 1, 16}, Shape{64, 1, 16},
-                         Shape{1, 1, long_context}, Shape{8, 1, long_context},
-                         Shape{64, 1, long_context}, Shape{1, 64, 64}, Shape{1, 256, 256},
-                         Shape{1, 1024, 1024}, Shape{4, 256, 256}}) {
+  for (const Shape& s :
+       {Shape{1, 1, 16}, Shape{4, 1, 16}, Shape{16, 1, 16}, Shape{64, 1, 16},
+        Shape{1, 1, long_context}, Shape{8, 1, long_context}, Shape{64, 1, long_context},
+        Shape{1, 64, 64}, Shape{1, 256, 256}, Shape{1, 1024, 1024}, Shape{4, 256, 256}}) {
     if (s.sequences <= max_sequences && s.sequences * s.rows <= max_rows &&
         s.context <= options_.max_model_len && s.rows <= s.context) {
       shapes.push_back(s);
