@@ -2,15 +2,17 @@
 # The GPU figures of docs/performance.md, again: builds what is needed, runs one section after the
 # other and keeps every report. A section that fails is named at the end.
 #   bench/gpu.sh OUT [SECTION...]      sections: tests kernels latency throughput border overload
-# border and overload need a second GPU (it holds what is away) and 96 GiB on the first for the
-# 32B shape. With everything built: about 12 minutes on an H200.
+#                                                swing context
+# The last four need a second GPU (it holds what is away); border also 96 GiB on the first for the
+# 32B shape. overload, swing and context take about 5, 2 and 1 minutes. With everything built:
+# about 17 minutes on an H200.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-[ $# -ge 1 ] || { sed -n '2,7s/^# //p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,8s/^# //p' "$0" >&2; exit 2; }
 out=$1
 shift
 sections=("$@")
-[ ${#sections[@]} -gt 0 ] || sections=(tests kernels latency throughput border overload)
+[ ${#sections[@]} -gt 0 ] || sections=(tests kernels latency throughput border overload swing context)
 mkdir -p "$out"
 build=build/release
 weir=$build/engine/cli/weir
@@ -35,6 +37,13 @@ latency() { # latency NAME MODEL BATCH CONTEXT
   report "latency_$1_$3_$4" "$weir" bench latency -m "$2" --dummy-weights --device cuda --quiet \
     --backing none --policy resident --max-num-batched-tokens 8192 --max-model-len $(($4 + 1024)) \
     --batch-size "$3" --context "$4" --output-len 100 --num-iters 1 --json "$out/latency_$1_$3_$4.json"
+}
+overload() { # overload NAME OPTION...: Llama-3.1-8B's shape; NAME.json and NAME.svg
+  local name=$1
+  shift
+  report "$name" $build/bench/engine/weir_overload_bench $small --dummy --device cuda \
+    --backing peer --algorithms "$out/algorithms" --json "$out/$name.json" "$@"
+  python3 bench/engine/plot_overload.py "$out/$name.json" "$out/$name.svg" || failed+=("$name.svg")
 }
 
 for section in "${sections[@]}"; do
@@ -66,14 +75,22 @@ for section in "${sections[@]}"; do
         --granules 0,2,4,6,7,8,10,14,20,0
       ;;
     overload)
-      report overload_8b $build/bench/engine/weir_overload_bench $small --dummy --device cuda \
-        --backing peer --ratios 0.73,0.8,0.85,0.9 --warm 4 --measure 6 \
-        --policies "resident;fixed{granules_per_layer=5};fixed{granules_per_layer=10};fixed{granules_per_layer=14};tide" \
-        --algorithms "$out/algorithms" --json "$out/overload_8b.json"
-      python3 bench/engine/plot_overload.py "$out/overload_8b.json" "$out/overload_8b.svg"
+      overload overload_8b --ratios 0.73,0.8,0.85,0.9 --modes flood --warm 3 --measure 4 --policies \
+        "resident;static{fraction=0.25};static{fraction=0.4};oneiros;zero-inference;fixed{granules_per_layer=8};fixed{granules_per_layer=10};fixed{granules_per_layer=13};tide"
+      ;;
+    swing)
+      overload swing_8b --ratios 0.85 --modes flood,swing --warm 3 --measure 4 --phase 5 --rounds 2 \
+        --policies "resident;static{fraction=0.25};oneiros;fixed{granules_per_layer=10};tide"
+      overload light_8b --ratios 0.85 --modes light --warm 2 --measure 3 --phase 4 --rounds 3 \
+        --policies "resident;tide"
+      ;;
+    context)
+      overload context_8b --ratios 0.8 --modes flood --warm 4 --measure 5 --dataset random \
+        --input-len 4096 --output-len 256 --range-ratio 0.2 --max-model-len 8192 \
+        --policies "resident;static{fraction=0.25};oneiros;fixed{granules_per_layer=10};tide"
       ;;
     *)
-      echo "no section $section; there are tests kernels latency throughput border overload" >&2
+      echo "no section $section; there are tests kernels latency throughput border overload swing context" >&2
       exit 2
       ;;
   esac

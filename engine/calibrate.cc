@@ -27,9 +27,10 @@ Status EngineCore::Calibrate() {
   const uint32_t max_sequences = options_.scheduler.max_sequences;
   const uint32_t long_context = std::min(options_.max_model_len, 512U);
   std::vector<Shape> shapes;
-  for (const Shape& s : {Shape{1, 1, 16}, Shape{4, 1, 16}, Shape{16, 1, 16}, Shape{64, 1, 16},
-                         Shape{1, 1, long_context}, Shape{8, 1, long_context}, Shape{1, 64, 64},
-                         Shape{1, 256, 256}}) {
+  for (const Shape& s :
+       {Shape{1, 1, 16}, Shape{4, 1, 16}, Shape{16, 1, 16}, Shape{64, 1, 16},
+        Shape{1, 1, long_context}, Shape{8, 1, long_context}, Shape{64, 1, long_context},
+        Shape{1, 64, 64}, Shape{1, 256, 256}, Shape{1, 1024, 1024}, Shape{4, 256, 256}}) {
     if (s.sequences <= max_sequences && s.sequences * s.rows <= max_rows &&
         s.context <= options_.max_model_len && s.rows <= s.context) {
       shapes.push_back(s);
@@ -94,8 +95,8 @@ Status EngineCore::Calibrate() {
       const auto step_ns = static_cast<double>(took);
       if (i == 0 || step_ns < best.step_ns) {
         best.tokens = batch.rows();
-        best.context_sum = static_cast<double>(shape.sequences) * shape.rows *
-                           (shape.context - (shape.rows - 1) / 2.0);
+        best.context = static_cast<double>(batch.context_tokens());
+        best.pairs = batch.prompt_pairs();
         best.evicted_bytes = static_cast<double>(weights.stats().bytes_copied - bytes);
         best.stall_ns = static_cast<double>(weights.stats().stall_ns - stall);
         best.step_ns = step_ns;

@@ -61,6 +61,14 @@ struct StepBatch {
     for (const StepSequence& s : sequences) n += s.context;
     return n;
   }
+  // Sum over the tokens of prompts of the tokens each attends to; causal.
+  double prompt_pairs() const {
+    double n = 0;
+    for (const StepSequence& s : sequences) {
+      if (s.rows > 1) n += static_cast<double>(s.rows) * (s.context - (s.rows - 1) / 2.0);
+    }
+    return n;
+  }
 };
 
 struct StepOutcome {

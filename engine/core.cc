@@ -159,6 +159,7 @@ void EngineCore::Retire(Sequence& sequence, FinishReason reason, Status error) {
     outputs_.push_back(std::move(output));
   }
   ++(reason == FinishReason::kError ? stats_.requests_failed : stats_.requests_finished);
+  if (sequence.first_token_ns != 0) work_.ObserveEnd(sequence.prefill_tokens);
   if (sequence.sampling.has_penalties()) --lockstep_requests_;
   auto known = sequences_.extract(sequence.id);
   if (!under_way_.empty()) under_way_.back()->retired.push_back(std::move(known.mapped()));
@@ -243,7 +244,12 @@ PolicySnapshot EngineCore::Snapshot() const {
               .expected_blocks = scheduler_.expected_blocks() + queued_.expected_blocks,
               .starved_blocks = starved_blocks_,
               .tokens_per_seq = scheduler_.mean_running_tokens(),
-              .preemptions = scheduler_.stats().preemptions};
+              .preemptions = scheduler_.stats().preemptions,
+              .max_batched_tokens = options_.scheduler.max_batched_tokens,
+              .asked_per_request = scheduler_.mean_asked_tokens(),
+              .blocks_per_seq = work_.blocks_per_seq(),
+              .prefill_per_request = work_.prefill_per_request(),
+              .output_per_request = work_.output_per_request()};
   s.cost = cost_.cost();
   s.step_ns = smoothed_step_ns_;
   s.stall_ns_per_step = smoothed_stall_ns_;
@@ -262,6 +268,10 @@ void EngineCore::ApplyPolicy() {
   if (wanted == in_force || (wanted.empty() && in_force.empty())) return;
   Drain();  // granules move between steps
   Status moved = MoveBorder(wanted);
+  while (moved.code() == StatusCode::kNoMemory && decision.preempt && scheduler_.running() > 1) {
+    scheduler_.PreemptLast();
+    moved = MoveBorder(wanted);
+  }
   if (moved.ok()) {
     ++stats_.border_moves;
   } else {
@@ -404,12 +414,15 @@ void EngineCore::CollectStep() {
     stats_.idle_ns += *outcome.idle_before_ns;
   }
   scheduler_.OnComputed(step->scheduled);
+  const uint64_t output_before = stats_.output_tokens;
   AcceptAll(*step, outcome);
   ++stats_.steps;
   failed_in_a_row_ = 0;
   const TimeNs step_ns =
       compute_.depth() > 1 ? outcome.compute_ns : driver_.Now() - step->trace.start_ns();
   Observe(step->batch, step_ns, stall_ns, bytes);
+  work_.ObserveStep(memory_.blocks().counts().used, scheduler_.running(),
+                    stats_.output_tokens - output_before);
   step->trace.Ran(outcome);
   step->trace.Ended(step_ns, stall_ns, bytes);
   if (keep_records_) Keep(*step, step_ns, stall_ns);
@@ -436,10 +449,8 @@ void EngineCore::Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns
   smoothed_stall_ns_ = Smooth(smoothed_stall_ns_, static_cast<double>(stall_ns));
   StepSample sample;
   sample.tokens = batch.rows();
-  for (const StepSequence& s : batch.sequences) {
-    // Causal: the i-th new token attends to (context - rows + i + 1) tokens.
-    sample.context_sum += static_cast<double>(s.rows) * (s.context - (s.rows - 1) / 2.0);
-  }
+  sample.context = static_cast<double>(batch.context_tokens());
+  sample.pairs = batch.prompt_pairs();
   sample.evicted_bytes = static_cast<double>(streamed);
   sample.stall_ns = static_cast<double>(stall_ns);
   sample.step_ns = static_cast<double>(step_ns);
@@ -453,6 +464,7 @@ void EngineCore::AcceptAll(StepUnderWay& step, StepOutcome& outcome) {
     Sequence& sequence = *s.sequence;
     const bool sampled = step.batch.sequences[i].wants_logits;
     stats_.prompt_tokens_computed += s.tokens - (sampled ? 1 : 0);
+    sequence.prefill_tokens += s.tokens - (sampled ? 1 : 0);
     if (!sampled) continue;
     Result<SampledToken>& token = outcome.samples[row++];
     if (sequence.state == SequenceState::kFinished) {

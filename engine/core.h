@@ -14,6 +14,7 @@
 
 #include "engine/compute.h"
 #include "engine/memory.h"
+#include "engine/request_work.h"
 #include "engine/scheduler.h"
 #include "engine/step_trace.h"
 #include "policy/cost_model.h"
@@ -189,6 +190,7 @@ class EngineCore {
   uint64_t max_request_tokens_ = 0;
   Scheduler scheduler_;
   CostModel cost_;
+  RequestWork work_;
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
   std::deque<std::unique_ptr<StepUnderWay>> under_way_;  // oldest first
   // Requests whose sampling looks at the token before: no step is submitted ahead while there are.

@@ -57,6 +57,7 @@ void KvDemand::Enqueue(Sequence& sequence) {
   }
   waiting_private_ += PrivateNow(sequence);
   expected_private_ += PrivateAtEnd(sequence);
+  asked_tokens_ += sequence.sampling.max_tokens;
 }
 
 void KvDemand::Move(const Sequence& sequence, SequenceState from, SequenceState to) {
@@ -80,6 +81,7 @@ void KvDemand::Forget(const Sequence& sequence, SequenceState was) {
   for (const PrefixHash& hash : sequence.prompt_hashes) RemoveHolder(hash, was);
   if (was == SequenceState::kWaiting) waiting_private_ -= PrivateNow(sequence);
   expected_private_ -= PrivateAtEnd(sequence);
+  asked_tokens_ -= sequence.sampling.max_tokens;
 }
 
 }  // namespace weir

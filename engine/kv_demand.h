@@ -29,6 +29,8 @@ class KvDemand {
   uint64_t waiting_blocks() const { return waiting_private_ + waiting_prefixes_; }
   // Blocks all known sequences would hold if each reached its max_tokens.
   uint64_t expected_blocks() const { return expected_private_ + census_.size(); }
+  // Sum of max_tokens over all known sequences.
+  uint64_t asked_tokens() const { return asked_tokens_; }
 
  private:
   struct Holders {
@@ -47,6 +49,7 @@ class KvDemand {
   uint64_t waiting_prefixes_ = 0;  // entries that only waiting sequences hold
   uint64_t waiting_private_ = 0;
   uint64_t expected_private_ = 0;
+  uint64_t asked_tokens_ = 0;
 };
 
 }  // namespace weir

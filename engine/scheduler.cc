@@ -225,6 +225,13 @@ void Scheduler::OnComputed(const std::vector<ScheduledSequence>& batch) {
   }
 }
 
+void Scheduler::PreemptLast() {
+  Sequence& sequence = running_.back();
+  // What the policy makes to be computed again is no property of the load.
+  sequence.prefill_tokens -= std::min<uint64_t>(sequence.prefill_tokens, sequence.computed);
+  Preempt(&sequence);
+}
+
 void Scheduler::PreemptAll() {
   while (!running_.empty()) Preempt(&running_.back());
 }

@@ -73,6 +73,8 @@ class Scheduler {
   // Tells the trace the known requests and the blocks they hold.
   void TraceState() const;
 
+  // Preempts the running sequence admitted last, for a policy; there is one.
+  void PreemptLast();
   // Preempts every running sequence: what is in KV is not to be trusted.
   void PreemptAll();
   // Old block ids have moved: patches every block table.
@@ -86,6 +88,11 @@ class Scheduler {
   // See KvDemand.
   uint64_t waiting_blocks() const { return demand_.waiting_blocks(); }
   uint64_t expected_blocks() const { return demand_.expected_blocks(); }
+  // Mean max_tokens of the known sequences; 0 without one.
+  double mean_asked_tokens() const {
+    const auto known = static_cast<double>(running_.size() + waiting_.size());
+    return known > 0 ? static_cast<double>(demand_.asked_tokens()) / known : 0;
+  }
   double mean_running_tokens() const;
   const SchedulerStats& stats() const { return stats_; }
   const SchedulerOptions& options() const { return options_; }

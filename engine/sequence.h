@@ -63,6 +63,7 @@ struct Sequence {
   int32_t priority = 0;  // lower runs first
   uint64_t arrival = 0;  // order of Add; ties within a priority
   uint32_t preemptions = 0;
+  uint64_t prefill_tokens = 0;  // computed for it, those that gave an output token not counted
 
   TimeNs added_ns = 0;
   TimeNs first_scheduled_ns = 0;

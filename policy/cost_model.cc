@@ -15,11 +15,22 @@ constexpr double kAnchorSteps = 4;       // what the calibration weighs for good
 constexpr double kProximalSteps = 0.01;  // what the previous coefficients weigh
 constexpr int kHuberRounds = 6;
 constexpr double kHuberThreshold = 1.5;  // deviations; the usual 95 % efficiency is 1.345
+// free_tokens is looked for in steps of so many, up to so many, and must shrink the error to this
+// share to be believed.
+constexpr double kFreeStep = 16;
+constexpr double kFreeMost = 512;
+constexpr double kFreeGain = 0.7;
+// A step tells the link's speed if it stood at gates and streaming explains most of its time, or
+// most of it was standing: the first steps after a move stand too, for the latency of one stripe.
+constexpr double kLeastStall = 0.01;
+constexpr double kStreamShare = 0.75;
+constexpr double kMostlyStall = 0.3;
+constexpr double kPresetCopies = 4;  // what a preset speed weighs, in copies
 
 bool Usable(const StepSample& s) {
   const auto sane = [](double v) { return std::isfinite(v) && v >= 0 && v <= kMaxValue; };
-  return sane(s.tokens) && sane(s.context_sum) && sane(s.evicted_bytes) && sane(s.stall_ns) &&
-         sane(s.step_ns) && s.step_ns > 0 && s.stall_ns < s.step_ns;
+  return sane(s.tokens) && sane(s.context) && sane(s.pairs) && sane(s.evicted_bytes) &&
+         sane(s.stall_ns) && sane(s.step_ns) && s.step_ns > 0 && s.stall_ns < s.step_ns;
 }
 
 double ComputeNs(const StepSample& s) {
@@ -75,7 +86,7 @@ bool SolveSubset(const Square<N>& a, const std::array<double, N>& b, unsigned su
 }
 
 // Non-negative least squares over normal equations by trying every set of active columns: exact,
-// and with four columns cheaper than being clever (Lawson & Hanson, "Solving Least Squares
+// and with five columns cheaper than being clever (Lawson & Hanson, "Solving Least Squares
 // Problems", chapter 23, is the general method).
 template <size_t N>
 std::array<double, N> NonNegativeLeastSquares(const Square<N>& a, const std::array<double, N>& b) {
@@ -104,8 +115,9 @@ CostModel::CostModel(const CostModelConfig& config)
     : config_(config), deviation_(config.initial_deviation) {}
 
 CostModel::Vector CostModel::Features(const StepSample& s) const {
-  return {1.0 / column_scale_[0], s.tokens / column_scale_[1], s.context_sum / column_scale_[2],
-          s.evicted_bytes / column_scale_[3]};
+  return {1.0 / column_scale_[0], std::max(0.0, s.tokens - cost_.free_tokens) / column_scale_[1],
+          s.context / column_scale_[2], s.evicted_bytes / column_scale_[3],
+          s.pairs / column_scale_[4]};
 }
 
 Status CostModel::Calibrate(std::span<const StepSample> samples) {
@@ -118,49 +130,33 @@ Status CostModel::Calibrate(std::span<const StepSample> samples) {
   counters_.dropped += samples.size() - usable.size();
 
   std::vector<double> times;
-  Vector scale{1, 0, 0, 0};
+  Vector scale{1, 0, 0, 0, 0};
   for (const StepSample& s : usable) {
     times.push_back(ComputeNs(s));
     scale[1] = std::max(scale[1], s.tokens);
-    scale[2] = std::max(scale[2], s.context_sum);
+    scale[2] = std::max(scale[2], s.context);
     scale[3] = std::max(scale[3], s.evicted_bytes);
+    scale[4] = std::max(scale[4], s.pairs);
   }
   for (double& v : scale) v = v > 0 ? v : 1;
+  const double most_tokens = scale[1];
   column_scale_ = scale;
   time_scale_ = std::max(Median(times), 1e-6);
 
-  // Iteratively re-weighted: relative errors first, then Huber's weights.
-  std::vector<double> weight(usable.size(), 1.0);
-  std::vector<double> relative(usable.size(), 0.0);
-  Square<kTerms> a{};
-  for (int round = 0; round < kHuberRounds; ++round) {
-    a = {};
-    Vector b{};
-    for (size_t n = 0; n < usable.size(); ++n) {
-      const Vector x = Features(usable[n]);
-      const double y = times[n] / time_scale_;
-      const double w = weight[n] / (y * y);
-      for (size_t i = 0; i < kTerms; ++i) {
-        for (size_t j = 0; j < kTerms; ++j) a[i][j] += w * x[i] * x[j];
-        b[i] += w * x[i] * y;
-      }
-    }
-    double diagonal = 0;
-    for (size_t i = 0; i < kTerms; ++i) diagonal = std::max(diagonal, a[i][i]);
-    for (size_t i = 0; i < kTerms; ++i) a[i][i] += kRidge * diagonal;
-    theta_ = NonNegativeLeastSquares<kTerms>(a, b);
-    for (size_t n = 0; n < usable.size(); ++n) {
-      const Vector x = Features(usable[n]);
-      double predicted = 0;
-      for (size_t i = 0; i < kTerms; ++i) predicted += theta_[i] * x[i];
-      relative[n] = std::abs(times[n] / time_scale_ - predicted) / (times[n] / time_scale_);
-    }
-    deviation_ = std::max(config_.least_deviation, 1.4826 * Median(relative));
-    for (size_t n = 0; n < usable.size(); ++n) {
-      const double limit = kHuberThreshold * deviation_;
-      weight[n] = relative[n] <= limit ? 1.0 : limit / relative[n];
+  Matrix a{};
+  cost_.free_tokens = 0;
+  double best = Fit(usable, &a) * kFreeGain;
+  double free = 0;
+  for (double f = kFreeStep; f <= std::min(kFreeMost, most_tokens / 2); f += kFreeStep) {
+    cost_.free_tokens = f;
+    const double error = Fit(usable, &a);
+    if (error < best) {
+      best = error;
+      free = f;
     }
   }
+  cost_.free_tokens = free;
+  (void)Fit(usable, &a);
 
   // Serving starts from these samples; a little of them stays, so that what a steady load does not
   // excite keeps its calibrated value.
@@ -181,11 +177,52 @@ Status CostModel::Calibrate(std::span<const StepSample> samples) {
   return OkStatus();
 }
 
+double CostModel::Fit(std::span<const StepSample> samples, Matrix* normal) {
+  // Iteratively re-weighted: relative errors first, then Huber's weights.
+  std::vector<double> weight(samples.size(), 1.0);
+  std::vector<double> relative(samples.size(), 0.0);
+  Matrix a{};
+  for (int round = 0; round < kHuberRounds; ++round) {
+    a = {};
+    Vector b{};
+    for (size_t n = 0; n < samples.size(); ++n) {
+      const Vector x = Features(samples[n]);
+      const double y = ComputeNs(samples[n]) / time_scale_;
+      const double w = weight[n] / (y * y);
+      for (size_t i = 0; i < kTerms; ++i) {
+        for (size_t j = 0; j < kTerms; ++j) a[i][j] += w * x[i] * x[j];
+        b[i] += w * x[i] * y;
+      }
+    }
+    double diagonal = 0;
+    for (size_t i = 0; i < kTerms; ++i) diagonal = std::max(diagonal, a[i][i]);
+    for (size_t i = 0; i < kTerms; ++i) a[i][i] += kRidge * diagonal;
+    theta_ = NonNegativeLeastSquares<kTerms>(a, b);
+    for (size_t n = 0; n < samples.size(); ++n) {
+      const Vector x = Features(samples[n]);
+      const double measured = ComputeNs(samples[n]) / time_scale_;
+      double predicted = 0;
+      for (size_t i = 0; i < kTerms; ++i) predicted += theta_[i] * x[i];
+      relative[n] = std::abs(measured - predicted) / measured;
+    }
+    deviation_ = std::max(config_.least_deviation, 1.4826 * Median(relative));
+    for (size_t n = 0; n < samples.size(); ++n) {
+      const double limit = kHuberThreshold * deviation_;
+      weight[n] = relative[n] <= limit ? 1.0 : limit / relative[n];
+    }
+  }
+  *normal = a;
+  double sum = 0;
+  for (const double r : relative) sum += r;
+  return sum / static_cast<double>(samples.size());
+}
+
 void CostModel::Observe(const StepSample& sample) {
   if (!Usable(sample)) {
     ++counters_.dropped;
     return;
   }
+  ObserveLink(sample);
   if (!calibrated_) {
     if (Calibrate({&sample, 1}).ok()) ++counters_.learnt;
     return;
@@ -245,6 +282,19 @@ void CostModel::Refit() {
   }
 }
 
+void CostModel::ObserveLink(const StepSample& s) {
+  if (!(s.evicted_bytes >= 1)) return;
+  const double known = cost_.link_bytes_per_ns;
+  const bool stood = s.stall_ns >= kLeastStall * s.step_ns;
+  const bool streamed = s.evicted_bytes >= kStreamShare * known * s.step_ns;
+  const bool slow = s.stall_ns >= kMostlyStall * s.step_ns;
+  const bool faster = known > 0 && s.evicted_bytes > known * s.step_ns;
+  if ((stood && streamed) || slow || faster) {
+    ObserveCopy(static_cast<uint64_t>(s.evicted_bytes),
+                static_cast<uint64_t>(std::max(1.0, s.step_ns)));
+  }
+}
+
 void CostModel::ObserveCopy(uint64_t bytes, uint64_t duration_ns) {
   if (bytes == 0 || duration_ns == 0) {
     ++counters_.dropped;
@@ -259,6 +309,11 @@ void CostModel::ObserveCopy(uint64_t bytes, uint64_t duration_ns) {
     if (rate > 4 * known) ns = b / (4 * known);
     if (rate < known / 4) ns = b / (known / 4);
   }
+  if (link_preset_) {
+    link_ns_ = kPresetCopies * b * link_ns_ / link_bytes_;
+    link_bytes_ = kPresetCopies * b;
+    link_preset_ = false;
+  }
   const double keep = 1.0 - 1.0 / std::max(1.0, config_.link_memory_copies);
   link_bytes_ = keep * link_bytes_ + b;
   link_ns_ = keep * link_ns_ + ns;
@@ -268,8 +323,9 @@ void CostModel::ObserveCopy(uint64_t bytes, uint64_t duration_ns) {
 
 void CostModel::SetLinkSpeed(double bytes_per_ns) {
   const bool known = std::isfinite(bytes_per_ns) && bytes_per_ns > 0;
-  link_bytes_ = known ? bytes_per_ns : 0;  // one nanosecond's worth: the first copy outweighs it
+  link_bytes_ = known ? bytes_per_ns : 0;
   link_ns_ = known ? 1 : 0;
+  link_preset_ = known;
   Publish();
 }
 
@@ -282,6 +338,7 @@ void CostModel::Publish() {
   cost_.per_token_ns = coefficient(1);
   cost_.per_context_ns = coefficient(2);
   cost_.copy_interference = coefficient(3);
+  cost_.per_pair_ns = coefficient(4);
   const double speed = link_ns_ > 0 ? link_bytes_ / link_ns_ : 0;
   cost_.link_bytes_per_ns = std::isfinite(speed) && speed > 0 ? speed : 0;
 }

@@ -4,7 +4,8 @@
 // a handful of measured steps is fitted by non-negative least squares; while serving every step
 // corrects the coefficients a little (recursive least squares with exponential forgetting: Ljung,
 // "System Identification", 2nd ed., section 11.2; the normal equations are kept and solved anew,
-// which four coefficients allow and which cannot wind up), with outliers clipped.
+// which five coefficients allow and which cannot wind up), with outliers clipped. The link's speed
+// is measured alone at start-up; steps that stood at gates say what it gives beside a working GPU.
 //
 // Owner: the engine, one per model; engine thread only. Nothing here fails after construction:
 // unusable samples are counted and dropped, and cost() is finite and non-negative at all times.
@@ -23,10 +24,12 @@ namespace weir {
 // the compute stood at gates.
 struct StepSample {
   double tokens = 0;         // tokens computed
-  double context_sum = 0;    // sum over these tokens of the context each attended to
+  double context = 0;        // sum over the sequences of the tokens in their KV
   double evicted_bytes = 0;  // bytes streamed during the step
   double stall_ns = 0;
   double step_ns = 0;
+  // Sum over the tokens of prompts (sequences with more than one token) of what each attends to.
+  double pairs = 0;
 };
 
 struct CostModelConfig {
@@ -50,14 +53,15 @@ class CostModel {
   // Replaces the coefficients by the best non-negative fit of |samples|: relative errors, Huber
   // weights, so that one disturbed sample does not bend the fit. Coefficients that the samples
   // cannot tell apart (one batch size only, say) share the cost evenly. Learns copy_interference
-  // too if some samples were taken with eviction. kInvalidArgument if no sample is usable; the
-  // model is then unchanged.
+  // too if some samples were taken with eviction, and free_tokens, which stays from then on.
+  // kInvalidArgument if no sample is usable; the model is then unchanged.
   Status Calibrate(std::span<const StepSample> samples);
 
-  // Learns from a step while serving. Without a calibration the first step is one.
+  // Learns from a step while serving, the link's speed too where the step waited for it. Without a
+  // calibration the first step is one.
   void Observe(const StepSample& sample);
 
-  // Learns the link's speed from a finished copy of the copy stream.
+  // Learns the link's speed from |bytes| that took it |duration_ns| without a pause.
   void ObserveCopy(uint64_t bytes, uint64_t duration_ns);
 
   // Starts from a known link speed (a profile, an earlier run); 0 forgets it.
@@ -77,11 +81,15 @@ class CostModel {
   const Counters& counters() const { return counters_; }
 
  private:
-  static constexpr int kTerms = 4;  // fixed, tokens, context, evicted bytes
+  static constexpr int kTerms = 5;  // fixed, tokens, context, evicted bytes, pairs
   using Vector = std::array<double, kTerms>;
   using Matrix = std::array<Vector, kTerms>;
 
+  // A robust fit with |cost_.free_tokens| as it is: sets theta_ and deviation_, and returns the
+  // mean relative error. |normal| becomes the weighted normal equations.
+  double Fit(std::span<const StepSample> samples, Matrix* normal);
   Vector Features(const StepSample& sample) const;
+  void ObserveLink(const StepSample& sample);
   void Refit();
   void Publish();
 
@@ -90,7 +98,7 @@ class CostModel {
   bool calibrated_ = false;
   // Everything below is in scaled units: a feature is divided by column_scale_, a time by
   // time_scale_, so that typical numbers are near one.
-  Vector column_scale_{1, 1, 1, 1};
+  Vector column_scale_{1, 1, 1, 1, 1};
   double time_scale_ = 1;
   Vector theta_{};
   Matrix recent_{};  // normal equations of the recent steps, forgotten exponentially
@@ -100,6 +108,7 @@ class CostModel {
   double deviation_ = 0;
   double link_bytes_ = 0;  // decayed sums; their ratio is the link's speed
   double link_ns_ = 0;
+  bool link_preset_ = false;  // and no copy seen since
   Counters counters_;
 };
 

@@ -66,7 +66,7 @@ double LoadRatio(const PolicySnapshot& s) {
   double pass = s.step_ns - std::max(0.0, s.stall_ns_per_step);
   if (!std::isfinite(pass) || pass <= 0) {
     const double tokens = std::max(1u, s.demand.running);
-    pass = s.cost.StepNs(tokens, tokens * std::max(0.0, s.demand.tokens_per_seq), 0);
+    pass = s.cost.StepNs(tokens, tokens * std::max(0.0, s.demand.tokens_per_seq), 0, 0);
   }
   const double load = static_cast<double>(s.weights.granules_per_whole_layer) *
                       static_cast<double>(s.granule_bytes) / s.cost.link_bytes_per_ns;

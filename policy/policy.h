@@ -16,19 +16,29 @@
 namespace weir {
 
 // What a step costs, in nanoseconds: fitted at start-up and corrected while serving (cost_model.h).
-//   compute(step) = fixed + per_token * tokens + per_context * (sum of attended context tokens)
+//   compute(step) = fixed + per_token * (tokens beyond free_tokens) + per_context * context
+//                 + per_pair * pairs
 // A step never takes less than streaming what is evicted: evicted_bytes / link_bytes_per_ns. When
-// copying and computing share a resource (a CPU's cores and memory bus), each streamed byte also
-// slows the compute by copy_interference ns.
+// copying and computing share a resource (the memory's bandwidth, a CPU's cores), each streamed
+// byte also slows the compute by copy_interference ns.
 struct StepCost {
   double fixed_ns = 0;
   double per_token_ns = 0;
-  double per_context_ns = 0;
-  double link_bytes_per_ns = 0;  // backing tier -> ring, as measured by the copy stream
+  double per_context_ns = 0;     // of each sequence's context, read once a step
+  double link_bytes_per_ns = 0;  // backing tier -> ring, as measured
   double copy_interference = 0;  // ns of compute lost per byte streamed
-  double StepNs(double tokens, double context, double evicted_bytes) const {
-    const double compute = fixed_ns + per_token_ns * tokens + per_context_ns * context +
-                           copy_interference * evicted_bytes;
+  // Of each pair of a prompt's token and a token it attends to: arithmetic where decoding reads.
+  double per_pair_ns = 0;
+  // Tokens whose products cost no more than the weights' read that every step pays.
+  double free_tokens = 0;
+
+  double ComputeNs(double tokens, double context, double pairs, double evicted_bytes) const {
+    const double dear = tokens > free_tokens ? tokens - free_tokens : 0;
+    return fixed_ns + per_token_ns * dear + per_context_ns * context + per_pair_ns * pairs +
+           copy_interference * evicted_bytes;
+  }
+  double StepNs(double tokens, double context, double pairs, double evicted_bytes) const {
+    const double compute = ComputeNs(tokens, context, pairs, evicted_bytes);
     const double stream = link_bytes_per_ns > 0 ? evicted_bytes / link_bytes_per_ns : 0;
     return compute > stream ? compute : stream;
   }
@@ -75,8 +85,14 @@ struct DemandView {
   // Nothing runs and the first waiting request does not fit: blocks it lacks, else 0. A policy that
   // may evict answers with a border that has room for them, whatever its hold-off says (S3).
   uint64_t starved_blocks = 0;
-  double tokens_per_seq = 0;  // mean context of a running sequence
-  uint64_t preemptions = 0;   // since start
+  double tokens_per_seq = 0;        // mean context of a running sequence
+  uint64_t preemptions = 0;         // since start
+  uint32_t max_batched_tokens = 0;  // the scheduler's cap on tokens in a step; 0: none known
+  double asked_per_request = 0;     // tokens the known requests may generate at most, mean
+  // Measured, smoothed; 0: not yet.
+  double blocks_per_seq = 0;       // blocks a running sequence holds
+  double prefill_per_request = 0;  // prompt tokens computed for a request, preemptions included
+  double output_per_request = 0;   // tokens generated for a request that has ended
 };
 
 // One policy's view of the world at a step boundary.
@@ -101,7 +117,10 @@ struct PolicyDecision {
   uint32_t granules_per_layer = 0;  // kStripe: granules to keep away from each layer
   uint32_t layers = 0;              // kLayer: whole layers to keep away, 0 or more than ring_slots
   uint32_t ring_slots = 2;          // at least 2, or 1 with kLayer: a load waits for the slot
-  std::string reason;               // one clause, for the trace and the log
+  // Weights come home although running sequences hold the KV they need: the last admitted ones are
+  // preempted until they fit. Otherwise the border stays where it is as long as that is so.
+  bool preempt = false;
+  std::string reason;  // one clause, for the trace and the log
   // Granules a layer, or whole layers.
   uint32_t amount() const { return placement == Placement::kStripe ? granules_per_layer : layers; }
 };

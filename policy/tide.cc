@@ -7,7 +7,15 @@
 namespace weir {
 namespace {
 
-constexpr uint32_t kMaxCandidates = 1024;  // bounds the work of one decision
+constexpr uint64_t kMaxCandidates = 64;  // bounds the work of one decision
+// Prompt chunks told apart in one step; more are taken together.
+constexpr double kMostChunks = 32;
+// Blocks the scheduler keeps free for each running sequence to grow into, about.
+constexpr double kSpareBlocks = 1;
+
+bool Known(double value) {
+  return std::isfinite(value) && value > 0;
+}
 
 // Granules that KV gains when |e| granules of each layer are away: the ring takes some back.
 double FreedGranules(const WeightsView& weights, double e) {
@@ -29,26 +37,108 @@ double KvBlocksAt(const PolicySnapshot& s, uint32_t e) {
   return extents * static_cast<double>(s.kv.blocks_per_extent);
 }
 
-double KnownRequests(const DemandView& d) {
-  return static_cast<double>(d.running) + static_cast<double>(d.waiting);
+// What is known of the requests, from measurements where there are some. Until requests have ended
+// it follows from what they asked for.
+struct Demand {
+  double requests = 0;       // running and waiting
+  double may_run = 0;        // of these, as far as the scheduler's cap goes
+  double blocks_each = 1;    // held by a running sequence, over its life
+  double context_each = 1;   // tokens
+  double prefill_each = 0;   // prompt tokens to compute for a request
+  double output_each = 1;    // tokens it generates
+  double blocks_at_end = 0;  // of all that may run
+};
+
+Demand Describe(const PolicySnapshot& s) {
+  const DemandView& d = s.demand;
+  const double block_tokens = std::max(1u, s.kv.block_tokens);
+  const double used = s.kv.used_blocks;
+  const auto waiting_blocks = static_cast<double>(d.waiting_blocks);
+  const double now = used + waiting_blocks;
+  const double end = std::max(now, static_cast<double>(d.expected_blocks));
+  Demand out;
+  out.requests = static_cast<double>(d.running) + static_cast<double>(d.waiting);
+  out.may_run = out.requests;
+  if (d.max_running > 0) out.may_run = std::min(out.may_run, static_cast<double>(d.max_running));
+  const double each = std::max(1.0, out.requests);
+  const double prompt_blocks =
+      d.waiting > 0 ? waiting_blocks / static_cast<double>(d.waiting) : now / each;
+  // Nobody generates more than what was asked for.
+  const double asked = Known(d.asked_per_request)
+                           ? std::max(1.0, d.asked_per_request)
+                           : std::max(1.0, (end / each - prompt_blocks) * block_tokens);
+  if (Known(d.output_per_request)) {
+    out.output_each = std::min(d.output_per_request, asked);
+    out.prefill_each =
+        std::isfinite(d.prefill_per_request) ? std::max(0.0, d.prefill_per_request) : 0;
+    const double half = out.output_each / block_tokens / 2;
+    out.blocks_each = Known(d.blocks_per_seq) ? d.blocks_per_seq : prompt_blocks + half;
+    // A running request has half of its output to come, a waiting one all.
+    const double growth =
+        half * (static_cast<double>(d.running) + 2 * static_cast<double>(d.waiting));
+    out.blocks_at_end = std::min(end, now + growth);
+  } else {
+    out.output_each = asked;
+    out.prefill_each = prompt_blocks * block_tokens;
+    out.blocks_each = (prompt_blocks + end / each) / 2;
+    out.blocks_at_end = end;
+  }
+  out.blocks_each = std::max(1.0, out.blocks_each);
+  out.blocks_at_end *= out.may_run / each;
+  // Sequences are old when few of them run and young after many were admitted: their contexts now
+  // say how much of the KV is shared, not how long they are on average.
+  const double running = static_cast<double>(d.running);
+  out.context_each = Known(d.tokens_per_seq) && used > 0 && running > 0
+                         ? d.tokens_per_seq * out.blocks_each * running / used
+                         : out.blocks_each * block_tokens;
+  return out;
 }
 
-// Blocks all known requests need at their expected end, from whatever is known.
-double ExpectedBlocks(const PolicySnapshot& s) {
-  const double now =
-      static_cast<double>(s.kv.used_blocks) + static_cast<double>(s.demand.waiting_blocks);
-  return std::max(now, static_cast<double>(s.demand.expected_blocks));
+// Steps of a steady load: each decodes |decoding| sequences, and the prompts of the requests that
+// take the place of those that end are spread over them in chunks.
+struct Mix {
+  double decoding = 0;
+  double chunk = 0;  // prompt tokens
+  double most = 0;   // chunks in one step
+  double each = 0;   // chunks a step, mean
+};
+
+Mix MixOf(const PolicySnapshot& s, const Demand& demand, double running) {
+  const double a_token = demand.prefill_each / demand.output_each;
+  double room = s.demand.max_batched_tokens;
+  if (room <= 0) room = running * (1 + a_token) + demand.prefill_each;  // no cap is known
+  Mix mix;
+  // A step full of prompts decodes fewer: the rest is being prefilled.
+  mix.decoding = std::min(running, room / (1 + a_token));
+  const double for_prompts = std::max(1.0, room - mix.decoding);
+  mix.chunk = std::min(demand.prefill_each, for_prompts);
+  if (mix.chunk < 1e-9) return mix;
+  mix.chunk = std::max(mix.chunk, for_prompts / kMostChunks);
+  mix.each = mix.decoding * a_token / mix.chunk;
+  mix.most = std::max(1.0, std::floor(for_prompts / mix.chunk));
+  mix.each = std::min(mix.each, mix.most);
+  return mix;
 }
 
-double BlocksPerSequence(const PolicySnapshot& s) {
-  const double requests = KnownRequests(s.demand);
-  return requests > 0 ? std::max(1.0, ExpectedBlocks(s) / requests) : 1.0;
-}
-
-double TokensPerSequence(const PolicySnapshot& s) {
-  const double measured = s.demand.tokens_per_seq;
-  if (std::isfinite(measured) && measured > 0) return measured;
-  return BlocksPerSequence(s) * static_cast<double>(std::max(1u, s.kv.block_tokens));
+// The mean over steps with 0, 1, ... chunks of prompts in them, binomially distributed: a short
+// step may wait for the link and a long one not, so the step of mean size says too little.
+double MeanStepNs(const StepCost& cost, const Demand& demand, const Mix& mix, double bytes) {
+  const double context = mix.decoding * demand.context_each;
+  const double prompt = std::max(mix.chunk, demand.prefill_each);
+  const auto step = [&](double chunks) {
+    return cost.StepNs(mix.decoding + chunks * mix.chunk, context + chunks * prompt / 2,
+                       chunks * mix.chunk * prompt / 2, bytes);
+  };
+  if (mix.most <= 0) return step(0);
+  const double share = mix.each / mix.most;
+  if (share >= 1) return step(mix.most);
+  double probability = std::pow(1 - share, mix.most);
+  double mean = 0;
+  for (double k = 0; k <= mix.most; ++k) {
+    mean += probability * step(k);
+    probability *= (mix.most - k) / (k + 1) * share / (1 - share);
+  }
+  return mean;
 }
 
 double Percent(double to, double from) {
@@ -66,13 +156,17 @@ std::string Format(const char* format, Args... args) {
 
 ParamTable TideConfig::Params() {
   ParamTable table;
+  table.Bind("tpot_ms", &tpot_ms, 0, 1e9,
+             "mean time per output token to keep, milliseconds; 0: no target");
+  table.Bind("ttft_ms", &ttft_ms, 0, 1e9,
+             "time to first token to keep where a border can, milliseconds; 0: no target");
   table.Bind("tolerance", &tolerance, 0, 0.5,
              "share of the best tokens/s given up for a smaller eviction; 0: none");
-  table.Bind("tie_tolerance", &tie_tolerance, 0, 0.5,
-             "the same while requests wait, for running more of them; 0: throughput only");
-  table.Bind("min_gain", &min_gain, 0, 10, "relative gain for which a move is worth it; 0: any");
-  table.Bind("restore_gain", &restore_gain, 0, 10,
-             "relative gain for which weights come home though demand then does not fit; 0: never");
+  table.Bind("min_gain", &min_gain, 0, 10,
+             "relative gain in tokens/s for which a move is worth it; 0: any");
+  table.Bind("move_cost", &move_cost, 0, 1e6,
+             "steps' worth of tokens that a move costs, to be gained in as many steps as have "
+             "passed since the one before; 0: nothing");
   table.Bind("headroom", &headroom, 1, 10,
              "KV to remain when weights come home, as a factor of use and expected demand");
   table.Bind("hold_steps", &hold_steps, 0, 1'000'000,
@@ -80,7 +174,7 @@ ParamTable TideConfig::Params() {
   table.Bind("settle_steps", &settle_steps, 0, 1'000'000,
              "steps after a move before another in the same direction");
   table.Bind("quantum", &quantum, 0, 0xffffffffu,
-             "targets are multiples of so many granules per layer; 0: a 32nd of the most");
+             "targets are multiples of so many granules per layer; 0: a 64th of the most");
   return table;
 }
 
@@ -90,26 +184,83 @@ std::vector<std::pair<std::string, std::string>> TidePolicy::Parameters() const 
 }
 
 TidePolicy::Prospect TidePolicy::Predict(const PolicySnapshot& s, uint32_t e) {
+  const Demand demand = Describe(s);
   Prospect p;
   p.granules_per_layer = e;
   p.kv_blocks = KvBlocksAt(s, e);
-  double most_running = KnownRequests(s.demand);
-  if (s.demand.max_running > 0) {
-    most_running = std::min(most_running, static_cast<double>(s.demand.max_running));
-  }
-  p.running = std::min(most_running, p.kv_blocks / BlocksPerSequence(s));
+  // The spare is part of what those that run hold, not needed where all may run.
+  p.running = std::min(demand.may_run, p.kv_blocks / (demand.blocks_each + kSpareBlocks));
   const double bytes = static_cast<double>(e) * static_cast<double>(s.weights.layers) *
                        static_cast<double>(s.granule_bytes);
-  p.step_ns = s.cost.StepNs(p.running, p.running * TokensPerSequence(s), bytes);
-  if (std::isfinite(p.step_ns) && p.step_ns > 0) p.tokens_per_s = p.running * 1e9 / p.step_ns;
+  const Mix mix = MixOf(s, demand, p.running);
+  p.step_ns = MeanStepNs(s.cost, demand, mix, bytes);
+  if (!Known(p.step_ns)) {
+    p.step_ns = 0;
+    return p;
+  }
+  p.tokens_per_s = mix.decoding * 1e9 / p.step_ns;
   if (!std::isfinite(p.tokens_per_s)) p.tokens_per_s = 0;
+
+  // Those for whom there is room are prefilled at once, the others as requests end.
+  const auto waiting = static_cast<double>(s.demand.waiting);
+  const double at_once =
+      std::clamp(p.running - static_cast<double>(s.demand.running), 0.0, waiting);
+  const double full_chunks = std::max(1.0, mix.most);
+  const double full_ns =
+      s.cost.StepNs(mix.decoding + full_chunks * mix.chunk, mix.decoding * demand.context_each,
+                    full_chunks * mix.chunk * demand.prefill_each / 2, bytes);
+  const double steps = std::ceil(std::max(1.0, at_once) * demand.prefill_each /
+                                 std::max(1.0, full_chunks * mix.chunk));
+  const double ended_per_ns = p.tokens_per_s * 1e-9 / demand.output_each;
+  p.ttft_ns = std::max(1.0, steps) * full_ns;
+  if (waiting > at_once) {
+    p.ttft_ns = ended_per_ns > 0 ? p.ttft_ns + (waiting - at_once) / ended_per_ns : 1e18;
+  }
   return p;
 }
 
-uint32_t TidePolicy::Quantum(uint32_t most) const {
-  const uint32_t automatic = most / 32 + (most % 32 != 0 ? 1 : 0);
-  const uint32_t wanted = config_.quantum > 0 ? static_cast<uint32_t>(config_.quantum) : automatic;
-  return std::max({1u, wanted, most / kMaxCandidates + (most % kMaxCandidates != 0 ? 1u : 0u)});
+uint64_t TidePolicy::Quantum(uint32_t most) const {
+  const uint64_t automatic = (most + kMaxCandidates - 1) / kMaxCandidates;
+  return std::max({uint64_t{1}, config_.quantum, automatic});
+}
+
+std::vector<TidePolicy::Prospect> TidePolicy::Candidates(const PolicySnapshot& s,
+                                                         uint32_t current) const {
+  const uint32_t most = s.weights.max_granules_per_layer;
+  const uint64_t quantum = Quantum(most);
+  std::vector<Prospect> all;
+  for (uint64_t e = 0; e < most; e += quantum) {
+    all.push_back(Predict(s, static_cast<uint32_t>(e)));
+    if (current > e && current < e + quantum && current < most) all.push_back(Predict(s, current));
+  }
+  all.push_back(Predict(s, most));
+  return all;
+}
+
+bool TidePolicy::KeepsTpot(const Prospect& p) const {
+  return config_.tpot_ms <= 0 || p.step_ns <= config_.tpot_ms * 1e6;
+}
+
+// The smallest eviction near the most tokens per second, of those that keep the targets.
+const TidePolicy::Prospect& TidePolicy::Best(const PolicySnapshot& s,
+                                             const std::vector<Prospect>& candidates) const {
+  const auto keeps_ttft = [&](const Prospect& p) {
+    return config_.ttft_ms <= 0 || s.demand.waiting == 0 || p.ttft_ns <= config_.ttft_ms * 1e6;
+  };
+  const auto shortest =
+      std::min_element(candidates.begin(), candidates.end(),
+                       [](const Prospect& a, const Prospect& b) { return a.step_ns < b.step_ns; });
+  if (!KeepsTpot(*shortest)) return *shortest;
+  bool ttft = false;
+  for (const Prospect& p : candidates) ttft = ttft || (KeepsTpot(p) && keeps_ttft(p));
+  const auto allowed = [&](const Prospect& p) { return KeepsTpot(p) && (!ttft || keeps_ttft(p)); };
+  double best = 0;
+  for (const Prospect& p : candidates) {
+    if (allowed(p)) best = std::max(best, p.tokens_per_s);
+  }
+  return *std::find_if(candidates.begin(), candidates.end(), [&](const Prospect& p) {
+    return allowed(p) && p.tokens_per_s >= best * (1 - config_.tolerance);
+  });
 }
 
 bool TidePolicy::MayMove(uint64_t step, Direction direction) const {
@@ -118,78 +269,65 @@ bool TidePolicy::MayMove(uint64_t step, Direction direction) const {
   return since >= (direction == moved_ ? config_.settle_steps : config_.hold_steps);
 }
 
-PolicyDecision TidePolicy::ConsiderEvicting(const PolicySnapshot& s, uint32_t current) const {
-  const uint32_t most = s.weights.max_granules_per_layer;
-  const uint64_t quantum = Quantum(most);
-  const Prospect now = Predict(s, current);
-  const bool waiting = s.demand.waiting > 0;
-
-  double best = now.tokens_per_s;
-  for (uint64_t e = 0; e <= most; e = e == most ? e + 1 : std::min<uint64_t>(e + quantum, most)) {
-    best = std::max(best, Predict(s, static_cast<uint32_t>(e)).tokens_per_s);
-  }
-  // While requests wait: the most running requests among the near-best. Otherwise: the smallest of
-  // the near-best. Ties go to the smaller eviction, since candidates come in rising order.
-  const double least_rate = best * (1 - (waiting ? config_.tie_tolerance : config_.tolerance));
-  Prospect choice = now;
-  bool chosen = now.tokens_per_s >= least_rate;
-  const uint64_t first = (current / quantum + 1) * quantum;
-  for (uint64_t e = std::min<uint64_t>(first, most); e > current && e <= most;
-       e = e == most ? e + 1 : std::min<uint64_t>(e + quantum, most)) {
-    const Prospect p = Predict(s, static_cast<uint32_t>(e));
-    if (p.tokens_per_s < least_rate) continue;
-    if (!chosen || (waiting && p.running > choice.running * (1 + 1e-9))) {
-      choice = p;
-      chosen = true;
-    }
-  }
-  const bool faster = choice.tokens_per_s >= now.tokens_per_s * (1 + config_.min_gain);
-  const bool more = waiting && choice.running >= now.running * (1 + config_.min_gain);
-  if (choice.granules_per_layer <= current || choice.tokens_per_s <= 0 || !(faster || more)) {
-    return {.granules_per_layer = current,
-            .ring_slots = s.weights.ring_slots,
-            .reason = Format("%u waiting, holding %u granules/layer: no eviction gains %.3g %%",
-                             s.demand.waiting, current, config_.min_gain * 100)};
-  }
-  return {.granules_per_layer = choice.granules_per_layer,
-          .ring_slots = s.weights.ring_slots,
-          .reason = Format(
-              "%u waiting: %+.0f %% tokens/s, %.0f -> %.0f running for %u -> %u granules/layer",
-              s.demand.waiting, Percent(choice.tokens_per_s, now.tokens_per_s), now.running,
-              choice.running, current, choice.granules_per_layer)};
+double TidePolicy::LeastGain(uint64_t step) const {
+  if (moved_ == Direction::kNone || step <= moved_at_) return config_.min_gain;
+  return std::max(config_.min_gain, config_.move_cost / static_cast<double>(step - moved_at_));
 }
 
-PolicyDecision TidePolicy::ConsiderRestoring(const PolicySnapshot& s, uint32_t current) const {
+// S3: the first request runs nowhere else, whatever it costs.
+TidePolicy::Choice TidePolicy::MakeRoom(const PolicySnapshot& s, uint32_t current) const {
   const uint32_t most = s.weights.max_granules_per_layer;
+  const double need = KvBlocksAt(s, current) + static_cast<double>(s.demand.starved_blocks);
+  uint64_t e = std::min<uint64_t>(most, uint64_t{current} + 1);
   const uint64_t quantum = Quantum(most);
-  const Prospect now = Predict(s, current);
-  const double need = ExpectedBlocks(s) * config_.headroom;
+  while (e < most && KvBlocksAt(s, static_cast<uint32_t>(e)) < need) {
+    e = std::min<uint64_t>(most, e + quantum);
+  }
+  return {static_cast<uint32_t>(e),
+          Format("the first request lacks %llu blocks: %u -> %llu granules/layer",
+                 static_cast<unsigned long long>(s.demand.starved_blocks), current,
+                 static_cast<unsigned long long>(e))};
+}
 
-  Prospect best = now;
-  for (uint64_t e = 0; e < current; e += quantum) {
-    const Prospect p = Predict(s, static_cast<uint32_t>(e));
-    // Covers everything known: the smallest such eviction, and there is no better.
-    if (p.kv_blocks >= need) {
-      return {
-          .granules_per_layer = p.granules_per_layer,
-          .ring_slots = s.weights.ring_slots,
-          .reason = Format("%.0f of %.0f blocks expected, load fits: %u -> %u granules/layer",
-                           need / config_.headroom, p.kv_blocks, current, p.granules_per_layer)};
-    }
-    if (p.tokens_per_s > best.tokens_per_s) best = p;
+TidePolicy::Choice TidePolicy::Choose(const PolicySnapshot& s, uint32_t current) const {
+  const std::vector<Prospect> candidates = Candidates(s, current);
+  const Prospect& now = *std::find_if(candidates.begin(), candidates.end(), [&](const Prospect& p) {
+    return p.granules_per_layer == current;
+  });
+  // Covers everything known: the smallest such eviction, and there is no better.
+  const Demand demand = Describe(s);
+  for (const Prospect& p : candidates) {
+    if (p.granules_per_layer >= current) break;
+    if (p.kv_blocks < demand.blocks_at_end * config_.headroom) continue;
+    return {p.granules_per_layer,
+            Format("%.0f of %.0f blocks expected, load fits: %u -> %u granules/layer",
+                   demand.blocks_at_end, p.kv_blocks, current, p.granules_per_layer)};
   }
-  if (config_.restore_gain > 0 && best.granules_per_layer < current &&
-      best.tokens_per_s >= now.tokens_per_s * (1 + config_.restore_gain)) {
-    return {.granules_per_layer = best.granules_per_layer,
-            .ring_slots = s.weights.ring_slots,
-            .reason = Format(
-                "streaming no longer pays: %+.0f %% tokens/s for %u -> %u granules/layer",
-                Percent(best.tokens_per_s, now.tokens_per_s), current, best.granules_per_layer)};
+  if (!Known(s.cost.link_bytes_per_ns) || !Known(now.step_ns)) {
+    return {current, "step cost or link speed not measured yet"};
   }
-  return {.granules_per_layer = current,
-          .ring_slots = s.weights.ring_slots,
-          .reason = Format("holding %u granules/layer: %.0f blocks expected, %.0f mapped", current,
-                           need / config_.headroom, now.kv_blocks)};
+  const Prospect& best = Best(s, candidates);
+  const double gain = Percent(best.tokens_per_s, now.tokens_per_s);
+  if (best.granules_per_layer == current) {
+    return {current, Format("%u waiting, %u granules/layer is best: %.0f tokens/s, %.0f running",
+                            s.demand.waiting, current, now.tokens_per_s, now.running)};
+  }
+  const std::string move =
+      Format("%u waiting: %+.0f %% tokens/s, %.0f -> %.0f running for %u -> %u granules/layer",
+             s.demand.waiting, gain, now.running, best.running, current, best.granules_per_layer);
+  if (best.tokens_per_s >= now.tokens_per_s * (1 + LeastGain(s.step))) {
+    return {best.granules_per_layer, move, true};
+  }
+  // Worse for tokens/s or hardly better: only a latency target asks for it.
+  const bool slow = !KeepsTpot(now) && best.step_ns < now.step_ns;
+  const bool late = config_.ttft_ms > 0 && s.demand.waiting > 0 && KeepsTpot(best) &&
+                    now.ttft_ns > config_.ttft_ms * 1e6 && best.ttft_ns <= config_.ttft_ms * 1e6;
+  if (slow || late) {
+    return {best.granules_per_layer, Format("%s target: ", slow ? "tpot_ms" : "ttft_ms") + move,
+            true};
+  }
+  return {current, Format("%u waiting, no target gains %.3g %% over %u granules/layer",
+                          s.demand.waiting, config_.min_gain * 100, current)};
 }
 
 PolicyDecision TidePolicy::Decide(const PolicySnapshot& snapshot) {
@@ -201,46 +339,39 @@ PolicyDecision TidePolicy::Decide(const PolicySnapshot& snapshot) {
     target_ = s.weights.granules_per_layer;
   }
   target_ = std::min(target_, most);
-
-  const auto hold = [&](std::string reason) {
+  const auto answer = [&](std::string reason) {
     return PolicyDecision{.granules_per_layer = target_,
                           .ring_slots = s.weights.ring_slots,
+                          .preempt = preempt_,
                           .reason = std::move(reason)};
   };
   if (most == 0 || s.weights.layers <= s.weights.ring_slots) {
-    return hold("no layer can give a granule");
+    return answer("no layer can give a granule");
   }
-  // Evicting is instant and helps whom KV stops now: those who wait, and running sequences about
-  // to need a block that is not there.
+  const bool starved = s.demand.starved_blocks > 0;
+  // Running sequences that are about to need a block that is not there are pressed like waiting
+  // ones.
   const bool pressed =
       s.demand.waiting > 0 ||
       static_cast<uint64_t>(s.kv.free_blocks) + s.kv.cached_blocks < s.demand.running;
-  PolicyDecision decision = hold("");
-  Direction direction = Direction::kNone;
-  if (pressed) {
-    if (!(s.cost.link_bytes_per_ns > 0) || !(s.cost.StepNs(1, 1, 0) > 0)) {
-      decision = hold("step cost or link speed not measured yet");
-    } else {
-      decision = ConsiderEvicting(s, target_);
-      direction = Direction::kEvict;
-    }
+  if (target_ == 0 && !pressed && !starved) return answer("load fits, all weights resident");
+
+  Choice choice = starved ? MakeRoom(s, target_) : Choose(s, target_);
+  if (!starved && !pressed && choice.target > target_) {
+    return answer(Format("nobody waits, holding %u granules/layer", target_));
   }
-  if (decision.granules_per_layer == target_ && target_ > 0) {
-    const PolicyDecision restore = ConsiderRestoring(s, target_);
-    if (!pressed || restore.granules_per_layer != target_) decision = restore;
-    direction = Direction::kRestore;
+  if (choice.target == target_) return answer(std::move(choice.reason));
+  const Direction direction = choice.target > target_ ? Direction::kEvict : Direction::kRestore;
+  if (!starved && !MayMove(s.step, direction)) {
+    return answer(Format("holding %u granules/layer after a move at step %llu: ", target_,
+                         static_cast<unsigned long long>(moved_at_)) +
+                  choice.reason);
   }
-  if (decision.reason.empty()) return hold("load fits, all weights resident");
-  if (decision.granules_per_layer == target_) return decision;
-  if (!MayMove(s.step, direction)) {
-    return hold(Format("holding %u granules/layer after a move at step %llu: ", target_,
-                       static_cast<unsigned long long>(moved_at_)) +
-                decision.reason);
-  }
-  target_ = decision.granules_per_layer;
+  target_ = choice.target;
+  preempt_ = choice.preempt;
   moved_at_ = s.step;
   moved_ = direction;
-  return decision;
+  return answer(std::move(choice.reason));
 }
 
 }  // namespace weir

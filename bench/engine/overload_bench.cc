@@ -1,207 +1,94 @@
-// Tokens per second while requests always wait: policies against each other in the same memory.
+// Policies against each other in the same memory, under more requests than it has KV for.
 //
-//   weir_overload_bench MODEL [--dummy] [--device cuda] [--backing peer] [--ratios 0.73,0.8,0.9]
-//       [--policies "resident;fixed{granules_per_layer=2};tide"] [--dataset sharegpt_like]
-//       [--seqs N] [--tokens N] [--warm S] [--measure S] [--algorithms FILE] [--json FILE]
+//   weir_overload_bench MODEL [options]        (overload_options.cc lists them)
 //
-// For each ratio W/C the budget is weights / ratio plus the step buffers. The queue is kept full:
-// for each request that ends another one comes, the same ones in the same order for every policy.
-// After |warm| seconds the tokens generated in |measure| seconds are counted.
+// For each ratio W/C the budget is weights / ratio plus the step buffers, and one engine serves all
+// policies in turn: the same requests in the same order for each.
+//   flood  requests always wait; tokens of --measure seconds after --warm seconds
+//   swing  --rounds times --phase seconds each of light load and of overload
+//   light  --rounds turns of --phase seconds of light load, each beside a turn of `resident`, which
+//          of the two comes first changing
+// Light and overload are --light and --heavy times what `resident` sustains in a flood.
 //
 // The bound beside the gain (docs/policies.md): a step that reads all of C once takes C/(B - L)
 // with E = L T bytes streamed in it, and holds C - W + E of KV; resident it takes C/B and holds
 // C - W. B is given with --hbm (GB/s), L is what the engine measured.
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <fstream>
 #include <memory>
-#include <string>
-#include <unordered_map>
-#include <vector>
 
 #include <nlohmann/json.hpp>
 
+#include "bench/engine/overload_options.h"
+#include "bench/engine/overload_run.h"
 #include "engine/backend.h"
-#include "engine/bench/workload.h"
-#include "engine/engine.h"
+#include "engine/cli/bench_metrics.h"
 #include "engine/open_model.h"
 #include "policy/registry.h"
 
-namespace weir {
+namespace weir::overload {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
-struct Args {
-  EngineOptions engine;
-  std::vector<double> ratios{0.8};
-  std::vector<std::string> policies{"resident", "tide"};
-  std::string dataset = "sharegpt_like";
-  double warm_s = 4, measure_s = 6;
-  double hbm_gb_s = 4000;
-  std::string json;
-};
-
-std::vector<std::string> Split(const std::string& text, char at) {
-  std::vector<std::string> parts;
-  size_t begin = 0;
-  for (size_t i = 0; i <= text.size(); ++i) {
-    const bool inside =
-        std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(i), '{') !=
-        std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(i), '}');
-    if (i < text.size() && (text[i] != at || inside)) continue;
-    if (i > begin) parts.push_back(text.substr(begin, i - begin));
-    begin = i + 1;
-  }
-  return parts;
+Json DistributionJson(const std::vector<double>& values) {
+  const cli::Distribution d = cli::DistributionOf(values);
+  return {{"count", d.count}, {"mean", d.mean}, {"p50", d.p50},
+          {"p90", d.p90},     {"p99", d.p99},   {"max", d.max}};
 }
 
-bool Parse(int argc, char** argv, Args* args) {
-  EngineOptions& e = args->engine;
-  e.max_num_seqs = 256;
-  e.max_num_batched_tokens = 2048;
-  e.max_model_len = 4096;
-  for (int i = 1; i < argc; ++i) {
-    const std::string flag = argv[i];
-    if (flag[0] != '-') {
-      e.model = flag;
-      continue;
-    }
-    if (flag == "--dummy") {
-      e.dummy_weights = true;
-      continue;
-    }
-    if (i + 1 >= argc) return false;
-    const std::string value = argv[++i];
-    if (flag == "--device") {
-      e.device = value == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu;
-    } else if (flag == "--backing") {
-      e.backing = value == "peer" ? BackingChoice::kPeer : BackingChoice::kHost;
-    } else if (flag == "--ratios") {
-      args->ratios.clear();
-      for (const std::string& r : Split(value, ',')) args->ratios.push_back(std::atof(r.c_str()));
-    } else if (flag == "--policies") {
-      args->policies = Split(value, ';');
-    } else if (flag == "--dataset") {
-      args->dataset = value;
-    } else if (flag == "--seqs") {
-      e.max_num_seqs = static_cast<uint32_t>(std::atoi(value.c_str()));
-    } else if (flag == "--tokens") {
-      e.max_num_batched_tokens = static_cast<uint32_t>(std::atoi(value.c_str()));
-    } else if (flag == "--warm") {
-      args->warm_s = std::atof(value.c_str());
-    } else if (flag == "--measure") {
-      args->measure_s = std::atof(value.c_str());
-    } else if (flag == "--hbm") {
-      args->hbm_gb_s = std::atof(value.c_str());
-    } else if (flag == "--algorithms") {
-      e.gemm_algorithm_file = value;
-    } else if (flag == "--json") {
-      args->json = value;
-    } else {
-      return false;
-    }
-  }
-  return !e.model.empty() && !args->ratios.empty() && !args->policies.empty();
+Json LatencyJson(const Latencies& l) {
+  return {{"ttft_ms", DistributionJson(l.ttft)},
+          {"tpot_ms", DistributionJson(l.tpot)},
+          {"itl_ms", DistributionJson(l.itl)}};
 }
 
-struct Measured {
-  double tokens_per_s = 0, prompt_tokens_per_s = 0, running = 0, step_ms = 0, step_p99_ms = 0;
-  double stall_share = 0, away_gib = 0, kv_blocks = 0, border_ms = 0, streamed_gb_s = 0;
-  uint64_t preemptions = 0, border_moves = 0;
-};
+Json FiguresJson(const Figures& f) {
+  return {{"seconds", f.seconds},
+          {"tokens_per_s", f.tokens_per_s},
+          {"prompt_tokens_per_s", f.prompt_tokens_per_s},
+          {"requests_per_s", f.requests_per_s},
+          {"running", f.running},
+          {"step_ms", f.step_ms},
+          {"step_p99_ms", f.step_p99_ms},
+          {"stall_share", f.stall_share},
+          {"away_gib", f.away_gib},
+          {"kv_blocks", f.kv_blocks},
+          {"streamed_gb_s", f.streamed_gb_s},
+          {"preemptions", f.preemptions},
+          {"border_moves", f.border_moves},
+          {"border_refusals", f.border_refusals},
+          {"border_ms", f.border_ms}};
+}
 
-// One policy on an idle engine; it is idle again afterwards.
-class Runner {
- public:
-  Runner(Engine& engine, const bench::Workload& workload, uint64_t salt)
-      : engine_(engine), workload_(workload), salt_(salt) {}
+void Append(std::vector<double>* to, const std::vector<double>& from) {
+  to->insert(to->end(), from.begin(), from.end());
+}
 
-  Result<Measured> Run(double warm_s, double measure_s) {
-    EngineCore& core = engine_.core();
-    core.set_keep_step_records(true);
-    WEIR_TRY(StepFor(warm_s));
-    const CoreStats core_before = core.stats();
-    const WeightPagerStats pager_before = core.memory().weights().stats();
-    const uint64_t preemptions = core.scheduler_stats().preemptions;
-    const size_t first = core.step_records().size();
-    const TimeNs begin = engine_.driver().Now();
-    const uint64_t tokens = tokens_;
-    WEIR_TRY(StepFor(measure_s));
-    const double seconds = static_cast<double>(engine_.driver().Now() - begin) * 1e-9;
-    const CoreStats& now = core.stats();
-    const WeightPagerStats& pager = core.memory().weights().stats();
-    Measured m;
-    m.tokens_per_s = static_cast<double>(tokens_ - tokens) / seconds;
-    m.prompt_tokens_per_s =
-        static_cast<double>(now.prompt_tokens_computed - core_before.prompt_tokens_computed) /
-        seconds;
-    m.preemptions = core.scheduler_stats().preemptions - preemptions;
-    m.border_moves = now.border_moves - core_before.border_moves;
-    m.border_ms = static_cast<double>(now.border_ns - core_before.border_ns) * 1e-6;
-    m.streamed_gb_s =
-        static_cast<double>(pager.bytes_copied - pager_before.bytes_copied) / seconds * 1e-9;
-    std::vector<double> ms;
-    double time = 0;
-    for (size_t i = first; i < core.step_records().size(); ++i) {
-      const StepRecord& r = core.step_records()[i];
-      ms.push_back(static_cast<double>(r.step_ns) * 1e-6);
-      time += ms.back();
-      m.running += r.running * ms.back();
-      m.away_gib += r.evicted_granules * ms.back();
-      m.kv_blocks += r.kv_capacity * ms.back();
-    }
-    if (ms.empty()) return BadState("no step ended while it was measured");
-    m.running /= time;
-    m.away_gib *= static_cast<double>(engine_.info().granule_bytes) / (1 << 30) / time;
-    m.kv_blocks /= time;
-    m.step_ms = time / static_cast<double>(ms.size());
-    std::sort(ms.begin(), ms.end());
-    m.step_p99_ms = ms[ms.size() * 99 / 100];
-    m.stall_share = static_cast<double>(pager.stall_ns - pager_before.stall_ns) * 1e-6 / time;
-    for (const RequestId id : live_) (void)engine_.Cancel(id);
-    while (WEIR_TRY(engine_.Step())) (void)engine_.TakeOutputs();
-    return m;
-  }
+void Append(Latencies* to, const Latencies& from) {
+  Append(&to->ttft, from.ttft);
+  Append(&to->tpot, from.tpot);
+  Append(&to->itl, from.itl);
+}
 
- private:
-  static constexpr uint32_t kQueue = 64;
+void Header(const char* title) {
+  std::printf("%-34s %9s %6s %7s %8s %8s %6s %8s %8s %6s %7s %5s %9s %9s %8s %8s\n", title,
+              "tokens/s", "gain", "running", "step ms", "p99 ms", "stall%", "away GiB", "KV blk",
+              "GB/s", "preempt", "moves", "TTFT p50", "TTFT p99", "ITL p50", "ITL p99");
+}
 
-  Status StepFor(double seconds) {
-    const TimeNs end = engine_.driver().Now() + static_cast<TimeNs>(seconds * 1e9);
-    while (engine_.driver().Now() < end) {
-      while (engine_.core().scheduler().waiting() < kQueue) WEIR_TRY(Submit());
-      WEIR_TRY(engine_.Step());
-      for (const GenerationOutput& out : engine_.TakeOutputs()) {
-        tokens_ += out.tokens.size();
-        if (!out.error.ok()) return out.error;
-        if (out.finished) std::erase(live_, out.id);
-      }
-    }
-    return OkStatus();
-  }
-
-  Status Submit() {
-    const bench::WorkloadRequest& wanted = workload_.requests[next_++ % workload_.requests.size()];
-    GenerationRequest request;
-    request.prompt_tokens = wanted.prompt;
-    request.cache_salt = salt_ + next_ / workload_.requests.size();
-    request.sampling.max_tokens = wanted.output_len;
-    request.sampling.temperature = 0;
-    request.sampling.ignore_eos = true;
-    live_.push_back(WEIR_TRY(engine_.Submit(std::move(request))));
-    return OkStatus();
-  }
-
-  Engine& engine_;
-  const bench::Workload& workload_;
-  uint64_t salt_;
-  size_t next_ = 0;
-  uint64_t tokens_ = 0;
-  std::vector<RequestId> live_;
-};
+void Row(const std::string& name, const Figures& f, double base, const Latencies& l) {
+  const cli::Distribution ttft = cli::DistributionOf(l.ttft), itl = cli::DistributionOf(l.itl);
+  std::printf(
+      "%-34s %9.0f %6.3f %7.1f %8.3f %8.3f %6.2f %8.2f %8.0f %6.1f %7llu %5llu %9.1f %9.1f %8.2f "
+      "%8.2f\n",
+      name.c_str(), f.tokens_per_s, base > 0 ? f.tokens_per_s / base : 0, f.running, f.step_ms,
+      f.step_p99_ms, f.stall_share * 100, f.away_gib, f.kv_blocks, f.streamed_gb_s,
+      static_cast<unsigned long long>(f.preemptions),
+      static_cast<unsigned long long>(f.border_moves), ttft.p50, ttft.p99, itl.p50, itl.p99);
+  std::fflush(stdout);
+}
 
 double Bound(double capacity, double weights, double hbm, double link) {
   const double step = capacity / (hbm - link);
@@ -209,103 +96,262 @@ double Bound(double capacity, double weights, double hbm, double link) {
   return (kv / step) / ((capacity - weights) * hbm / capacity);
 }
 
-Status RunRatio(const Args& args, double ratio, Json* rows) {
-  EngineOptions options = args.engine;
-  const Checkpoint checkpoint = WEIR_TRY(OpenCheckpoint(options));
-  MemoryOptions sizes;
-  {
-    const auto backend = WEIR_TRY(MakeBackend(options, checkpoint.config(),
-                                              {.max_rows = options.max_num_batched_tokens,
-                                               .max_sequences = options.max_num_seqs,
-                                               .max_context = options.max_model_len,
-                                               .vocab_size = checkpoint.config().vocab_size}));
-    backend->Describe(&sizes);
-  }
-  const auto weights = static_cast<double>(sizes.weights.region_bytes);
-  const double capacity = weights / ratio;
-  options.hbm_budget = static_cast<uint64_t>(capacity) + sizes.scratch_bytes;
-  options.policy = "resident";
-  std::unique_ptr<Engine> engine = WEIR_TRY(Engine::Open(options));
-  const double link = engine->core().memory().link_bytes_per_ns();
-  bench::WorkloadOptions w;
-  w.dataset = WEIR_TRY(bench::ParseDataset(args.dataset));
-  w.num_prompts = 4000;
-  w.vocab_size = engine->model().vocab_size;
-  w.max_model_len = options.max_model_len;
-  const bench::Workload workload = WEIR_TRY(bench::MakeWorkload(w));
-  const double bound = Bound(capacity, weights, args.hbm_gb_s, link);
-  std::printf(
-      "\nW/C %.2f: %.2f GiB = weights %.2f + KV %.2f (and %.2f of step buffers), link %.0f "
-      "GB/s, %s\nbound: %.2fx resident\n",
-      ratio, capacity / (1 << 30), weights / (1 << 30), (capacity - weights) / (1 << 30),
-      static_cast<double>(sizes.scratch_bytes) / (1 << 30), link, engine->info().device.c_str(),
-      bound);
-  std::printf("%-30s %9s %6s %8s %8s %8s %7s %8s %8s %7s %7s %6s\n", "policy", "tokens/s", "gain",
-              "running", "step ms", "p99 ms", "stall%", "away GiB", "KV blk", "GB/s", "preempt",
-              "moves");
-  const std::unique_ptr<Policy> home = WEIR_TRY(MakePolicy("resident"));
-  double resident = 0;
-  uint64_t salt = 1;
-  for (const std::string& name : args.policies) {
-    const std::unique_ptr<Policy> policy = WEIR_TRY(MakePolicy(name));
-    engine->core().SetPolicy(*policy);
-    const Measured m = WEIR_TRY(Runner(*engine, workload, salt).Run(args.warm_s, args.measure_s));
-    salt += 1000;
-    if (name == "resident") resident = m.tokens_per_s;
-    std::printf("%-30s %9.0f %6.3f %8.1f %8.3f %8.3f %7.2f %8.2f %8.0f %7.1f %7lu %6lu\n",
-                name.c_str(), m.tokens_per_s, resident > 0 ? m.tokens_per_s / resident : 0,
-                m.running, m.step_ms, m.step_p99_ms, m.stall_share * 100, m.away_gib, m.kv_blocks,
-                m.streamed_gb_s, m.preemptions, m.border_moves);
-    std::fflush(stdout);
-    rows->push_back({{"ratio", ratio},
-                     {"policy", name},
-                     {"bound", bound},
-                     {"tokens_per_s", m.tokens_per_s},
-                     {"prompt_tokens_per_s", m.prompt_tokens_per_s},
-                     {"running", m.running},
-                     {"step_ms", m.step_ms},
-                     {"step_p99_ms", m.step_p99_ms},
-                     {"stall_share", m.stall_share},
-                     {"away_gib", m.away_gib},
-                     {"kv_blocks", m.kv_blocks},
-                     {"streamed_gb_s", m.streamed_gb_s},
-                     {"preemptions", m.preemptions},
-                     {"border_moves", m.border_moves},
-                     {"border_ms", m.border_ms}});
-    // Weights come home before the next policy begins.
-    engine->core().SetPolicy(*home);
-    for (int i = 0; i < 3; ++i) WEIR_TRY(engine->Step());
-    if (engine->core().memory().view().evicted_granules != 0) {
-      return BadState("weights did not come home: " +
-                      engine->core().last_border_error().ToString());
-    }
-  }
-  return OkStatus();
-}
+// One ratio: an engine, and what was measured on it.
+class RatioBench {
+ public:
+  RatioBench(const Options& options, double ratio) : options_(options), ratio_(ratio) {}
 
-Status Run(const Args& args) {
+  Status Run(Json* rows) {
+    WEIR_TRY(Open());
+    for (const Mode mode : options_.modes) {
+      if (mode != Mode::kFlood && sustained_ <= 0) WEIR_TRY(MeasureSustained());
+      switch (mode) {
+        case Mode::kFlood: WEIR_TRY(Flood(rows)); break;
+        case Mode::kSwing: WEIR_TRY(Swing(rows)); break;
+        case Mode::kLight: WEIR_TRY(Light(rows)); break;
+      }
+    }
+    return OkStatus();
+  }
+
+ private:
+  Status Open() {
+    EngineOptions engine = options_.engine;
+    const Checkpoint checkpoint = WEIR_TRY(OpenCheckpoint(engine));
+    MemoryOptions sizes;
+    {
+      const auto backend = WEIR_TRY(MakeBackend(engine, checkpoint.config(),
+                                                {.max_rows = engine.max_num_batched_tokens,
+                                                 .max_sequences = engine.max_num_seqs,
+                                                 .max_context = engine.max_model_len,
+                                                 .vocab_size = checkpoint.config().vocab_size}));
+      backend->Describe(&sizes);
+    }
+    const auto weights = static_cast<double>(sizes.weights.region_bytes);
+    const double capacity = weights / ratio_;
+    engine.hbm_budget = static_cast<uint64_t>(capacity) + sizes.scratch_bytes;
+    engine.policy = "resident";
+    engine_ = WEIR_TRY(Engine::Open(engine));
+    const double link = engine_->core().memory().link_bytes_per_ns();
+    bound_ = Bound(capacity, weights, options_.hbm_gb_s, link);
+    bench::WorkloadOptions workload = options_.workload;
+    workload.vocab_size = engine_->model().vocab_size;
+    workload.max_model_len = engine.max_model_len;
+    workload_ = WEIR_TRY(bench::MakeWorkload(workload));
+    std::printf(
+        "\nW/C %.2f: %.2f GiB = weights %.2f + KV %.2f (and %.2f of step buffers), link %.0f "
+        "GB/s, %s; bound %.2fx resident\n",
+        ratio_, capacity / (1 << 30), weights / (1 << 30), (capacity - weights) / (1 << 30),
+        static_cast<double>(sizes.scratch_bytes) / (1 << 30), link, engine_->info().device.c_str(),
+        bound_);
+    return OkStatus();
+  }
+
+  // Serves |load|(run) under |name| from an idle engine with all weights at home, and leaves it so.
+  template <typename Load>
+  Status Under(const std::string& name, Load load) {
+    const std::unique_ptr<Policy> policy = WEIR_TRY(MakePolicy(name));
+    if (resident_ == nullptr) resident_ = WEIR_TRY(MakePolicy("resident"));
+    engine_->core().SetPolicy(*policy);
+    LoadRun run(*engine_, workload_, salt_ += 1000);
+    Status served = load(run);
+    if (served.ok()) served = run.Stop();
+    engine_->core().SetPolicy(*resident_);
+    WEIR_TRY(std::move(served));
+    for (int i = 0; i < 3; ++i) WEIR_TRY(engine_->Step());
+    if (engine_->core().memory().view().evicted_granules == 0) return OkStatus();
+    return BadState("weights did not come home: " + engine_->core().last_border_error().ToString());
+  }
+
+  Json Labels(Mode mode, const std::string& policy) const {
+    return {{"mode", ModeName(mode)}, {"ratio", ratio_}, {"policy", policy}, {"bound", bound_}};
+  }
+
+  Status MeasureFlood(LoadRun& run, Figures* figures) {
+    WEIR_TRY(run.Flood(options_.warm_s));
+    run.Mark();
+    WEIR_TRY(run.Flood(options_.measure_s));
+    *figures = WEIR_TRY(run.Take());
+    return OkStatus();
+  }
+
+  // Requests a second that resident weights sustain.
+  Status MeasureSustained() {
+    Figures figures;
+    const auto load = [&](LoadRun& run) { return MeasureFlood(run, &figures); };
+    WEIR_TRY(Under("resident", load));
+    return Sustained(figures);
+  }
+  Status Sustained(const Figures& resident) {
+    // Of tokens: few requests end while it is measured.
+    sustained_ = resident.tokens_per_s * static_cast<double>(workload_.requests.size()) /
+                 static_cast<double>(std::max<uint64_t>(1, workload_.output_tokens));
+    return sustained_ > 0 ? OkStatus() : BadState("no token was generated; measure for longer");
+  }
+
+  Status Flood(Json* rows) {
+    Header("flood");
+    double base = 0;
+    for (const std::string& name : options_.policies) {
+      Figures figures;
+      Latencies latencies;
+      const auto load = [&](LoadRun& run) -> Status {
+        WEIR_TRY(MeasureFlood(run, &figures));
+        if (!run.latencies().empty()) latencies = run.latencies()[0];
+        return OkStatus();
+      };
+      WEIR_TRY(Under(name, load));
+      if (name == "resident") {
+        base = figures.tokens_per_s;
+        WEIR_TRY(Sustained(figures));
+      }
+      Row(name, figures, base, latencies);
+      Json row = Labels(Mode::kFlood, name);
+      row.update(FiguresJson(figures));
+      row.update(LatencyJson(latencies));
+      rows->push_back(std::move(row));
+    }
+    return OkStatus();
+  }
+
+  Status Swing(Json* rows) {
+    std::printf("arrivals: %.1f and %.1f requests/s in turn, %.1f s each, %u rounds\n",
+                sustained_ * options_.light, sustained_ * options_.heavy, options_.phase_s,
+                options_.rounds);
+    Header("swing: light load, overload");
+    double base = 0;
+    for (const std::string& name : options_.policies) {
+      Latencies latencies[2];
+      std::vector<Figures> figures[2];
+      double tokens = 0, seconds = 0;
+      const auto load = [&](LoadRun& run) -> Status {
+        for (uint32_t turn = 0; turn < 2 * options_.rounds; ++turn) {
+          const size_t phase = turn % 2;
+          run.Mark();
+          WEIR_TRY(run.Stream(sustained_ * (phase == 0 ? options_.light : options_.heavy),
+                              options_.phase_s, turn, phase));
+          figures[phase].push_back(WEIR_TRY(run.Take()));
+          tokens += figures[phase].back().tokens_per_s * figures[phase].back().seconds;
+          seconds += figures[phase].back().seconds;
+          for (size_t p = 0; p < run.latencies().size(); ++p) {
+            Append(&latencies[p], run.latencies()[p]);
+          }
+        }
+        return OkStatus();
+      };
+      WEIR_TRY(Under(name, load));
+      const double rate = tokens / seconds;
+      if (name == "resident") base = rate;
+      Json row = Labels(Mode::kSwing, name);
+      row["tokens_per_s"] = rate;
+      for (size_t phase = 0; phase < 2; ++phase) {
+        Json turns = Json::array();
+        for (const Figures& f : figures[phase]) turns.push_back(FiguresJson(f));
+        Json part = LatencyJson(latencies[phase]);
+        part["turns"] = std::move(turns);
+        row[phase == 0 ? "light" : "heavy"] = std::move(part);
+        Row("  " + name, figures[phase].back(), 0, latencies[phase]);
+      }
+      std::printf("%-34s %9.0f %6.3f\n", name.c_str(), rate, base > 0 ? rate / base : 0);
+      rows->push_back(std::move(row));
+    }
+    return OkStatus();
+  }
+
+  // One turn at light load; a fifth more before it is measured.
+  Status LightTurn(const std::string& name, uint64_t seed, Figures* figures, Latencies* latencies) {
+    return Under(name, [&](LoadRun& run) -> Status {
+      const double rate = sustained_ * options_.light;
+      WEIR_TRY(run.Stream(rate, options_.phase_s / 5, seed, 0));
+      run.Mark();
+      WEIR_TRY(run.Stream(rate, options_.phase_s, seed + 1, 0));
+      *figures = WEIR_TRY(run.Take());
+      if (!run.latencies().empty()) *latencies = run.latencies()[0];
+      return OkStatus();
+    });
+  }
+
+  Status Light(Json* rows) {
+    std::printf("arrivals: %.1f requests/s, turns of %.1f s\n", sustained_ * options_.light,
+                options_.phase_s);
+    Header("light load");
+    for (const std::string& name : options_.policies) {
+      if (name == "resident" && options_.policies.size() > 1) continue;
+      Latencies all[2];
+      Figures figures[2];
+      Json pairs = Json::array();
+      for (uint32_t turn = 0; turn < options_.rounds; ++turn) {
+        cli::Distribution ttft[2], itl[2];
+        for (uint32_t i = 0; i < 2; ++i) {
+          const size_t which = (i + turn) % 2;  // 0: resident
+          Latencies latencies;
+          WEIR_TRY(
+              LightTurn(which == 0 ? "resident" : name, 2 * turn, &figures[which], &latencies));
+          ttft[which] = cli::DistributionOf(latencies.ttft);
+          itl[which] = cli::DistributionOf(latencies.itl);
+          Append(&all[which], latencies);
+        }
+        const auto over = [](double a, double b) { return b > 0 ? a / b : 0; };
+        pairs.push_back({{"ttft_mean", over(ttft[1].mean, ttft[0].mean)},
+                         {"ttft_p50", over(ttft[1].p50, ttft[0].p50)},
+                         {"itl_mean", over(itl[1].mean, itl[0].mean)},
+                         {"itl_p50", over(itl[1].p50, itl[0].p50)},
+                         {"itl_p99", over(itl[1].p99, itl[0].p99)}});
+        std::printf("%-34s TTFT mean %.4f p50 %.4f, ITL mean %.4f p50 %.4f p99 %.4f of resident\n",
+                    ("  " + name + ", turn " + std::to_string(turn + 1)).c_str(),
+                    pairs.back()["ttft_mean"].get<double>(), pairs.back()["ttft_p50"].get<double>(),
+                    pairs.back()["itl_mean"].get<double>(), pairs.back()["itl_p50"].get<double>(),
+                    pairs.back()["itl_p99"].get<double>());
+      }
+      Row("resident", figures[0], figures[0].tokens_per_s, all[0]);
+      Row(name, figures[1], figures[0].tokens_per_s, all[1]);
+      Json row = Labels(Mode::kLight, name);
+      row.update(FiguresJson(figures[1]));
+      row.update(LatencyJson(all[1]));
+      row["resident"] = LatencyJson(all[0]);
+      row["pairs"] = std::move(pairs);
+      rows->push_back(std::move(row));
+    }
+    return OkStatus();
+  }
+
+  const Options& options_;
+  const double ratio_;
+  std::unique_ptr<Policy> resident_;  // between runs
+  std::unique_ptr<Engine> engine_;
+  bench::Workload workload_;
+  double bound_ = 0;
+  double sustained_ = 0;  // requests/s
+  uint64_t salt_ = 0;
+};
+
+Status Run(const Options& options) {
   Json rows = Json::array();
-  for (const double ratio : args.ratios) WEIR_TRY(RunRatio(args, ratio, &rows));
-  if (args.json.empty()) return OkStatus();
-  std::ofstream out(args.json);
-  out << Json{{"model", args.engine.model}, {"dataset", args.dataset}, {"rows", rows}}.dump(1);
-  return out.flush() ? OkStatus() : IoError("cannot write " + args.json);
+  for (const double ratio : options.ratios) WEIR_TRY(RatioBench(options, ratio).Run(&rows));
+  if (options.json.empty()) return OkStatus();
+  std::ofstream out(options.json);
+  out << Json{
+      {"model", options.engine.model},
+      {"dataset", std::string(bench::DatasetName(options.workload.dataset))},
+      {"input_len", options.workload.input_len},
+      {"output_len", options.workload.output_len},
+      {"light", options.light},
+      {"heavy", options.heavy},
+      {"rows",
+       rows}}.dump(1);
+  return out.flush() ? OkStatus() : IoError("cannot write " + options.json);
 }
 
 }  // namespace
-}  // namespace weir
+}  // namespace weir::overload
 
 int main(int argc, char** argv) {
-  weir::Args args;
-  if (!weir::Parse(argc, argv, &args)) {
-    std::fprintf(
-        stderr,
-        "usage: weir_overload_bench MODEL [--dummy] [--device cuda|cpu] [--backing peer|host] "
-        "[--ratios 0.73,0.8] [--policies \"resident;tide\"] [--dataset NAME] [--seqs N] "
-        "[--tokens N] [--warm S] [--measure S] [--hbm GB/s] [--algorithms FILE] [--json FILE]\n");
+  const weir::Result<weir::overload::Options> options = weir::overload::ParseOptions(argc, argv);
+  if (!options.ok()) {
+    std::fprintf(stderr, "%s\n", options.status().message().c_str());
     return 2;
   }
-  const weir::Status status = weir::Run(args);
+  const weir::Status status = weir::overload::Run(*options);
   if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
   return status.ok() ? 0 : 1;
 }

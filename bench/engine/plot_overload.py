@@ -1,97 +1,157 @@
 #!/usr/bin/env python3
-"""Draws what weir_overload_bench measured: gain over `resident` by W/C, beside the bound.
+"""Draws what weir_overload_bench measured, as panels of one picture.
 
-    python3 bench/engine/plot_overload.py overload.json docs/img/overload.svg
+    python3 bench/engine/plot_overload.py overload.json overload.svg
+
+Of a flood, by W/C: gain over `resident` beside the bound, KV capacity, time at gates, TTFT and ITL.
+Of a swing: tokens/s of all, and the latencies of light load and of overload. At light load:
+latencies over those of `resident`.
 """
 
 import html
 import json
 import sys
 
-WIDTH, HEIGHT = 720, 340
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 44, 56
-COLOURS = ["#9aa5b1", "#7fb3d5", "#3d7ea6", "#d9534f", "#e8a33d", "#6b8e5a"]
+WIDTH, PANEL, LEFT, RIGHT, TOP, BOTTOM, LEGEND = 720, 230, 64, 16, 34, 28, 20
+COLOURS = ["#9aa5b1", "#7fb3d5", "#3d7ea6", "#e8a33d", "#6b8e5a", "#8a6fa8", "#c9a9a6", "#5f7f8f",
+           "#d9534f"]
+
+
+def nice_step(top):
+    step = 10.0 ** -6
+    for factor in (2, 2.5, 2) * 20:
+        if top / step <= 5:
+            break
+        step *= factor
+    return step
+
+
+class Panel:
+    """Bars of |policies| in |groups|: value[group][policy], and a mark over each group or None."""
+
+    def __init__(self, title, groups, policies, value, form="{:.2f}", marks=None):
+        self.title, self.groups, self.policies = title, groups, policies
+        self.value, self.form, self.marks = value, form, marks
+
+    def draw(self, offset, colour):
+        top = max([v for g in self.groups for v in self.value[g].values()] + [1e-9])
+        top = max([top] + list((self.marks or {}).values())) * 1.12
+        height = PANEL - TOP - BOTTOM
+
+        def y(v):
+            return offset + TOP + height * (1 - v / top)
+
+        out = [f'<text x="{LEFT}" y="{offset + 20}" font-size="14" fill="#1f2933">'
+               f"{html.escape(self.title)}</text>"]
+        step, tick = nice_step(top), 0.0
+        while tick <= top:
+            out.append(
+                f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" '
+                f'stroke="#e4e7eb"/><text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end" '
+                f'fill="#52606d">{tick:g}</text>')
+            tick += step
+        group = (WIDTH - LEFT - RIGHT) / len(self.groups)
+        bar = group * 0.84 / len(self.policies)
+        for i, g in enumerate(self.groups):
+            x0 = LEFT + group * (i + 0.08)
+            for j, policy in enumerate(self.policies):
+                if policy not in self.value[g]:
+                    continue
+                v, x = self.value[g][policy], x0 + bar * j
+                text = self.form.format(v)
+                out.append(
+                    f'<rect x="{x:.1f}" y="{y(v):.1f}" width="{bar * 0.9:.1f}" '
+                    f'height="{y(0) - y(v):.1f}" fill="{colour[policy]}">'
+                    f"<title>{html.escape(policy)}: {text}</title></rect>"
+                    f'<text x="{x + bar * 0.45:.1f}" y="{y(v) - 3:.1f}" text-anchor="middle" '
+                    f'font-size="8" fill="#1f2933">{text}</text>')
+            if self.marks and g in self.marks:
+                m = y(self.marks[g])
+                out.append(f'<line x1="{x0 - 4:.1f}" x2="{x0 + group * 0.86:.1f}" y1="{m:.1f}" '
+                           f'y2="{m:.1f}" stroke="#1f2933" stroke-dasharray="5 3"/>')
+            out.append(f'<text x="{LEFT + group * (i + 0.5):.1f}" y="{offset + PANEL - 12}" '
+                       f'text-anchor="middle" fill="#1f2933">{html.escape(str(g))}</text>')
+        return out
+
+
+def by_ratio(rows, policies, of):
+    groups, value = [], {}
+    for row in rows:
+        group = f"W/C {row['ratio']:.2f}"
+        if group not in value:
+            groups.append(group)
+            value[group] = {}
+        value[group][row["policy"]] = of(row)
+    return groups, value
+
+
+def flood_panels(rows, policies):
+    groups, rate = by_ratio(rows, policies, lambda r: r["tokens_per_s"])
+    gain = {g: {p: v / rate[g]["resident"] for p, v in rate[g].items()} for g in groups}
+    bound = {f"W/C {r['ratio']:.2f}": r["bound"] for r in rows}
+    panels = [Panel("Output tokens/s over resident, requests always waiting (dashed: the bound)",
+                    groups, policies, gain, marks=bound)]
+    for title, of, form in [
+        ("KV capacity, blocks", lambda r: r["kv_blocks"], "{:.0f}"),
+        ("Time at gates, % of the steps", lambda r: 100 * r["stall_share"], "{:.1f}"),
+        ("Time to first token, ms, 50 %", lambda r: r["ttft_ms"]["p50"], "{:.0f}"),
+        ("Time to first token, ms, 99 %", lambda r: r["ttft_ms"]["p99"], "{:.0f}"),
+        ("Between tokens, ms, 50 %", lambda r: r["itl_ms"]["p50"], "{:.1f}"),
+        ("Between tokens, ms, 99 %", lambda r: r["itl_ms"]["p99"], "{:.1f}"),
+    ]:
+        panels.append(Panel(title, groups, policies, by_ratio(rows, policies, of)[1], form))
+    return panels
+
+
+def swing_panels(rows, policies):
+    groups, rate = by_ratio(rows, policies, lambda r: r["tokens_per_s"])
+    panels = [Panel("Swinging load: output tokens/s of all", groups, policies, rate, "{:.0f}")]
+    for phase in ("light", "heavy"):
+        for name, key in (("time to first token", "ttft_ms"), ("between tokens", "itl_ms")):
+            value = {
+                f"{g}, {q} %": {r["policy"]: r[phase][key][f"p{q}"] for r in rows
+                                if f"W/C {r['ratio']:.2f}" == g}
+                for g in groups for q in (50, 99)
+            }
+            panels.append(Panel(f"Swinging load, {phase}: {name}, ms", list(value), policies,
+                                value, "{:.1f}"))
+    return panels
+
+
+def light_panels(rows, policies):
+    value = {}
+    for row in rows:
+        for name, key in (("TTFT", "ttft_ms"), ("TPOT", "tpot_ms"), ("ITL", "itl_ms")):
+            for q in ("p50", "p99"):
+                base = row["resident"][key][q]
+                group = f"{row['ratio']:.2f} {name} {q}"
+                value.setdefault(group, {})[row["policy"]] = row[key][q] / base if base else 0
+    return [Panel("Light load: latency over resident (W/C, what, percentile)", list(value),
+                  policies, value, "{:.3f}", {g: 1 for g in value})]
 
 
 def main():
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     with open(sys.argv[1]) as f:
-        data = json.load(f)
-    ratios, policies = [], []
-    value = {}
-    for row in data["rows"]:
-        if row["ratio"] not in ratios:
-            ratios.append(row["ratio"])
-        if row["policy"] not in policies:
-            policies.append(row["policy"])
-        value[row["ratio"], row["policy"]] = row
-    ratios.sort()
-    gain = {
-        key: row["tokens_per_s"] / value[key[0], "resident"]["tokens_per_s"]
-        for key, row in value.items()
-    }
-    top = max(list(gain.values()) + [row["bound"] for row in value.values()]) * 1.1
-    plot_w, plot_h = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-
-    def y(v):
-        return TOP + plot_h * (1 - v / top)
-
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        'font-family="system-ui, sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        f'<text x="{LEFT}" y="18" font-size="14" fill="#1f2933">Output tokens/s over resident, '
-        "requests always waiting</text>",
-    ]
-    step = 0.5
-    tick = 0.0
-    while tick <= top:
-        out.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" '
-            f'stroke="{"#52606d" if tick == 1 else "#e4e7eb"}"/>'
-            f'<text x="{LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end" fill="#52606d">'
-            f"{tick:.1f}×</text>"
-        )
-        tick += step
-    group = plot_w / len(ratios)
-    bar = group * 0.8 / len(policies)
-    for i, ratio in enumerate(ratios):
-        x0 = LEFT + group * i + group * 0.1
-        for j, policy in enumerate(policies):
-            g = gain[ratio, policy]
-            x = x0 + bar * j
-            tokens = value[ratio, policy]["tokens_per_s"]
-            out.append(
-                f'<rect x="{x:.1f}" y="{y(g):.1f}" width="{bar * 0.9:.1f}" '
-                f'height="{y(0) - y(g):.1f}" fill="{COLOURS[j % len(COLOURS)]}">'
-                f"<title>{html.escape(policy)}: {tokens:.0f} tokens/s</title></rect>"
-                f'<text x="{x + bar * 0.45:.1f}" y="{y(g) - 4:.1f}" text-anchor="middle" '
-                f'font-size="10" fill="#1f2933">{g:.2f}</text>'
-            )
-        bound = value[ratio, "resident"]["bound"]
-        out.append(
-            f'<line x1="{x0 - 4:.1f}" x2="{x0 + bar * len(policies):.1f}" y1="{y(bound):.1f}" '
-            f'y2="{y(bound):.1f}" stroke="#1f2933" stroke-dasharray="5 3"/>'
-            f'<text x="{LEFT + group * (i + 0.5):.1f}" y="{HEIGHT - BOTTOM + 18}" '
-            f'text-anchor="middle" fill="#1f2933">weights / HBM {ratio:.2f}</text>'
-        )
-    x = LEFT
-    for j, policy in enumerate(policies + ["bound"]):
-        if policy == "bound":
-            out.append(
-                f'<line x1="{x}" x2="{x + 14}" y1="{HEIGHT - 17}" y2="{HEIGHT - 17}" '
-                'stroke="#1f2933" stroke-dasharray="5 3"/>'
-            )
-        else:
-            out.append(
-                f'<rect x="{x}" y="{HEIGHT - 23}" width="12" height="12" '
-                f'fill="{COLOURS[j % len(COLOURS)]}"/>'
-            )
-        out.append(
-            f'<text x="{x + 18}" y="{HEIGHT - 13}" fill="#1f2933">{html.escape(policy)}</text>'
-        )
-        x += 34 + 6.6 * len(policy)
+        rows = json.load(f)["rows"]
+    policies = list(dict.fromkeys(row["policy"] for row in rows))
+    panels = []
+    for mode, make in (("flood", flood_panels), ("swing", swing_panels), ("light", light_panels)):
+        of_mode = [row for row in rows if row["mode"] == mode]
+        if of_mode:
+            panels += make(of_mode, policies)
+    colour = {p: COLOURS[i % len(COLOURS)] for i, p in enumerate(policies)}
+    height = PANEL * len(panels) + LEGEND * len(policies) + 8
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+           'font-family="system-ui, sans-serif" font-size="12">',
+           f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>']
+    for i, panel in enumerate(panels):
+        out += panel.draw(PANEL * i, colour)
+    for i, policy in enumerate(policies):
+        y = PANEL * len(panels) + LEGEND * i
+        out.append(f'<rect x="{LEFT}" y="{y}" width="12" height="12" fill="{colour[policy]}"/>'
+                   f'<text x="{LEFT + 18}" y="{y + 10}" fill="#1f2933">{html.escape(policy)}</text>')
     out.append("</svg>")
     with open(sys.argv[2], "w") as f:
         f.write("\n".join(out) + "\n")

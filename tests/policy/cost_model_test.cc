@@ -1,5 +1,6 @@
 #include "policy/cost_model.h"
 
+#include <array>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -27,7 +28,7 @@ StepSample Measure(const StepCost& truth, double tokens, double context, double 
                          truth.per_context_ns * context + truth.copy_interference * bytes;
   StepSample s;
   s.tokens = tokens;
-  s.context_sum = context;
+  s.context = context;
   s.evicted_bytes = bytes;
   s.step_ns = compute * std::max(0.1, 1 + normal(random));
   return s;
@@ -44,16 +45,16 @@ std::vector<StepSample> Grid(const StepCost& truth, double noise, std::mt19937_6
 }
 
 void ExpectSane(const StepCost& c) {
-  for (double v :
-       {c.fixed_ns, c.per_token_ns, c.per_context_ns, c.link_bytes_per_ns, c.copy_interference}) {
+  for (double v : {c.fixed_ns, c.per_token_ns, c.per_context_ns, c.link_bytes_per_ns,
+                   c.copy_interference, c.per_pair_ns, c.free_tokens}) {
     EXPECT_TRUE(std::isfinite(v)) << v;
     EXPECT_GE(v, 0);
   }
 }
 
 bool Sane(const StepCost& c) {
-  for (double v :
-       {c.fixed_ns, c.per_token_ns, c.per_context_ns, c.link_bytes_per_ns, c.copy_interference}) {
+  for (double v : {c.fixed_ns, c.per_token_ns, c.per_context_ns, c.link_bytes_per_ns,
+                   c.copy_interference, c.per_pair_ns, c.free_tokens}) {
     if (!std::isfinite(v) || v < 0) return false;
   }
   return true;
@@ -111,9 +112,9 @@ TEST(CostModel, StallsAreNotCompute) {
 TEST(CostModel, ASingleSampleIsPredictedAndSharedEvenly) {
   CostModel model;
   const StepSample s{
-      .tokens = 16, .context_sum = 1600, .evicted_bytes = 0, .stall_ns = 0, .step_ns = 9e6};
+      .tokens = 16, .context = 1600, .evicted_bytes = 0, .stall_ns = 0, .step_ns = 9e6};
   ASSERT_TRUE(model.Calibrate({&s, 1}).ok());
-  EXPECT_NEAR(model.cost().StepNs(16, 1600, 0), 9e6, 1e3);
+  EXPECT_NEAR(model.cost().StepNs(16, 1600, 0, 0), 9e6, 1e3);
   EXPECT_NEAR(model.cost().fixed_ns, 3e6, 1e4);
   EXPECT_NEAR(model.cost().per_token_ns * 16, 3e6, 1e4);
 }
@@ -125,15 +126,14 @@ TEST(CostModel, CollinearSamplesArePredicted) {
     samples.push_back({tokens, tokens * 100, 0, 0, 1e6 + 5e4 * tokens});
   }
   ASSERT_TRUE(model.Calibrate(samples).ok());
-  EXPECT_NEAR(model.cost().StepNs(12, 1200, 0), 1.6e6, 1e3);
+  EXPECT_NEAR(model.cost().StepNs(12, 1200, 0, 0), 1.6e6, 1e3);
   EXPECT_NEAR(model.cost().fixed_ns, 1e6, 2e3);
 }
 
 TEST(CostModel, CalibratingWithoutAUsableSampleSaysSoAndChangesNothing) {
   CostModel model;
   EXPECT_EQ(model.Calibrate({}).code(), StatusCode::kInvalidArgument);
-  const StepSample bad{
-      .tokens = 1, .context_sum = 1, .evicted_bytes = 0, .stall_ns = 5, .step_ns = 5};
+  const StepSample bad{.tokens = 1, .context = 1, .evicted_bytes = 0, .stall_ns = 5, .step_ns = 5};
   EXPECT_FALSE(model.Calibrate({&bad, 1}).ok());
   EXPECT_FALSE(model.calibrated());
   EXPECT_EQ(model.cost().fixed_ns, 0);
@@ -153,8 +153,8 @@ TEST(CostModel, ObservingFollowsALastingChange) {
     model.Observe(Measure(slower, tokens, tokens * context(random), 0, 0.02, random));
   }
   for (double tokens : {1.0, 32.0, 200.0}) {
-    const double expected = slower.StepNs(tokens, tokens * 1000, 0);
-    EXPECT_NEAR(model.cost().StepNs(tokens, tokens * 1000, 0) / expected, 1, 0.08) << tokens;
+    const double expected = slower.StepNs(tokens, tokens * 1000, 0, 0);
+    EXPECT_NEAR(model.cost().StepNs(tokens, tokens * 1000, 0, 0) / expected, 1, 0.08) << tokens;
   }
 }
 
@@ -163,11 +163,11 @@ TEST(CostModel, ASpikeMovesThePredictionLittle) {
   CostModel model;
   ASSERT_TRUE(model.Calibrate(Grid(Truth(), 0.02, random)).ok());
   for (int i = 0; i < 300; ++i) model.Observe(Measure(Truth(), 64, 64e3, 0, 0.02, random));
-  const double before = model.cost().StepNs(64, 64e3, 0);
+  const double before = model.cost().StepNs(64, 64e3, 0, 0);
   StepSample spike = Measure(Truth(), 64, 64e3, 0, 0, random);
   spike.step_ns *= 100;
   model.Observe(spike);
-  EXPECT_NEAR(model.cost().StepNs(64, 64e3, 0) / before, 1, 0.02);
+  EXPECT_NEAR(model.cost().StepNs(64, 64e3, 0, 0) / before, 1, 0.02);
   EXPECT_GE(model.counters().clipped, 1u);
 }
 
@@ -177,8 +177,8 @@ TEST(CostModel, ALongSteadyLoadDoesNotForgetWhatItDoesNotExcite) {
   ASSERT_TRUE(model.Calibrate(Grid(Truth(), 0.01, random)).ok());
   for (int i = 0; i < 20000; ++i) model.Observe(Measure(Truth(), 64, 64e3, 0, 0.02, random));
   for (double tokens : {1.0, 256.0}) {
-    const double expected = Truth().StepNs(tokens, tokens * 1000, 0);
-    EXPECT_NEAR(model.cost().StepNs(tokens, tokens * 1000, 0) / expected, 1, 0.25) << tokens;
+    const double expected = Truth().StepNs(tokens, tokens * 1000, 0, 0);
+    EXPECT_NEAR(model.cost().StepNs(tokens, tokens * 1000, 0, 0) / expected, 1, 0.25) << tokens;
   }
 }
 
@@ -211,6 +211,72 @@ TEST(CostModel, InterferenceIsLearntDuringCalibrationToo) {
   EXPECT_NEAR(model.cost().copy_interference / 0.002, 1, 0.1);
 }
 
+// A GPU: the weights' read hides the products of the first 176 tokens; decoding reads KV, a
+// prompt's attention is arithmetic.
+TEST(CostModel, LearnsWhatTokensAreFreeAndWhatAPromptsContextCosts) {
+  std::mt19937_64 random(21);
+  std::normal_distribution<double> noise(1, 0.005);
+  const auto step = [&](double sequences, double rows, double context) {
+    StepSample s;
+    s.tokens = sequences * rows;
+    s.context = sequences * context;
+    s.pairs = rows > 1 ? s.tokens * (context - (rows - 1) / 2) : 0;
+    s.step_ns = (4e6 + std::max(0.0, s.tokens - 176) * 23e3 + s.context * 32 + s.pairs * 0.7) *
+                noise(random);
+    return s;
+  };
+  std::vector<StepSample> samples;
+  for (const auto& [sequences, rows, context] : {std::array{1.0, 1.0, 16.0},
+                                                 {4, 1, 16},
+                                                 {16, 1, 16},
+                                                 {64, 1, 16},
+                                                 {1, 1, 512},
+                                                 {8, 1, 512},
+                                                 {64, 1, 512},
+                                                 {1, 64, 64},
+                                                 {1, 256, 256},
+                                                 {1, 1024, 1024},
+                                                 {4, 256, 256}}) {
+    samples.push_back(step(sequences, rows, context));
+  }
+  CostModel model;
+  ASSERT_TRUE(model.Calibrate(samples).ok());
+  EXPECT_NEAR(model.cost().free_tokens, 176, 32);
+  for (int i = 0; i < 500; ++i) {
+    model.Observe(step(64, 1, 600));
+    model.Observe(step(1, 1984, 4000));
+  }
+  for (const StepSample& s : {step(1, 1, 16), step(128, 1, 1000), step(1, 2000, 2000)}) {
+    EXPECT_NEAR(model.cost().StepNs(s.tokens, s.context, s.pairs, 0) / s.step_ns, 1, 0.06)
+        << s.tokens;
+  }
+}
+
+TEST(CostModel, LearnsTheLinkFromStepsThatStoodAtGates) {
+  CostModel model;
+  model.SetLinkSpeed(372);
+  ASSERT_TRUE(model.Calibrate(std::vector<StepSample>{{.tokens = 1, .step_ns = 9e6}}).ok());
+  // Beside a GPU that reads its memory the link gives less than alone.
+  const StepSample busy{
+      .tokens = 64, .evicted_bytes = 345 * 10e6, .stall_ns = 0.3e6, .step_ns = 10e6};
+  for (int i = 0; i < 200; ++i) model.Observe(busy);
+  EXPECT_NEAR(model.cost().link_bytes_per_ns, 345, 1);
+  // The first step after a move waits for the latency of one stripe, on an idle link.
+  const StepSample first{
+      .tokens = 64, .evicted_bytes = 100 * 10e6, .stall_ns = 0.3e6, .step_ns = 10e6};
+  for (int i = 0; i < 200; ++i) model.Observe(first);
+  EXPECT_NEAR(model.cost().link_bytes_per_ns, 345, 1);
+  // A link that slows to a tenth makes steps stand nearly all the time.
+  const StepSample slow{
+      .tokens = 64, .evicted_bytes = 34.5 * 100e6, .stall_ns = 90e6, .step_ns = 100e6};
+  for (int i = 0; i < 300; ++i) model.Observe(slow);
+  EXPECT_NEAR(model.cost().link_bytes_per_ns, 34.5, 1);
+  // And what hides at twice the known speed proves the link to be faster.
+  const StepSample fast{.tokens = 64, .evicted_bytes = 300 * 10e6, .stall_ns = 0, .step_ns = 10e6};
+  for (int i = 0; i < 1000; ++i) model.Observe(fast);
+  EXPECT_NEAR(model.cost().link_bytes_per_ns, 300, 5);
+}
+
 TEST(CostModel, LinkSpeedIsTheRatioOfBytesToTime) {
   CostModel model;
   EXPECT_EQ(model.cost().link_bytes_per_ns, 0);
@@ -234,7 +300,7 @@ double AnyNumber() {
 }
 
 StepSample AnySample() {
-  return {AnyNumber(), AnyNumber(), AnyNumber(), AnyNumber(), AnyNumber()};
+  return {AnyNumber(), AnyNumber(), AnyNumber(), AnyNumber(), AnyNumber(), AnyNumber()};
 }
 
 RC_GTEST_PROP(CostModel, CoefficientsAreNeverNegativeNorNan, ()) {
@@ -249,7 +315,7 @@ RC_GTEST_PROP(CostModel, CoefficientsAreNeverNegativeNorNan, ()) {
     model.Observe(AnySample());
     model.ObserveCopy(*rc::gen::arbitrary<uint64_t>(), *rc::gen::arbitrary<uint64_t>());
     RC_ASSERT(Sane(model.cost()));
-    RC_ASSERT(std::isfinite(model.cost().StepNs(1, 1, 1)));
+    RC_ASSERT(std::isfinite(model.cost().StepNs(1, 1, 1, 1)));
   }
 }
 

@@ -55,8 +55,13 @@ PolicySnapshot AnySnapshot(std::mt19937_64& random) {
   s.demand.expected_blocks = any64();
   s.demand.starved_blocks = random() % 4 ? 0 : any64();
   s.demand.tokens_per_seq = AnyDouble(random);
+  s.demand.max_batched_tokens = any32();
+  for (double* v : {&s.demand.asked_per_request, &s.demand.blocks_per_seq,
+                    &s.demand.prefill_per_request, &s.demand.output_per_request}) {
+    *v = AnyDouble(random);
+  }
   s.cost = {AnyDouble(random), AnyDouble(random), AnyDouble(random), AnyDouble(random),
-            AnyDouble(random)};
+            AnyDouble(random), AnyDouble(random), AnyDouble(random)};
   s.step_ns = AnyDouble(random);
   s.stall_ns_per_step = AnyDouble(random);
   return s;
@@ -94,6 +99,11 @@ PolicySnapshot PlausibleSnapshot(std::mt19937_64& random, uint64_t step,
   s.demand.waiting_blocks = s.demand.waiting * 40u;
   s.demand.expected_blocks = s.kv.used_blocks + s.demand.waiting_blocks + random() % 4000;
   s.demand.tokens_per_seq = 200 + static_cast<double>(random() % 3000);
+  s.demand.max_batched_tokens = 2048;
+  s.demand.asked_per_request = 300;
+  s.demand.blocks_per_seq = 20 + static_cast<double>(random() % 60);
+  s.demand.output_per_request = random() % 2 ? 50 + static_cast<double>(random() % 500) : 0;
+  s.demand.prefill_per_request = s.demand.output_per_request > 0 ? 400 : 0;
   s.cost = {Pick<double>(random, {2e6, 8e6, 2e7}), 2e4, 0.5, Pick<double>(random, {50.0, 380.0}),
             0};
   return s;
@@ -205,8 +215,9 @@ INSTANTIATE_TEST_SUITE_P(Builtins, PolicyContract,
                                          "static{fraction=0.4; whole_layers=0}", "zero-inference",
                                          "oneiros", "oneiros{hold_steps=5; cap=1; slots=2}",
                                          "oneiros{hold_steps=3; slots=1}", "tide",
-                                         "tide{hold_steps=5; min_gain=0; quantum=3}",
-                                         "stress_random", "stress_random{seed=9; hold_steps=1}"));
+                                         "tide{hold_steps=5; min_gain=0; move_cost=0; quantum=3}",
+                                         "tide{tpot_ms=20; ttft_ms=500}", "stress_random",
+                                         "stress_random{seed=9; hold_steps=1}"));
 
 TEST(PolicyContractSuite, CoversEveryBuiltin) {
   // Add the new policy to the list above.

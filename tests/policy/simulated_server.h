@@ -4,14 +4,34 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <deque>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <optional>
 #include <random>
 #include <vector>
 
+#include "engine/request_work.h"
+#include "policy/cost_model.h"
 #include "policy/policy.h"
 
 namespace weir {
+
+// One step as it really is.
+struct TrueStep {
+  double compute_ns = 0;  // with the copies' share of the memory bandwidth, without waiting
+  double step_ns = 0;
+};
+struct StepWork {
+  double tokens = 0;
+  double decode_context = 0;   // KV read for tokens that are decoded
+  double prefill_context = 0;  // and for the chunks of prompts: of each chunk once
+  double pairs = 0;            // tokens of prompts times what each attends to
+  double evicted_bytes = 0;
+};
 
 struct ServerShape {
   uint32_t layers = 48;
@@ -21,21 +41,44 @@ struct ServerShape {
   uint32_t blocks_per_granule = 16;
   uint32_t max_running = 512;
   uint32_t chunk_tokens = 2048;  // tokens in a step at most
-  StepCost cost;                 // the truth
-  StepCost told;                 // what the policy is told
+  std::function<TrueStep(const StepWork&)> truth;
+  // What the policy is told: this, for good, or what a cost model learns while serving.
+  std::optional<StepCost> told;
+  double link_at_start = 380;  // bytes/ns that the cost model begins with
+};
+
+// A truth in the form that the policy assumes.
+inline std::function<TrueStep(const StepWork&)> LinearTruth(const StepCost& cost) {
+  return [cost](const StepWork& w) {
+    const double context = w.decode_context + w.prefill_context;
+    TrueStep step;
+    step.compute_ns = cost.fixed_ns + cost.per_token_ns * w.tokens + cost.per_context_ns * context +
+                      cost.copy_interference * w.evicted_bytes;
+    step.step_ns = std::max(step.compute_ns, w.evicted_bytes / cost.link_bytes_per_ns);
+    return step;
+  };
+}
+
+struct Lengths {
+  double mean = 512;
+  double sigma = 0;  // of the logarithm; 0: uniform within +-50 %
 };
 
 struct Load {
   double requests_per_s = 1e9;  // 1e9: everything is there from the start
   int requests = 1000;
-  uint32_t prompt_tokens = 512;  // means; drawn uniformly within +-50 %
-  uint32_t output_tokens = 256;
+  Lengths prompt{512, 0};
+  Lengths output{256, 0};
 };
 
 struct ServerResult {
   double tokens_per_s = 0;  // output tokens
   double seconds = 0;
   double mean_first_token_s = 0;
+  double mean_step_ms = 0;  // what a token takes, as long as steps follow each other
+  double running = 0;
+  double stall_share = 0;
+  double mean_evicted = 0;
   uint64_t preemptions = 0;
   uint64_t moves = 0;
   uint32_t last_evicted = 0;
@@ -44,38 +87,56 @@ struct ServerResult {
 
 class SimulatedServer {
  public:
-  SimulatedServer(const ServerShape& shape, Policy& policy) : shape_(shape), policy_(policy) {}
+  SimulatedServer(const ServerShape& shape, Policy& policy) : shape_(shape), policy_(policy) {
+    if (!shape_.told) Calibrate();
+  }
 
-  // Serves |load| to the end, or for at most |most_steps|. State (eviction, clock) is kept, so
-  // loads can follow each other.
+  // Serves |load| to the end, or for at most |most_steps|, then drops what is left. State
+  // (eviction, clock, what was learnt) is kept, so loads can follow each other.
   ServerResult Serve(const Load& load, uint64_t seed, uint64_t most_steps = 1'000'000) {
-    ServerResult result;
-    std::vector<Request> requests = Draw(load, seed);
-    size_t arrived = 0, finished = 0;
-    const double begin_ns = now_ns_;
-    double output = 0, first_token_sum = 0;
-    for (uint64_t n = 0; n < most_steps && finished < requests.size(); ++n) {
-      while (arrived < requests.size() && requests[arrived].arrival_ns + begin_ns <= now_ns_) {
-        waiting_.push_back(&requests[arrived++]);
-      }
-      now_ns_ += ApplyPolicy(&result);
-      result.evicted_at_step.push_back(evicted_);
-      if (running_.empty() && waiting_.empty()) {  // idle: a step boundary passes now and then
-        now_ns_ = std::min(now_ns_ + 5e6, requests[arrived].arrival_ns + begin_ns);
-        ++step_;
-        continue;
-      }
-      now_ns_ += RunStep(begin_ns, &output, &first_token_sum, &finished, &result);
-      ++step_;
+    Begin();
+    std::mt19937_64 random(seed);
+    std::exponential_distribution<double> gap(load.requests_per_s * 1e-9);
+    double at = now_ns_;
+    for (int i = 0; i < load.requests; ++i) {
+      if (load.requests_per_s < 1e9) at += gap(random);
+      coming_.push_back(Draw(load, at, random));
     }
-    result.seconds = (now_ns_ - begin_ns) * 1e-9;
-    result.tokens_per_s = output / result.seconds;
-    result.mean_first_token_s = first_token_sum * 1e-9 / static_cast<double>(requests.size());
-    result.last_evicted = evicted_;
+    for (uint64_t n = 0; n < most_steps && finished_ < static_cast<size_t>(load.requests); ++n) {
+      Tick();
+    }
+    ServerResult result = End();
+    coming_.clear();
     running_.clear();
     waiting_.clear();
     used_blocks_ = 0;
     return result;
+  }
+
+  // Serves for |seconds|; at least |queue| requests wait at any time. What is left goes on next
+  // time.
+  ServerResult Flood(const Load& load, uint64_t seed, double seconds, size_t queue = 64) {
+    Begin();
+    if (!flood_) flood_.emplace(seed);
+    const double end = now_ns_ + seconds * 1e9;
+    while (now_ns_ < end) {
+      while (waiting_.size() < queue) waiting_.push_back(Draw(load, now_ns_, *flood_));
+      Tick();
+    }
+    return End();
+  }
+
+  // Serves for |seconds| what comes at load.requests_per_s. What is left goes on next time.
+  ServerResult Stream(const Load& load, uint64_t seed, double seconds) {
+    Begin();
+    std::mt19937_64 random(seed);
+    std::exponential_distribution<double> gap(load.requests_per_s * 1e-9);
+    const double end = now_ns_ + seconds * 1e9;
+    for (double at = now_ns_ + gap(random); at < end; at += gap(random)) {
+      coming_.push_back(Draw(load, at, random));
+    }
+    while (now_ns_ < end) Tick(end);
+    return End();
   }
 
   uint32_t KvGranules(uint32_t evicted) const {
@@ -90,32 +151,114 @@ class SimulatedServer {
     uint32_t computed = 0;  // tokens in KV
     uint32_t produced = 0;
     uint32_t blocks = 0;
+    double prefilled = 0;
     bool first_token_out = false;
     uint32_t length() const { return prompt + produced; }
     uint32_t end() const { return prompt + output; }
   };
+  using Owned = std::unique_ptr<Request>;
   static uint32_t BlocksOf(uint32_t tokens) { return (tokens + 15) / 16; }
 
-  static std::vector<Request> Draw(const Load& load, uint64_t seed) {
-    std::mt19937_64 random(seed);
-    const auto around = [&](uint32_t mean) {
-      return static_cast<uint32_t>(mean / 2 + random() % (mean + 1));
-    };
-    std::exponential_distribution<double> gap(load.requests_per_s * 1e-9);
-    std::vector<Request> requests(static_cast<size_t>(load.requests));
-    double at = 0;
-    for (Request& r : requests) {
-      if (load.requests_per_s < 1e9) at += gap(random);
-      r.arrival_ns = at;
-      r.prompt = around(load.prompt_tokens);
-      r.output = std::max(1u, around(load.output_tokens));
+  static uint32_t DrawLength(const Lengths& lengths, std::mt19937_64& random) {
+    if (lengths.sigma <= 0) {
+      const auto mean = static_cast<uint32_t>(lengths.mean);
+      return std::max(1u, static_cast<uint32_t>(mean / 2 + random() % (mean + 1)));
     }
-    return requests;
+    std::normal_distribution<double> normal(
+        std::log(lengths.mean) - lengths.sigma * lengths.sigma / 2, lengths.sigma);
+    return static_cast<uint32_t>(std::clamp(std::exp(normal(random)), 1.0, 6 * lengths.mean));
+  }
+  static Owned Draw(const Load& load, double at, std::mt19937_64& random) {
+    auto r = std::make_unique<Request>();
+    r->arrival_ns = at;
+    r->prompt = DrawLength(load.prompt, random);
+    r->output = DrawLength(load.output, random);
+    return r;
+  }
+
+  // As the engine does it: some shapes, before the first request.
+  void Calibrate() {
+    std::vector<StepSample> samples;
+    for (const auto& [sequences, rows, context] : {std::array{1, 1, 16},
+                                                   {4, 1, 16},
+                                                   {16, 1, 16},
+                                                   {64, 1, 16},
+                                                   {1, 1, 512},
+                                                   {8, 1, 512},
+                                                   {64, 1, 512},
+                                                   {1, 64, 64},
+                                                   {1, 256, 256},
+                                                   {1, 1024, 1024},
+                                                   {4, 256, 256}}) {
+      StepWork w;
+      w.tokens = sequences * rows;
+      (rows == 1 ? w.decode_context : w.prefill_context) = sequences * context;
+      if (rows > 1) w.pairs = w.tokens * (context - (rows - 1) / 2.0);
+      samples.push_back(SampleOf(w, shape_.truth(w)));
+      if (rows > 1 || context != 16 || sequences > 16) continue;
+      w.evicted_bytes = Streamed(shape_.granules_per_layer - 2);
+      samples.push_back(SampleOf(w, shape_.truth(w)));
+    }
+    (void)model_.Calibrate(samples);
+    model_.SetLinkSpeed(shape_.link_at_start);
+  }
+  static StepSample SampleOf(const StepWork& w, const TrueStep& step) {
+    StepSample s;
+    s.tokens = w.tokens;
+    s.context = w.decode_context + w.prefill_context;
+    s.pairs = w.pairs;
+    s.evicted_bytes = w.evicted_bytes;
+    s.stall_ns = step.step_ns - step.compute_ns;
+    s.step_ns = step.step_ns;
+    return s;
+  }
+
+  double Streamed(uint32_t evicted) const {
+    return static_cast<double>(evicted) * shape_.layers * static_cast<double>(shape_.granule_bytes);
+  }
+
+  void Begin() {
+    result_ = {};
+    begin_ns_ = now_ns_;
+    output_ = first_token_sum_ = 0;
+    finished_ = first_tokens_ = 0;
+  }
+  ServerResult End() {
+    ServerResult r = std::move(result_);
+    const double ns = std::max(1.0, now_ns_ - begin_ns_);
+    const auto steps = static_cast<double>(std::max<size_t>(1, r.evicted_at_step.size()));
+    r.seconds = ns * 1e-9;
+    r.tokens_per_s = output_ / r.seconds;
+    if (first_tokens_ > 0) {
+      r.mean_first_token_s = first_token_sum_ * 1e-9 / static_cast<double>(first_tokens_);
+    }
+    r.mean_step_ms /= steps;
+    r.running /= steps;
+    r.stall_share /= ns;
+    for (const uint32_t e : r.evicted_at_step) r.mean_evicted += e / steps;
+    r.last_evicted = evicted_;
+    return r;
+  }
+
+  void Tick(double end = std::numeric_limits<double>::infinity()) {
+    while (!coming_.empty() && coming_.front()->arrival_ns <= now_ns_) {
+      waiting_.push_back(std::move(coming_.front()));
+      coming_.pop_front();
+    }
+    now_ns_ += ApplyPolicy();
+    result_.evicted_at_step.push_back(evicted_);
+    ++step_;
+    if (running_.empty() && waiting_.empty()) {  // idle: a step boundary passes now and then
+      const double next = coming_.empty() ? end : coming_.front()->arrival_ns;
+      now_ns_ = std::min({now_ns_ + 5e6, next, end});
+      return;
+    }
+    now_ns_ += RunStep();
   }
 
   uint32_t TotalBlocks() const { return KvGranules(evicted_) * shape_.blocks_per_granule; }
 
-  double ApplyPolicy(ServerResult* result) {
+  double ApplyPolicy() {
     PolicySnapshot s;
     s.step = step_;
     s.now_ns = static_cast<uint64_t>(now_ns_);
@@ -132,31 +275,48 @@ class SimulatedServer {
     s.demand.running = static_cast<uint32_t>(running_.size());
     s.demand.waiting = static_cast<uint32_t>(waiting_.size());
     s.demand.max_running = shape_.max_running;
+    s.demand.max_batched_tokens = shape_.chunk_tokens;
+    s.demand.blocks_per_seq = work_.blocks_per_seq();
+    s.demand.prefill_per_request = work_.prefill_per_request();
+    s.demand.output_per_request = work_.output_per_request();
     double tokens = 0;
-    for (const Request* r : running_) {
+    double asked = 0;
+    for (const Owned& r : running_) {
       tokens += r->length();
+      asked += r->output;
       s.demand.expected_blocks += BlocksOf(r->end());
     }
-    for (const Request* r : waiting_) {
+    for (const Owned& r : waiting_) {
+      asked += r->output;
       s.demand.waiting_blocks += BlocksOf(r->length());
       s.demand.expected_blocks += BlocksOf(r->end());
     }
+    if (asked > 0) {
+      s.demand.asked_per_request = asked / static_cast<double>(running_.size() + waiting_.size());
+    }
     if (!running_.empty()) s.demand.tokens_per_seq = tokens / static_cast<double>(running_.size());
-    s.cost = shape_.told;
-    const uint32_t target = policy_.Decide(s).granules_per_layer;
+    s.cost = shape_.told ? *shape_.told : model_.cost();
+    const PolicyDecision decision = policy_.Decide(s);
+    const uint32_t target = decision.granules_per_layer;
     if (target == evicted_) return 0;
-    ++result->moves;
+    ++result_.moves;
     if (target > evicted_) {  // remaps only: weights are clean
       const uint32_t granules = (target - evicted_) * shape_.layers;
       evicted_ = target;
       return granules * 50e3;
     }
+    while (decision.preempt && running_.size() > 1 &&
+           KvGranules(target) * shape_.blocks_per_granule < used_blocks_) {
+      Request& last = *running_.back();
+      last.prefilled -= std::min<double>(last.prefilled, last.computed);
+      PreemptLast();
+    }
     double ns = 0;  // a granule per layer at a time, as far as KV can shrink
     while (evicted_ > target &&
            KvGranules(evicted_ - 1) * shape_.blocks_per_granule >= used_blocks_) {
       --evicted_;
-      ns += shape_.layers *
-            (50e3 + static_cast<double>(shape_.granule_bytes) / shape_.cost.link_bytes_per_ns);
+      ns +=
+          shape_.layers * (50e3 + static_cast<double>(shape_.granule_bytes) / shape_.link_at_start);
     }
     return ns;
   }
@@ -171,77 +331,97 @@ class SimulatedServer {
     return true;
   }
 
-  void PreemptLast(ServerResult* result) {
-    Request* victim = running_.back();
+  void PreemptLast() {
+    Owned victim = std::move(running_.back());
     running_.pop_back();
     used_blocks_ -= victim->blocks;
     victim->blocks = victim->computed = 0;
-    waiting_.push_front(victim);
-    ++result->preemptions;
+    waiting_.push_front(std::move(victim));
+    ++result_.preemptions;
   }
 
-  double RunStep(double begin_ns, double* output, double* first_token_sum, size_t* finished,
-                 ServerResult* result) {
+  // Adds |take| tokens of |r| to the step.
+  static void Compute(Request* r, uint32_t take, StepWork* work) {
+    const bool decodes = take == 1 && r->computed + 1 == r->length() && r->produced > 0;
+    r->computed += take;
+    if (!decodes) r->prefilled += take;
+    work->tokens += take;
+    (decodes ? work->decode_context : work->prefill_context) += r->computed;
+    if (take > 1) work->pairs += take * (r->computed - (take - 1) / 2.0);
+  }
+
+  double RunStep() {
     uint32_t budget = shape_.chunk_tokens;
-    double tokens = 0, context = 0;
+    StepWork work;
+    bool preempted = false;
     // Running sequences first, oldest first; the youngest give way.
-    for (size_t i = 0; i < running_.size(); ++i) {
-      Request* r = running_[i];
-      while (i < running_.size() && !Grow(r, r->length())) PreemptLast(result);
+    for (size_t i = 0; i < running_.size() && budget > 0; ++i) {
+      Request* r = running_[i].get();
+      while (i < running_.size() && !Grow(r, r->length())) {
+        PreemptLast();
+        preempted = true;
+      }
       if (i >= running_.size()) break;
       const uint32_t take = std::min(budget, r->length() - r->computed);
       budget -= take;
-      r->computed += take;
-      tokens += take;
-      context += static_cast<double>(take) * r->computed;
+      Compute(r, take, &work);
     }
-    while (!waiting_.empty() && budget > 0 && running_.size() < shape_.max_running) {
-      Request* r = waiting_.front();
-      if (!Grow(r, r->length())) break;
+    // A block a running sequence stays free for those that run to grow into.
+    while (!preempted && !waiting_.empty() && budget > 0 && running_.size() < shape_.max_running) {
+      Request* r = waiting_.front().get();
+      const auto spare = static_cast<uint32_t>(running_.size());
+      if (used_blocks_ + spare + BlocksOf(r->length()) > TotalBlocks()) break;
+      Grow(r, r->length());
+      running_.push_back(std::move(waiting_.front()));
       waiting_.pop_front();
-      running_.push_back(r);
       const uint32_t take = std::min(budget, r->length());
       budget -= take;
-      r->computed = take;
-      tokens += take;
-      context += static_cast<double>(take) * take / 2;
+      Compute(r, take, &work);
     }
-    const double bytes =
-        static_cast<double>(evicted_) * shape_.layers * static_cast<double>(shape_.granule_bytes);
-    // Attention over a chunk reads its KV once, not once a token.
-    const double ns = shape_.cost.StepNs(tokens, std::min(context, ContextRead()), bytes);
-    for (Request* r : running_) {
+    work.evicted_bytes = Streamed(evicted_);
+    const TrueStep step = shape_.truth(work);
+    model_.Observe(SampleOf(work, step));
+    result_.mean_step_ms += step.step_ns * 1e-6;
+    result_.stall_share += step.step_ns - step.compute_ns;
+    result_.running += static_cast<double>(running_.size());
+    uint32_t produced = 0;
+    for (const Owned& r : running_) {
       if (r->computed < r->length()) continue;
       ++r->produced;
-      *output += 1;
+      ++produced;
+      output_ += 1;
       if (!r->first_token_out) {
         r->first_token_out = true;
-        *first_token_sum += now_ns_ + ns - begin_ns - r->arrival_ns;
+        first_token_sum_ += now_ns_ + step.step_ns - r->arrival_ns;
+        ++first_tokens_;
       }
     }
-    std::erase_if(running_, [&](Request* r) {
+    work_.ObserveStep(used_blocks_, static_cast<uint32_t>(running_.size()), produced);
+    std::erase_if(running_, [&](const Owned& r) {
       if (r->produced < r->output) return false;
       used_blocks_ -= r->blocks;
-      ++*finished;
+      work_.ObserveEnd(static_cast<uint64_t>(r->prefilled));
+      ++finished_;
       return true;
     });
-    return ns;
-  }
-
-  double ContextRead() const {
-    double sum = 0;
-    for (const Request* r : running_) sum += r->computed;
-    return sum;
+    return step.step_ns;
   }
 
   ServerShape shape_;
   Policy& policy_;
+  CostModel model_;
+  RequestWork work_;
   double now_ns_ = 0;
   uint64_t step_ = 0;
   uint32_t evicted_ = 0;
   uint32_t used_blocks_ = 0;
-  std::vector<Request*> running_;
-  std::deque<Request*> waiting_;
+  std::optional<std::mt19937_64> flood_;
+  std::deque<Owned> coming_;
+  std::vector<Owned> running_;
+  std::deque<Owned> waiting_;
+  ServerResult result_;  // of the call under way, and its sums
+  double begin_ns_ = 0, output_ = 0, first_token_sum_ = 0;
+  size_t finished_ = 0, first_tokens_ = 0;
 };
 
 }  // namespace weir

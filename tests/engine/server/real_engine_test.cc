@@ -90,7 +90,7 @@ TEST(RealEngine, WeightsComeHomeWhileNothingRuns) {
   EngineOptions options = Tiny();
   options.granule = 4096;
   options.max_num_seqs = 16;
-  options.policy = "tide{hold_steps=8; settle_steps=1; min_gain=0; tie_tolerance=0.5}";
+  options.policy = "oneiros{hold_steps=8; cap=1}";
   const auto everything = Engine::Open(options).value();
   const EngineInfo& info = everything->info();
   options.hbm_budget = info.weight_bytes + info.scratch_bytes + 24 * info.kv_block_bytes;
