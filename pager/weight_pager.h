@@ -94,9 +94,9 @@ class WeightPager final : public StepGates {
   // whose step did, is begun again, or any other: the bytes read are right in between.
   Status BeginTransition(const EvictionTarget& target);
   // To be called whenever a step has ended, and before one is collected: remaps and queues copies
-  // for the oldest step if its gates are held closed, for about |limit_ns|. Nothing else may be
-  // begun or ended before in_transition() is false. An error says why the border stays in between,
-  // or that the step is void; its gates are let go either way.
+  // for the oldest step if its gates are held closed, for about |limit_ns|, at least one chunk.
+  // Nothing else may be begun or ended before in_transition() is false. An error says why the
+  // border stays in between, or that the step is void; its gates are let go either way.
   Status AdvanceTransition(uint64_t limit_ns = UINT64_MAX);
   // Whether the oldest step under way waits for AdvanceTransition.
   bool in_transition() const;

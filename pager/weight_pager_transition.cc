@@ -89,12 +89,8 @@ Status WeightPager::Impl::BeginHeld(const Pass& pass) {
       case WaitOutcome::kArrived: break;
     }
   }
-  Status status;
-  for (uint32_t attempt = 0; attempt < kAttempts; ++attempt) {
-    status = driver.WriteCounter(copy_stream, gate_consumed, pass.base);
-    if (status.ok()) break;
-  }
-  WEIR_TRY(std::move(status));
+  // Nobody else writes it now: the stream rests, and the step departs from nothing before a gate.
+  WEIR_TRY(driver.Write(gate_consumed, std::as_bytes(std::span(&pass.base, 1))));
   cover = pass.plan;
   if (pass.to) settled = false;
   return OkStatus();
@@ -158,8 +154,8 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns) {
     if (Status rest = m.BeginHeld(pass); !rest.ok()) return give_up(std::move(rest));
   }
   const std::vector<StripeChunk>& chunks = pass.plan->chunks();
-  for (; pass.advanced < chunks.size(); ++pass.advanced) {
-    if (pass.advanced > 0 && m.driver.Now() - begin >= limit_ns) return OkStatus();
+  for (const uint32_t first = pass.advanced; pass.advanced < chunks.size(); ++pass.advanced) {
+    if (pass.advanced > first && m.driver.Now() - begin >= limit_ns) return OkStatus();
     if (pass.to) {
       pass.failed = m.RemapChunk(pass, chunks[pass.advanced], &stats_);
       if (!pass.failed.ok()) pass.to.reset();

@@ -26,6 +26,7 @@ class SimStepGates {
     return std::any_of(chunk_of_gate_.begin(), chunk_of_gate_.end(),
                        [](int32_t chunk) { return chunk >= 0; });
   }
+  int32_t chunk(uint32_t gate) const { return chunk_of_gate_[gate]; }
   const DeviceGateLog& log() const { return log_; }
 
   // An error is a misuse of the driver; a wait that runs out is noted in the log, and later gates
