@@ -113,6 +113,8 @@ class BlockManager {
                        std::vector<BlockMoveRequest>* moves);
   // How many extents VacateExtents could give now.
   uint32_t VacatableExtents() const;
+  // Of them, those that no block need be moved out of.
+  uint32_t UnusedExtents() const;
 
   // Forgets every cached block and every entry of used ones.
   void ClearPrefixCache();

@@ -253,6 +253,7 @@ Status WeightPager::EndStep() {
   if (m.restart_pending) {
     failed = BadState("a step before this one failed");
   } else if (pass.held) {
+    m.homecoming = {};
     m.queued = std::max(m.queued, pass.base + n);
   } else if (missed_chunk == n && departed == n) {
     // All of the pass has arrived, so this waits for nothing. It is the last look at errors that a

@@ -98,9 +98,12 @@ class WeightPager final : public StepGates {
   // Nothing else may be begun or ended before in_transition() is false. An error says why the
   // border stays in between, or that the step is void; its gates are let go either way.
   Status AdvanceTransition(uint64_t limit_ns = UINT64_MAX);
+  uint32_t steps_under_way() const;
   // Whether the oldest step under way waits for AdvanceTransition.
   bool in_transition() const;
   bool moves_behind_gates() const;
+  // Whether BeginTransition takes |target|, if there are granules for it.
+  bool CanMoveBehindGates(const EvictionTarget& target) const;
   // False after a move that failed on the way: what is away lies between planned() and the target,
   // until a transition to either ends.
   bool settled() const;

@@ -24,8 +24,21 @@ bool WeightPager::moves_behind_gates() const {
   return impl_->options.device_gates;
 }
 
+bool WeightPager::CanMoveBehindGates(const EvictionTarget& target) const {
+  const EvictionTarget& now = planned().target();
+  if (!moves_behind_gates()) return false;
+  if (target.empty()) return now.empty() || now.placement == Placement::kStripe;
+  if (target.placement != Placement::kStripe) return false;
+  return now.empty() ||
+         (now.placement == Placement::kStripe && now.ring_slots == target.ring_slots);
+}
+
 bool WeightPager::in_transition() const {
   return !impl_->passes.empty() && impl_->passes.front().held;
+}
+
+uint32_t WeightPager::steps_under_way() const {
+  return static_cast<uint32_t>(impl_->passes.size());
 }
 
 bool WeightPager::settled() const {
@@ -41,7 +54,7 @@ double WeightPager::remap_ns_per_granule() const {
 
 Status WeightPager::BeginTransition(const EvictionTarget& target) {
   Impl& m = *impl_;
-  if (!m.options.device_gates) return BadState("weights move behind gates that kernels pass");
+  if (!moves_behind_gates()) return BadState("weights move behind gates that kernels pass");
   if (m.backing == nullptr) return BadState("weights without a backing copy cannot leave");
   if (m.state != Impl::State::kInStep) WEIR_TRY(m.CheckServing());
   if (!m.passes.empty() && (m.passes.back().held || m.restart_pending || m.queued_in_vain)) {
@@ -50,15 +63,10 @@ Status WeightPager::BeginTransition(const EvictionTarget& target) {
   m.heading.reset();
   m.homecoming = {};
   const EvictionTarget& now = m.after()->target();
-  for (const EvictionTarget* t : std::initializer_list<const EvictionTarget*>{&target, &now}) {
-    if (!t->empty() && t->placement != Placement::kStripe) {
-      return InvalidArgument("whole layers move at rest only");
-    }
-  }
-  if (!target.empty() && !now.empty() && target.ring_slots != now.ring_slots) {
-    return InvalidArgument("the ring has " + std::to_string(now.ring_slots) +
-                           " slots; another number of them, " + std::to_string(target.ring_slots) +
-                           ", can be had at rest only");
+  if (!CanMoveBehindGates(target)) {
+    return InvalidArgument(
+        "behind gates stripes can move, with the ring as it is; at rest anything can. In force: " +
+        m.after()->ToString());
   }
   SharedPlan to = std::make_shared<const EvictionPlan>(
       WEIR_TRY(EvictionPlan::Make(layout_, m.granule_bytes, target)));
@@ -133,6 +141,7 @@ void WeightPager::Impl::LetGo(Pass* pass) {
       if (done.ok() || done.code() == StatusCode::kShouldWait) return;
     }
   }
+  (void)ReplaceStream();  // nothing that is still on it may write the word after this
   SetProduced(end);
 }
 
@@ -180,7 +189,8 @@ void WeightPager::EndTransition(const SharedPlan& to) {
   m.cover = to;
   m.settled = true;
   ++stats_.transitions;
-  if (m.passes.empty()) m.Restart(&stats_);
+  // Otherwise the next step begins a held pass, or comes to rest first.
+  if (m.passes.empty() && !m.queued_in_vain) m.Restart(&stats_);
 }
 
 }  // namespace weir

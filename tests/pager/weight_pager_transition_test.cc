@@ -286,12 +286,14 @@ TEST_F(TransitionTest, AtRestTheRestOfAFailedMoveIsMadeAsAWhole) {
 
 TEST_F(TransitionTest, WhatCannotMoveBehindGatesIsRefused) {
   ASSERT_TRUE(w.pager->Apply(Stripes(3)).ok());
-  Status refused =
-      w.pager->BeginTransition({.placement = Placement::kLayer, .layers = 4, .ring_slots = 2});
-  EXPECT_NE(refused.message().find("at rest"), std::string::npos) << refused.ToString();
-  refused = w.pager->BeginTransition({.granules_per_layer = 3, .ring_slots = 3});
-  EXPECT_NE(refused.message().find("the ring has 2 slots"), std::string::npos);
-  refused = w.pager->BeginTransition(Stripes(400));
+  const EvictionTarget layers{.placement = Placement::kLayer, .layers = 4, .ring_slots = 2};
+  const EvictionTarget other_ring{.granules_per_layer = 3, .ring_slots = 3};
+  for (const EvictionTarget& target : {layers, other_ring}) {
+    EXPECT_FALSE(w.pager->CanMoveBehindGates(target));
+    const Status refused = w.pager->BeginTransition(target);
+    EXPECT_NE(refused.message().find("ring of 2"), std::string::npos) << refused.ToString();
+  }
+  Status refused = w.pager->BeginTransition(Stripes(400));
   EXPECT_NE(refused.message().find("at most"), std::string::npos);
   Steps(1);
   ASSERT_TRUE(w.pager->BeginTransition(Stripes(5)).ok());
@@ -412,7 +414,7 @@ TEST_P(TransitionStressTest, AThousandRandomTargetsNeverShowAWrongByte) {
   Rest();
   EXPECT_TRUE(w.BytesAre(0, w.bytes.size()));
   EXPECT_GT(w.pager->stats().transitions, 100U);
-  
+
   std::printf("%lu moves, %lu refused, %lu steps failed\n", w.pager->stats().transitions, refused,
               failed);
 }
