@@ -133,6 +133,10 @@ class EngineCore {
   // Why the border last stayed where it was although the policy wished otherwise; ok if it never
   // did.
   const Status& last_border_error() const { return last_border_error_; }
+  // Whether the border has not got yet where the policy wants it.
+  bool border_under_way() const {
+    return border_goal_ && *border_goal_ != memory_.weights().planned().target();
+  }
   Memory& memory() { return memory_; }
   // Memory's invariants, and with no request known: every block free or cached (leak check).
   Status CheckIntegrity();

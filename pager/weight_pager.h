@@ -49,8 +49,9 @@ struct WeightPagerStats {
   uint64_t max_stall_ns = 0;
   uint64_t repairs = 0;  // stripes fetched again after a lost or failed copy
   uint64_t granules_remapped = 0;
-  uint64_t remap_ns = 0;     // spent on them
-  uint64_t transitions = 0;  // that took effect
+  uint64_t remap_ns = 0;            // spent on them
+  uint64_t transitions = 0;         // that took effect
+  uint64_t hidden_transitions = 0;  // of them, behind closed gates
 };
 
 class WeightPager final : public StepGates {

@@ -189,6 +189,7 @@ void WeightPager::EndTransition(const SharedPlan& to) {
   m.cover = to;
   m.settled = true;
   ++stats_.transitions;
+  ++stats_.hidden_transitions;
   // Otherwise the next step begins a held pass, or comes to rest first.
   if (m.passes.empty() && !m.queued_in_vain) m.Restart(&stats_);
 }
