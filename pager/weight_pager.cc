@@ -261,7 +261,7 @@ Status WeightPager::EndStep() {
     failed = m.driver.Wait(pass.copied);
     if (failed.ok()) {
       m.first_round = false;
-      if (pass.to) EndTransition(pass.to);
+      if (pass.to) EndTransition(pass);
       return OkStatus();
     }
   }

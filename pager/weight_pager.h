@@ -27,6 +27,8 @@
 
 namespace weir {
 
+struct Pass;
+
 struct WeightPagerOptions {
   uint64_t gate_timeout_ns = 10'000'000'000;  // then the step fails and names the stripe
   // Compare each stripe's checksum (xxh3) with the backing copy's when its gate opens; a stripe
@@ -139,7 +141,7 @@ class WeightPager final : public StepGates {
  private:
   struct Impl;
   explicit WeightPager(std::unique_ptr<Impl> impl);
-  void EndTransition(const std::shared_ptr<const EvictionPlan>& to);
+  void EndTransition(const Pass& pass);
   std::unique_ptr<Impl> impl_;
   RegionId region_;
   WeightLayout layout_;

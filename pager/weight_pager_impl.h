@@ -43,6 +43,12 @@ enum class WaitOutcome : uint8_t { kArrived, kStreamFailed, kTimedOut };
 
 using SharedPlan = std::shared_ptr<const EvictionPlan>;
 
+// A half-open run of slots of the weight region.
+struct WeightSlotRun {
+  uint32_t first = 0;
+  uint32_t count = 0;
+};
+
 // The copies of one step under way.
 struct Pass {
   SharedPlan plan;    // which gates are armed, what is copied; with no chunks there is nothing
@@ -52,13 +58,8 @@ struct Pass {
   bool held = false;
   SharedPlan to;          // moves: what is away once the pass has ended; null: nothing changes
   uint32_t advanced = 0;  // chunks remapped and queued so far, while held
-  Status failed;          // the remap that stopped the move; copies go on
-};
-
-// A half-open run of slots of the weight region.
-struct WeightSlotRun {
-  uint32_t first = 0;
-  uint32_t count = 0;
+  std::vector<std::pair<WeightSlotRun, TimeNs>> restored;  // and when their copies were queued
+  Status failed;  // the remap that stopped the move; copies go on
 };
 
 // How to get from one plan's mappings to another's.
@@ -204,7 +205,7 @@ struct WeightPager::Impl {
 
   // --- weight_pager_transition.cc
   Status BeginHeld(const Pass& pass);
-  Status RemapChunk(const Pass& pass, const StripeChunk& chunk, WeightPagerStats* stats);
+  Status RemapChunk(Pass* pass, const StripeChunk& chunk, WeightPagerStats* stats);
   // The step of |pass| is void: its kernels are to run to their end without waiting.
   void LetGo(Pass* pass);
 };

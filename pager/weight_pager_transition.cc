@@ -104,10 +104,10 @@ Status WeightPager::Impl::BeginHeld(const Pass& pass) {
   return OkStatus();
 }
 
-Status WeightPager::Impl::RemapChunk(const Pass& pass, const StripeChunk& chunk,
+Status WeightPager::Impl::RemapChunk(Pass* pass, const StripeChunk& chunk,
                                      WeightPagerStats* stats) {
   std::vector<int32_t> to = ring_of_slot;
-  const std::vector<int32_t> target = pass.to->RingOfSlots(ring_of_slot.size());
+  const std::vector<int32_t> target = pass->to->RingOfSlots(ring_of_slot.size());
   std::copy_n(target.begin() + chunk.first.value, chunk.count, to.begin() + chunk.first.value);
   if (to == ring_of_slot) return OkStatus();
   std::vector<bool> ring_after(space.region(ring).slots.size(), false);
@@ -123,6 +123,7 @@ Status WeightPager::Impl::RemapChunk(const Pass& pass, const StripeChunk& chunk,
   // No fence: the gate is closed, the step before has ended, and this chunk's copy is not queued.
   WEIR_TRY(CommitTransition(t, stats));
   ring_of_slot = std::move(to);
+  for (const WeightSlotRun& run : t.restored) pass->restored.emplace_back(run, driver.Now());
   return OkStatus();
 }
 
@@ -166,7 +167,7 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns) {
   for (const uint32_t first = pass.advanced; pass.advanced < chunks.size(); ++pass.advanced) {
     if (pass.advanced > first && m.driver.Now() - begin >= limit_ns) return OkStatus();
     if (pass.to) {
-      pass.failed = m.RemapChunk(pass, chunks[pass.advanced], &stats_);
+      pass.failed = m.RemapChunk(&pass, chunks[pass.advanced], &stats_);
       if (!pass.failed.ok()) pass.to.reset();
     }
     if (Status queued = m.QueueNext(*pass.plan, pass.base, &stats_); !queued.ok()) {
@@ -183,15 +184,24 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns) {
 }
 
 // The step that moved has ended as it should: what came home is there.
-void WeightPager::EndTransition(const SharedPlan& to) {
+void WeightPager::EndTransition(const Pass& pass) {
   Impl& m = *impl_;
-  plan_ = *to;
-  m.cover = to;
+  const TimeNs now = m.driver.Now();
+  for (const auto& [run, queued] : pass.restored) {
+    TraceEmit(TraceType::kFill, static_cast<uint8_t>(m.backing->tier()), m.weights.value, run.first,
+              run.count, run.count * m.granule_bytes, queued, now);
+  }
+  plan_ = *pass.to;
+  m.cover = pass.to;
   m.settled = true;
   ++stats_.transitions;
   ++stats_.hidden_transitions;
   // Otherwise the next step begins a held pass, or comes to rest first.
-  if (m.passes.empty() && !m.queued_in_vain) m.Restart(&stats_);
+  if (m.passes.empty() && !m.queued_in_vain) {
+    m.Restart(&stats_);
+  } else {
+    m.TracePlacement(plan_, 0);
+  }
 }
 
 }  // namespace weir
