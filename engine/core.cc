@@ -281,7 +281,7 @@ void EngineCore::MoveTowardsGoal() {
   Status moved;
   if (scheduler_.running() > 0 && weights.CanMoveBehindGates(next)) {
     const TimeNs start = driver_.Now();
-    moved = memory_.BeginMove(next, Holder());
+    moved = memory_.BeginMove(next, *border_goal_, Holder());
     stats_.border_ns += driver_.Now() - start;
   } else {
     Drain();  // granules move between steps

@@ -172,14 +172,22 @@ Status Memory::MoveBorder(const EvictionTarget& target, const KvHolder& holder) 
   return weights_->Apply(target);
 }
 
-Status Memory::BeginMove(const EvictionTarget& target, const KvHolder& holder) {
+Status Memory::BeginMove(const EvictionTarget& target, const EvictionTarget& goal,
+                         const KvHolder& holder) {
   WEIR_TRY(ReleaseVacated());
+  // KV would give up a part, and get it back when the rest is refused, for ever.
+  const uint32_t all = WEIR_TRY(ExtentsFor(goal));
+  if (all > blocks_->VacatableExtents()) {
+    return NoMemory("the way to the border takes " + std::to_string(all) +
+                    " KV extents, used blocks leave " +
+                    std::to_string(blocks_->VacatableExtents()));
+  }
   WEIR_TRY(VacateKvFor(target, holder));
   WEIR_TRY(ReleaseVacated());
   return weights_->BeginTransition(target);
 }
 
-Status Memory::VacateKvFor(const EvictionTarget& target, const KvHolder& holder) {
+Result<uint32_t> Memory::ExtentsFor(const EvictionTarget& target) {
   const EvictionPlan next =
       WEIR_TRY(EvictionPlan::Make(weights_->layout(), pool_->granule_bytes(), target));
   const uint64_t weights = space_->region(weights_->region()).slots.size() - next.freed_granules();
@@ -188,9 +196,14 @@ Status Memory::VacateKvFor(const EvictionTarget& target, const KvHolder& holder)
   const PoolCounts& counts = pool_->counts();
   const uint64_t available = uint64_t{counts.by_owner[static_cast<size_t>(Owner::kWeights)]} +
                              counts.by_owner[static_cast<size_t>(Owner::kRing)] + counts.free;
-  if (weights <= available) return OkStatus();
-  const auto n = static_cast<uint32_t>(
+  if (weights <= available) return 0;
+  return static_cast<uint32_t>(
       CeilDiv(weights - available, uint64_t{kv_->geometry().granules_per_extent}));
+}
+
+Status Memory::VacateKvFor(const EvictionTarget& target, const KvHolder& holder) {
+  const uint32_t n = WEIR_TRY(ExtentsFor(target));
+  if (n == 0) return OkStatus();
   if (blocks_->UnusedExtents() < n) holder.rest();
   std::vector<BlockMoveRequest> requests;
   WEIR_TRY(blocks_->VacateExtents(n, &vacated_, &requests));

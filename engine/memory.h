@@ -94,9 +94,11 @@ class Memory {
   // border are as before.
   Status MoveBorder(const EvictionTarget& target, const KvHolder& holder);
   // The same while steps run, for what can move behind their gates: the next step begun moves
-  // (WeightPager::BeginTransition). kShouldWait: KV has given up what coming home needs; to be
-  // called again once the steps under way now have ended.
-  Status BeginMove(const EvictionTarget& target, const KvHolder& holder);
+  // (WeightPager::BeginTransition). A part of the way to |goal|: where used KV blocks are in the
+  // way of all of it nothing changes (kNoMemory). kShouldWait: KV has given up what coming home
+  // needs; to be called again once the steps under way now have ended.
+  Status BeginMove(const EvictionTarget& target, const EvictionTarget& goal,
+                   const KvHolder& holder);
   // Makes granules that KV gave up free. kShouldWait while a step is under way that may use them.
   Status ReleaseVacated();
 
@@ -109,7 +111,9 @@ class Memory {
   Memory(Driver& driver, const MemoryOptions& options) : driver_(driver), options_(options) {}
   Status Build();
   Status MapScratch();
-  // KV gives up what |target| needs and the pool lacks.
+  // Extents that KV must give up for |target|, beyond what the pool has.
+  Result<uint32_t> ExtentsFor(const EvictionTarget& target);
+  // KV gives them up.
   Status VacateKvFor(const EvictionTarget& target, const KvHolder& holder);
   Status CopyBlocks(const std::vector<BlockMoveRequest>& requests);
 
