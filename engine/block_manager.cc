@@ -236,6 +236,14 @@ uint32_t BlockManager::VacatableExtents() const {
   return (counts_.capacity - counts_.used) / options_.blocks_per_extent;
 }
 
+uint32_t BlockManager::UnusedExtents() const {
+  uint32_t unused = 0;
+  for (uint32_t e = 0; e < options_.max_extents; ++e) {
+    if (extent_mapped_[e] && used_in_extent_[e] == 0) ++unused;
+  }
+  return unused;
+}
+
 Status BlockManager::VacateExtents(uint32_t n, std::vector<uint32_t>* extents,
                                    std::vector<BlockMoveRequest>* moves) {
   extents->clear();

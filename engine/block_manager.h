@@ -119,6 +119,8 @@ class BlockManager {
                        std::vector<BlockMoveRequest>* moves);
   // How many extents VacateExtents could give now.
   uint32_t VacatableExtents() const;
+  // Of them, those that no block need be moved out of.
+  uint32_t UnusedExtents() const;
 
   // Used and free blocks in which another tenant's bytes may stand, in ascending order. They are to
   // be zeroed, whole, before the first step that is submitted from now on writes or reads them.

@@ -11,6 +11,17 @@ namespace {
 
 constexpr double kSmoothing = 0.1;
 
+// A border that moves while requests are served moves in parts. At rest each part makes a step late
+// by its remaps and fills; so much of a step may go into them.
+constexpr double kLateShare = 0.1;
+// Behind closed gates remaps hide as long as they are faster than the layers compute. Half leaves
+// time for KV to map what they free, and for the engine's own work.
+constexpr double kHiddenShare = 0.5;
+// When a step has ended the gates of the next are opened first, for so long, so that its kernels
+// have work; then the tokens are passed on; then the rest.
+constexpr uint64_t kFirstGatesNs = 1'000'000;
+constexpr double kFirstGatesShare = 1.0 / 16;
+
 double Smooth(double old, double now) {
   return old == 0 ? now : old + kSmoothing * (now - old);
 }
@@ -66,6 +77,7 @@ EngineCore::EngineCore(Driver& driver, Memory& memory, Compute& compute, Policy&
 EngineCore::~EngineCore() {
   while (!under_way_.empty()) {
     StepOutcome outcome;
+    AdvanceBorder(UINT64_MAX);
     (void)compute_.Collect(&outcome);
     (void)memory_.weights().EndStep();
     under_way_.pop_front();
@@ -171,6 +183,7 @@ uint32_t EngineCore::depth() const {
 
 Result<bool> EngineCore::Step() {
   FollowRecorder();
+  AdvanceBorder(UINT64_MAX);
   if (scheduler_.idle() && under_way_.empty()) {
     // Nothing to run, but weights may still be away: let the policy bring them home.
     ++idle_steps_;
@@ -178,7 +191,11 @@ Result<bool> EngineCore::Step() {
     return false;
   }
   while (!under_way_.empty() && under_way_.size() >= depth()) CollectStep();
-  if (stats_.steps % options_.policy_interval == 0) ApplyPolicy();
+  if (stats_.steps % options_.policy_interval == 0) {
+    ApplyPolicy();
+  } else {
+    MoveTowardsGoal();
+  }
   const bool submitted = SubmitStep();
   if (!under_way_.empty() && (!submitted || under_way_.size() >= depth())) CollectStep();
   TraceMemory();
@@ -210,7 +227,7 @@ void EngineCore::HandleStarvation() {
 
 PolicySnapshot EngineCore::Snapshot() const {
   const MemoryView view = memory_.view();
-  const EvictionPlan& plan = memory_.weights().plan();
+  const EvictionPlan& plan = memory_.weights().planned();
   const BlockCounts& blocks = memory_.blocks().counts();
   const KvGeometry& geometry = memory_.kv().geometry();
   PolicySnapshot s;
@@ -264,33 +281,108 @@ void EngineCore::ApplyPolicy() {
   const bool clipped = wanted.amount() != decision.amount();
   if (clipped) ++stats_.border_refusals;
   TraceDecision(snapshot, decision, clipped);
-  const EvictionTarget& in_force = memory_.weights().plan().target();
-  if (wanted == in_force || (wanted.empty() && in_force.empty())) return;
-  Drain();  // granules move between steps
-  Status moved = MoveBorder(wanted);
-  while (moved.code() == StatusCode::kNoMemory && decision.preempt && scheduler_.running() > 1) {
+  border_goal_ = wanted;
+  preempt_for_border_ = decision.preempt;
+  MoveTowardsGoal();
+}
+
+void EngineCore::MoveTowardsGoal() {
+  const Status released = memory_.ReleaseVacated();
+  if (!released.ok() && released.code() != StatusCode::kShouldWait) {
+    ++stats_.border_refusals;
+    last_border_error_ = released;
+  }
+  if (!border_goal_) return;
+  const WeightPager& weights = memory_.weights();
+  const EvictionTarget& planned = weights.planned().target();
+  const bool there = *border_goal_ == planned || (border_goal_->empty() && planned.empty());
+  if (there && weights.settled()) {
+    border_goal_.reset();
+    return;
+  }
+  const auto move = [&] {
+    const EvictionTarget next = NextBorder();
+    if (scheduler_.running() == 0 || !weights.CanMoveBehindGates(next)) {
+      Drain();  // granules move between steps
+      return MoveBorder(next);
+    }
+    const TimeNs start = driver_.Now();
+    Status begun = memory_.BeginMove(next, *border_goal_, Holder());
+    stats_.border_ns += driver_.Now() - start;
+    return begun;
+  };
+  Status moved = move();
+  while (moved.code() == StatusCode::kNoMemory && preempt_for_border_ && scheduler_.running() > 1) {
+    Drain();  // what is preempted may be in the steps under way
+    if (scheduler_.running() <= 1) break;
     scheduler_.PreemptLast();
-    moved = MoveBorder(wanted);
+    moved = move();
   }
   if (moved.ok()) {
     ++stats_.border_moves;
-  } else {
+  } else if (moved.code() != StatusCode::kShouldWait) {
     ++stats_.border_refusals;
     last_border_error_ = std::move(moved);
+    border_goal_.reset();  // unless the policy still wants it
   }
+}
+
+EvictionTarget EngineCore::NextBorder() const {
+  const EvictionTarget& goal = *border_goal_;
+  const EvictionTarget& now = memory_.weights().planned().target();
+  const auto stripes = [](const EvictionTarget& t) {
+    return t.empty() || t.placement == Placement::kStripe;
+  };
+  const bool same_ring = goal.empty() || now.empty() || goal.ring_slots == now.ring_slots;
+  // Nobody waits for the next step, or it takes another ring altogether.
+  if (scheduler_.running() == 0 || !stripes(goal) || !stripes(now) || !same_ring) return goal;
+  const uint32_t from = now.amount();
+  const uint32_t to = goal.amount();
+  const uint32_t most = GranulesOfPart(to < from);
+  EvictionTarget next{.ring_slots = goal.empty() ? now.ring_slots : goal.ring_slots};
+  next.granules_per_layer =
+      from < to ? from + std::min(most, to - from) : from - std::min(most, from - to);
+  return next.granules_per_layer == to ? goal : next;
+}
+
+uint32_t EngineCore::GranulesOfPart(bool restoring) const {
+  const WeightPager& weights = memory_.weights();
+  const bool hidden = weights.moves_behind_gates();
+  double granule_ns = weights.remap_ns_per_granule();
+  if (restoring && !hidden && memory_.link_bytes_per_ns() > 0) {
+    granule_ns += static_cast<double>(memory_.pool().granule_bytes()) / memory_.link_bytes_per_ns();
+  }
+  const double part_ns = granule_ns * static_cast<double>(weights.layout().layers.size());
+  if (part_ns <= 0) return UINT32_MAX;
+  const double parts = smoothed_step_ns_ * (hidden ? kHiddenShare : kLateShare) / part_ns;
+  return static_cast<uint32_t>(std::clamp(parts, 1.0, 1e9));
+}
+
+Memory::KvHolder EngineCore::Holder() {
+  return {.rest = [this] { Drain(); },
+          .patch = [this](const auto& moves) { scheduler_.PatchBlocks(moves); },
+          .lost =
+              [this] {
+                scheduler_.PreemptAll();
+                memory_.blocks().ClearPrefixCache();
+              }};
 }
 
 Status EngineCore::MoveBorder(const EvictionTarget& target) {
   const TimeNs start = driver_.Now();
-  Memory::KvHolder holder;
-  holder.patch = [this](const auto& moves) { scheduler_.PatchBlocks(moves); };
-  holder.lost = [this] {
-    scheduler_.PreemptAll();
-    memory_.blocks().ClearPrefixCache();
-  };
-  Status status = memory_.MoveBorder(target, holder);
+  Status status = memory_.MoveBorder(target, Holder());
   stats_.border_ns += driver_.Now() - start;
   return status;
+}
+
+void EngineCore::AdvanceBorder(uint64_t limit_ns) {
+  if (!memory_.weights().in_transition()) return;
+  const TimeNs start = driver_.Now();
+  Status advanced = memory_.weights().AdvanceTransition(limit_ns);
+  stats_.border_ns += driver_.Now() - start;
+  if (advanced.ok()) return;
+  ++stats_.border_refusals;
+  last_border_error_ = std::move(advanced);
 }
 
 StepBatch EngineCore::BuildBatch(const std::vector<ScheduledSequence>& scheduled) const {
@@ -398,6 +490,7 @@ void EngineCore::CollectStep() {
   WeightPager& weights = memory_.weights();
   const WeightPagerStats before = weights.stats();
   StepOutcome outcome;
+  AdvanceBorder(UINT64_MAX);
   Status run = compute_.Collect(&outcome);
   Status end = weights.EndStep();
   if (run.ok()) run = std::move(end);
@@ -405,6 +498,8 @@ void EngineCore::CollectStep() {
     OnStepError(std::move(step), run);
     return;
   }
+  AdvanceBorder(
+      std::max(kFirstGatesNs, static_cast<uint64_t>(smoothed_step_ns_ * kFirstGatesShare)));
   const TimeNs stall_ns = weights.stats().stall_ns - before.stall_ns;
   const uint64_t bytes = step->bytes_queued + weights.stats().bytes_copied - before.bytes_copied;
   stats_.compute_ns += outcome.compute_ns;
@@ -528,6 +623,7 @@ void EngineCore::OnStepError(std::unique_ptr<StepUnderWay> step, const Status& e
     failed.push_back(std::move(under_way_.front()));
     under_way_.pop_front();
     StepOutcome void_outcome;
+    AdvanceBorder(UINT64_MAX);
     (void)compute_.Collect(&void_outcome);
     (void)memory_.weights().EndStep();
   }

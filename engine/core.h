@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -68,7 +69,7 @@ struct CoreStats {
   uint64_t requests_finished = 0;
   uint64_t requests_failed = 0;
   uint32_t peak_running = 0;
-  uint64_t border_moves = 0;
+  uint64_t border_moves = 0;     // each part of a move made in parts counts
   uint64_t border_refusals = 0;  // wishes of the policy that were clipped or failed
   TimeNs compute_ns = 0;         // of steps, where they ran
   uint64_t queued_steps = 0;     // submitted while the one before ran
@@ -76,7 +77,7 @@ struct CoreStats {
   TimeNs idle_ns = 0;            // in which the device waited before those
   uint64_t wasted_rows = 0;      // computed for requests that had ended meanwhile
   uint64_t scrubbed_blocks = 0;  // of KV, zeroed because they went from one tenant to another
-  TimeNs border_ns = 0;          // moving the border
+  TimeNs border_ns = 0;          // moving the border, by the host
 };
 
 // One row per step for reports and plots.
@@ -137,6 +138,10 @@ class EngineCore {
   // Why the border last stayed where it was although the policy wished otherwise; ok if it never
   // did.
   const Status& last_border_error() const { return last_border_error_; }
+  // Whether the border has not got yet where the policy wants it.
+  bool border_under_way() const {
+    return border_goal_ && *border_goal_ != memory_.weights().planned().target();
+  }
   Memory& memory() { return memory_; }
   // Memory's invariants, and with no request known: every block free or cached (leak check).
   Status CheckIntegrity();
@@ -161,7 +166,16 @@ class EngineCore {
   void ApplyPolicy();
   void TraceDecision(const PolicySnapshot& snapshot, const PolicyDecision& decision, bool clipped);
   void TraceMemory();
+  // At rest, as a whole.
   Status MoveBorder(const EvictionTarget& target);
+  // One part of the way to where the policy wants the border.
+  void MoveTowardsGoal();
+  // Where the border is after the next part.
+  EvictionTarget NextBorder() const;
+  // Granules a layer of one part, or all there are.
+  uint32_t GranulesOfPart(bool restoring) const;
+  Memory::KvHolder Holder();
+  void AdvanceBorder(uint64_t limit_ns);
   uint32_t depth() const;
   StepBatch BuildBatch(const std::vector<ScheduledSequence>& scheduled) const;
   // Schedules and submits a step; false when there was nothing to submit.
@@ -200,7 +214,9 @@ class EngineCore {
   bool keep_records_ = false;
   CoreStats stats_;
   QueuedDemand queued_;
-  uint64_t idle_steps_ = 0;  // a policy's clock goes on while nothing runs
+  uint64_t idle_steps_ = 0;                    // a policy's clock goes on while nothing runs
+  std::optional<EvictionTarget> border_goal_;  // where the policy wants the border; none: there
+  bool preempt_for_border_ = false;            // PolicyDecision::preempt of that wish
   Status last_border_error_;
   RequestId next_id_ = 1;
   uint32_t failed_in_a_row_ = 0;

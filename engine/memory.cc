@@ -158,7 +158,7 @@ VirtAddr Memory::scratch() const {
 }
 
 MemoryView Memory::view() const {
-  const EvictionPlan& plan = weights_->plan();
+  const EvictionPlan& plan = weights_->planned();
   return {.granule_bytes = pool_->granule_bytes(),
           .pool = pool_->counts(),
           .granules_per_layer = plan.target().granules_per_layer,
@@ -188,37 +188,70 @@ Status Memory::GrowKv(uint32_t blocks) {
 }
 
 Status Memory::MoveBorder(const EvictionTarget& target, const KvHolder& holder) {
-  const EvictionPlan next =
-      WEIR_TRY(EvictionPlan::Make(weights_->layout(), pool_->granule_bytes(), target));
-  const uint32_t freed_now = weights_->plan().freed_granules();
-  if (next.freed_granules() < freed_now) {
-    const uint32_t needed = freed_now - next.freed_granules();
-    const uint32_t available = pool_->Available();
-    if (needed > available) {
-      const auto extents =
-          static_cast<uint32_t>(CeilDiv(needed - available, kv_->geometry().granules_per_extent));
-      WEIR_TRY(ShrinkKv(extents, holder));
-    }
-  }
+  WEIR_TRY(ReleaseVacated());
+  WEIR_TRY(VacateKvFor(target, holder));
+  WEIR_TRY(ReleaseVacated());
   return weights_->Apply(target);
 }
 
-Status Memory::ShrinkKv(uint32_t n, const KvHolder& holder) {
-  std::vector<uint32_t> extents;
+Status Memory::BeginMove(const EvictionTarget& target, const EvictionTarget& goal,
+                         const KvHolder& holder) {
+  WEIR_TRY(ReleaseVacated());
+  // KV would give up a part, and get it back when the rest is refused, for ever.
+  const uint32_t all = WEIR_TRY(ExtentsFor(goal));
+  if (all > blocks_->VacatableExtents()) {
+    return NoMemory("the way to the border takes " + std::to_string(all) +
+                    " KV extents, used blocks leave " +
+                    std::to_string(blocks_->VacatableExtents()));
+  }
+  WEIR_TRY(VacateKvFor(target, holder));
+  WEIR_TRY(ReleaseVacated());
+  return weights_->BeginTransition(target);
+}
+
+Result<uint32_t> Memory::ExtentsFor(const EvictionTarget& target) {
+  const EvictionPlan next =
+      WEIR_TRY(EvictionPlan::Make(weights_->layout(), pool_->granule_bytes(), target));
+  const uint64_t weights = space_->region(weights_->region()).slots.size() - next.freed_granules();
+  (void)pool_->Available();  // looks which granules have become free
+  // What a move that did not begin has committed is free for this one.
+  const PoolCounts& counts = pool_->counts();
+  const uint64_t available = uint64_t{counts.by_owner[static_cast<size_t>(Owner::kWeights)]} +
+                             counts.by_owner[static_cast<size_t>(Owner::kRing)] + counts.free;
+  if (weights <= available) return 0;
+  return static_cast<uint32_t>(
+      CeilDiv(weights - available, uint64_t{kv_->geometry().granules_per_extent}));
+}
+
+Status Memory::VacateKvFor(const EvictionTarget& target, const KvHolder& holder) {
+  const uint32_t n = WEIR_TRY(ExtentsFor(target));
+  if (n == 0) return OkStatus();
+  if (blocks_->UnusedExtents() < n) holder.rest();
   std::vector<BlockMoveRequest> requests;
-  WEIR_TRY(blocks_->VacateExtents(n, &extents, &requests));
+  WEIR_TRY(blocks_->VacateExtents(n, &vacated_, &requests));
+  vacated_until_ = weights_->stats().steps + weights_->steps_under_way();
   holder.patch(requests);
-  Status status = CopyBlocks(requests);
-  if (!status.ok()) {
-    for (const BlockMoveRequest& m : requests) blocks_->Distrust(m.to);
-    holder.lost();
+  const Status copied = CopyBlocks(requests);
+  if (copied.ok()) return copied;
+  for (const BlockMoveRequest& m : requests) blocks_->Distrust(m.to);
+  holder.lost();
+  for (const uint32_t e : vacated_) blocks_->AddExtent(e);
+  vacated_.clear();
+  return copied;
+}
+
+Status Memory::ReleaseVacated() {
+  if (vacated_.empty()) return OkStatus();
+  if (weights_->stats().steps < vacated_until_) {
+    return ShouldWait("steps are under way that may still use what KV has given up");
   }
-  if (status.ok()) status = kv_->Shrink(extents, Fence());
-  if (!status.ok()) {
+  const Status released = kv_->Shrink(vacated_, Fence());
+  if (!released.ok()) {
     // The extents are still mapped, empty, and ours to use.
-    for (const uint32_t e : extents) blocks_->AddExtent(e);
+    for (const uint32_t e : vacated_) blocks_->AddExtent(e);
   }
-  return status;
+  vacated_.clear();
+  return released;
 }
 
 Status Memory::CopyBlocks(const std::vector<BlockMoveRequest>& requests) {

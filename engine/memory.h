@@ -86,16 +86,28 @@ class Memory {
   // Maps KV extents for at least |blocks| more free blocks, as far as the pool goes.
   Status GrowKv(uint32_t blocks);
 
-  // Moves the border so that |target| is away, in whichever placement. Evicting frees granules for
-  // KV; restoring first vacates KV extents and carries out the moves. kNoMemory, nothing changed,
-  // when used KV blocks are in the way; other errors: weights and border are as before.
+  // What a moving border does to whoever holds KV blocks.
   struct KvHolder {
+    // No step may be under way: used blocks are about to be moved.
+    std::function<void()> rest;
     // Blocks have new places: block tables must follow.
     std::function<void(const std::vector<BlockMoveRequest>&)> patch;
     // The bytes of moved blocks were lost on the way: what is in KV cannot be trusted.
     std::function<void()> lost;
   };
+  // Moves the border so that |target| is away, in whichever placement; no step is under way.
+  // Evicting frees granules for KV; restoring first vacates KV extents and carries out the moves.
+  // kNoMemory, nothing changed, when used KV blocks are in the way; other errors: weights and
+  // border are as before.
   Status MoveBorder(const EvictionTarget& target, const KvHolder& holder);
+  // The same while steps run, for what can move behind their gates: the next step begun moves
+  // (WeightPager::BeginTransition). A part of the way to |goal|: where used KV blocks are in the
+  // way of all of it nothing changes (kNoMemory). kShouldWait: KV has given up what coming home
+  // needs; to be called again once the steps under way now have ended.
+  Status BeginMove(const EvictionTarget& target, const EvictionTarget& goal,
+                   const KvHolder& holder);
+  // Makes granules that KV gave up free. kShouldWait while a step is under way that may use them.
+  Status ReleaseVacated();
 
   uint64_t blocks_moved() const { return copier_->blocks_moved(); }
   Status CheckIntegrity();
@@ -106,7 +118,10 @@ class Memory {
   Memory(Driver& driver, const MemoryOptions& options) : driver_(driver), options_(options) {}
   Status Build();
   Status MapScratch();
-  Status ShrinkKv(uint32_t extents, const KvHolder& holder);
+  // Extents that KV must give up for |target|, beyond what the pool has.
+  Result<uint32_t> ExtentsFor(const EvictionTarget& target);
+  // KV gives them up.
+  Status VacateKvFor(const EvictionTarget& target, const KvHolder& holder);
   Status CopyBlocks(const std::vector<BlockMoveRequest>& requests);
 
   Driver& driver_;
@@ -120,6 +135,8 @@ class Memory {
   std::unique_ptr<KvArena> kv_;
   std::unique_ptr<BlockManager> blocks_;
   std::unique_ptr<BlockCopier> copier_;
+  std::vector<uint32_t> vacated_;  // extents that hold nothing and are still mapped
+  uint64_t vacated_until_ = 0;     // once so many steps have ended nobody can reach them
   uint64_t most_kv_blocks_ = 0;
   uint32_t max_granules_per_layer_ = 0;
   uint32_t max_layers_ = 0;

@@ -68,23 +68,31 @@ std::vector<uint32_t> StripeCapacity(const WeightLayout& layout, uint64_t granul
   return capacity;
 }
 
+// What each segment gives of the granules taken from a layer, and how many of them others give
+// before it.
+struct Share {
+  uint32_t before = 0;
+  uint32_t count = 0;
+};
+
 // Takes |k| granules from the segments of a layer, from the one that can give most first: few long
 // copies run at the link's full speed, and each chunk costs the link some microseconds besides. A
 // larger k only adds granules, so that moving the border never moves a granule twice. Ties go to
 // the later segment, whose stripe has longer to arrive.
-std::vector<uint32_t> Concentrate(const std::vector<uint32_t>& capacity, uint32_t k) {
-  std::vector<uint32_t> given(capacity.size(), 0);
-  while (k > 0) {
-    size_t best = capacity.size();
-    for (size_t s = 0; s < capacity.size(); ++s) {
-      if (given[s] > 0 || capacity[s] == 0) continue;
-      if (best == capacity.size() || capacity[s] >= capacity[best]) best = s;
-    }
-    WEIR_CHECK(best < capacity.size(), "taking more than there is");
-    given[best] = std::min(k, capacity[best]);
-    k -= given[best];
+std::vector<Share> Concentrate(const std::vector<uint32_t>& capacity, uint32_t k) {
+  std::vector<size_t> order(capacity.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    return capacity[a] != capacity[b] ? capacity[a] > capacity[b] : a > b;
+  });
+  std::vector<Share> shares(capacity.size());
+  uint32_t taken = 0;
+  for (const size_t s : order) {
+    shares[s] = {taken, std::min(k - taken, capacity[s])};
+    taken += shares[s].count;
   }
-  return given;
+  WEIR_CHECK(taken == k, "taking more than there is");
+  return shares;
 }
 
 // The slots of one whole layer that may leave, by the segment whose gate lets them in.
@@ -218,30 +226,31 @@ Status EvictionPlan::PlaceStripes(const WeightLayout& layout, uint64_t granule_b
                            std::to_string(ring) + " layers, the model has " +
                            std::to_string(layers));
   }
-  const std::vector<uint32_t> take = Concentrate(capacity, k);
-  const auto per_layer =
-      static_cast<uint32_t>(std::count_if(take.begin(), take.end(), [](uint32_t n) { return n; }));
+  const std::vector<Share> take = Concentrate(capacity, k);
+  const auto per_layer = static_cast<uint32_t>(
+      std::count_if(take.begin(), take.end(), [](const Share& s) { return s.count > 0; }));
   for (uint32_t l = 0; l < layers; ++l) {
     uint32_t in_layer = 0;  // chunks of this layer so far
-    uint32_t offset = l % ring * k;
     // The layer that used this ring slot before: R layers ago, or, for the first R layers, the last
     // one of the previous pass with the same remainder (L need not be a multiple of R).
     const bool wraps = l < ring;
     const uint32_t before = wraps ? (layers - 1 - l) / ring * ring + l : l - ring;
     for (uint32_t s = 0; s < segments; ++s) {
-      if (take[s] == 0) continue;
+      const uint32_t count = take[s].count;
+      if (count == 0) continue;
       const SlotRun run = InnerSlots(layout.layers[l][s], granule_bytes);
       StripeChunk chunk;
       chunk.gate = l * segments + s;
-      chunk.first = SlotIndex(static_cast<uint32_t>(run.end - take[s]));
-      chunk.count = take[s];
+      chunk.first = SlotIndex(static_cast<uint32_t>(run.end - count));
+      chunk.count = count;
       chunk.ring_slot = l % ring;
-      chunk.ring_offset = offset;
+      // The granules of a layer are numbered in the order in which they leave.
+      chunk.ring_first = (take[s].before + count - 1) * ring + chunk.ring_slot;
+      chunk.ring_step = -static_cast<int32_t>(ring);
       chunk.previous_user = before * per_layer + in_layer;
       chunk.previous_pass = wraps;
       chunk_of_gate_[chunk.gate] = static_cast<int32_t>(chunks_.size());
       chunks_.push_back(chunk);
-      offset += take[s];
       ++in_layer;
     }
   }
@@ -277,7 +286,7 @@ Status EvictionPlan::PlaceLayers(const WeightLayout& layout, uint64_t granule_by
       chunk.first = SlotIndex(static_cast<uint32_t>(runs[s].first));
       chunk.count = static_cast<uint32_t>(runs[s].count());
       chunk.ring_slot = j % ring;
-      chunk.ring_offset = offset;
+      chunk.ring_first = offset;
       chunk.previous_pass = j < ring;
       chunk.previous_user = j;  // the evicted layer for now; its predecessor's last chunk below
       chunk_of_gate_[chunk.gate] = static_cast<int32_t>(chunks_.size());
@@ -297,10 +306,20 @@ Status EvictionPlan::PlaceLayers(const WeightLayout& layout, uint64_t granule_by
   for (StripeChunk& chunk : chunks_) {
     const uint32_t j = chunk.previous_user;
     chunk.previous_user = last_chunk[j < ring ? (n - 1 - j) / ring * ring + j : j - ring];
-    chunk.ring_offset += chunk.ring_slot * widest;
+    chunk.ring_first += chunk.ring_slot * widest;
   }
   ring_granules_ = ring * widest;
   return OkStatus();
+}
+
+std::vector<int32_t> EvictionPlan::RingOfSlots(size_t slots) const {
+  std::vector<int32_t> ring(slots, -1);
+  for (const StripeChunk& c : chunks_) {
+    for (uint32_t i = 0; i < c.count; ++i) {
+      ring[c.first.value + i] = static_cast<int32_t>(c.RingGranule(i));
+    }
+  }
+  return ring;
 }
 
 std::string EvictionPlan::ToString() const {

@@ -52,8 +52,14 @@ struct StripeChunk {
   uint32_t gate = 0;  // layer * segments_per_layer + segment
   SlotIndex first;    // slots of the weight region
   uint32_t count = 0;
-  uint32_t ring_slot = 0;    // which of the R ring slots
-  uint32_t ring_offset = 0;  // granules from the ring's start
+  uint32_t ring_slot = 0;  // which of the R ring slots
+  // Ring granules lie in turns, |ring_step| apart: stripes count down from the end of a segment, so
+  // that a slot keeps its ring granule however many others leave or come home.
+  uint32_t ring_first = 0;  // of slot |first|, from the ring's start
+  int32_t ring_step = 1;
+  uint32_t RingGranule(uint32_t i) const {  // of slot |first| + i
+    return static_cast<uint32_t>(static_cast<int64_t>(ring_first) + int64_t{i} * ring_step);
+  }
   // The chunk that used the same ring granules before this one in the endless round: index, and
   // whether it belongs to the previous pass. The copy of this chunk waits until that one is
   // consumed.
@@ -86,6 +92,8 @@ class EvictionPlan {
   // Chunks of a pass that can be copied before the pass begins: every earlier user of their ring
   // slots is in the previous pass.
   uint32_t prefix_chunks() const { return prefix_chunks_; }
+  // By weight slot, of |slots|: the ring granule that stands in for it, or -1 where it is home.
+  std::vector<int32_t> RingOfSlots(size_t slots) const;
   std::string ToString() const;
 
  private:

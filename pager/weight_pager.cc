@@ -60,8 +60,8 @@ Result<std::unique_ptr<WeightPager>> WeightPager::Create(AddressSpace& space, Ba
   impl->covered = MergedSegments(layout);
   impl->weights = WEIR_TRY(space.Reserve("weights", layout.region_bytes));
   const size_t slots = space.region(impl->weights).slots.size();
-  impl->ring_of_slot = RingOfSlots(plan, slots);
-  impl->gate_table = plan.chunk_of_gate();
+  impl->ring_of_slot = plan.RingOfSlots(slots);
+  impl->cover = std::make_shared<const EvictionPlan>(plan);
   // From here on the destructor gives back what was made.
   std::unique_ptr<WeightPager> pager(new WeightPager(std::move(impl)));
   Impl& m = *pager->impl_;
@@ -86,7 +86,9 @@ Result<std::unique_ptr<WeightPager>> WeightPager::Create(AddressSpace& space, Ba
                      SlotIndex(static_cast<uint32_t>(m.ring_of_slot[s])));
     }
   }
+  const TimeNs begin = m.driver.Now();
   WEIR_TRY(space.Commit(remap).WithContext("mapping the weights"));
+  m.map_ns = static_cast<double>(m.driver.Now() - begin) / static_cast<double>(remap.ops.size());
   pager->plan_ = std::move(plan);
   return pager;
 }
@@ -94,7 +96,7 @@ Result<std::unique_ptr<WeightPager>> WeightPager::Create(AddressSpace& space, Ba
 WeightPager::~WeightPager() {
   Impl& m = *impl_;
   // Whatever copies are queued must not wait for a compute that is never going to come.
-  m.SetConsumed(m.queued + plan_.chunks().size() + 1);
+  m.SetConsumed(m.queued + m.after()->chunks().size() + 1);
   for (const StreamId stream : {m.copy_stream, m.repair_stream}) {
     if (!stream.valid()) continue;
     (void)m.driver.DestroyStream(stream);
@@ -175,58 +177,68 @@ void WeightPager::TraceState() const {
 
 // --- Steps ---------------------------------------------------------------------------------------
 
+const EvictionPlan& WeightPager::planned() const {
+  return *impl_->after();
+}
+
 Status WeightPager::BeginStep() {
   Impl& m = *impl_;
   if (m.state != Impl::State::kInStep) WEIR_TRY(m.CheckServing());
-  if (m.under_way == m.options.max_steps_under_way) return BadState("a step is under way");
-  if (m.armed(plan_)) {
-    if (m.restart_pending || m.queued_in_vain) {
-      if (m.under_way > 0) return BadState("a step was given up; those under way must end first");
-      WEIR_TRY(m.BringToRest());
-      m.Restart(plan_, &stats_);
-    }
-    if (Result<bool> health = m.driver.IsComplete(m.last_copy); m.under_way == 0 && !health.ok()) {
-      // A copy of the prefix failed while nobody looked.
-      WEIR_TRY(m.ReplaceStream());
-      const uint64_t arrived =
-          m.options.device_gates ? m.pass_base : m.driver.LoadCounter(m.produced);
-      stats_.repairs += m.queued - arrived;
-      m.queued = arrived;
-      m.SetProduced(arrived);
-    }
-    const uint64_t end = m.pass_base + (m.under_way + 1) * plan_.chunks().size();
-    Status queued = m.QueueUpTo(plan_, end, &stats_);
-    const EventId copied = m.last_copy;
-    if (queued.ok()) queued = m.QueueUpTo(plan_, end + plan_.prefix_chunks(), &stats_);
-    if (!queued.ok()) {
-      m.queued_in_vain = true;
-      return queued.WithContext("queueing the copies of a step");
-    }
-    m.passes_copied.push_back(copied);
+  if (m.passes.size() == m.options.max_steps_under_way) return BadState("a step is under way");
+  if (!m.passes.empty() && m.passes.back().held) {
+    return BadState("the gates of the step before are still held closed");
   }
-  ++m.under_way;
+  if (m.restart_pending || m.queued_in_vain) {
+    if (!m.passes.empty()) {
+      return BadState("a step was given up; those under way must end first");
+    }
+    WEIR_TRY(m.BringToRest());
+    m.Restart(&stats_);
+  }
+  Pass pass{.plan = m.after(), .to = std::exchange(m.heading, nullptr)};
+  if (pass.to && pass.to->evicted_granules() > pass.plan->evicted_granules()) pass.plan = pass.to;
+  if (m.armed(*pass.plan)) {
+    const uint64_t n = pass.plan->chunks().size();
+    pass.held = pass.to != nullptr || pass.plan != m.numbered;
+    if (pass.held) {
+      pass.base = m.queued + n;
+      m.queued = pass.base;
+      m.next_base = pass.base + n;
+      m.numbered = pass.plan;
+    } else {
+      const Status queued = m.QueuePass(&pass, &stats_);
+      if (!queued.ok()) {
+        m.queued_in_vain = true;
+        return queued.WithContext("queueing the copies of a step");
+      }
+    }
+  }
+  m.passes.push_back(std::move(pass));
+  if (m.passes.size() == 1) m.ExpectOldest();
   m.state = Impl::State::kInStep;
   return OkStatus();
 }
 
 void WeightPager::CancelStep() {
   Impl& m = *impl_;
-  WEIR_CHECK(m.under_way > 0, "no step has begun");
-  --m.under_way;
-  if (m.under_way == 0) m.state = Impl::State::kServing;
-  if (!m.armed(plan_)) return;
+  WEIR_CHECK(!m.passes.empty(), "no step has begun");
+  const Pass pass = std::move(m.passes.back());
+  m.passes.pop_back();
+  if (m.passes.empty()) m.state = Impl::State::kServing;
+  m.homecoming = {};
+  if (!m.armed(*pass.plan)) return;
   // Some of its kernels may run all the same and depart from its chunks: nobody else may use them.
-  m.passes_copied.pop_back();
+  m.queued = std::max(m.queued, pass.base + pass.plan->chunks().size());
   m.queued_in_vain = true;
 }
 
 Status WeightPager::EndStep() {
   Impl& m = *impl_;
   if (m.state != Impl::State::kInStep) return BadState("no step has begun");
-  --m.under_way;
-  if (m.under_way == 0) m.state = Impl::State::kServing;
+  Pass pass = std::move(m.passes.front());
+  m.passes.pop_front();
+  if (m.passes.empty()) m.state = Impl::State::kServing;
   ++stats_.steps;
-  if (!m.armed(plan_)) return OkStatus();
   const WeightPagerStats& s = m.step.stats;
   stats_.gate_arrivals += s.gate_arrivals;
   stats_.faults += s.faults;
@@ -238,55 +250,63 @@ Status WeightPager::EndStep() {
   const auto missed = std::find(m.step.passed.begin(), m.step.passed.end(), 0);
   const auto missed_chunk = static_cast<uint32_t>(missed - m.step.passed.begin());
   const uint32_t departed = m.step.departed;
-  m.step.stats = {};
-  m.step.departed = 0;
-  std::fill(m.step.passed.begin(), m.step.passed.end(), uint8_t{0});
-  const size_t n = plan_.chunks().size();
-  const EventId copied = m.passes_copied.front();
-  m.passes_copied.pop_front();
+  m.ExpectOldest();
+  const EvictionPlan& plan = *pass.plan;
+  if (!m.armed(plan)) return OkStatus();
+  const size_t n = plan.chunks().size();
   Status failed;
   if (m.restart_pending) {
     failed = BadState("a step before this one failed");
+  } else if (pass.held) {
+    m.homecoming = {};
+    m.queued = std::max(m.queued, pass.base + n);
   } else if (missed_chunk == n && departed == n) {
     // All of the pass has arrived, so this waits for nothing. It is the last look at errors that a
     // driver reports through events only, while its counters go on (CUDA's host functions).
-    failed = m.driver.Wait(copied);
+    failed = m.driver.Wait(pass.copied);
     if (failed.ok()) {
       m.first_round = false;
-      m.pass_base += n;
+      if (pass.to) EndTransition(pass);
       return OkStatus();
     }
   }
   // The pass is given up, and with it those begun after it. Once nobody computes any more, let the
   // copies drain and begin a fresh one.
   m.restart_pending = true;
-  ++m.passes_given_up;
-  if (m.under_way == 0) {
+  if (m.passes.empty()) {
     const Status rest = m.BringToRest();
-    if (rest.ok()) m.Restart(plan_, &stats_);
+    if (rest.ok()) m.Restart(&stats_);
   }
   if (!failed.ok()) return failed.WithContext("a copy of the step's weights");
+  if (pass.held) return BadState("the step ended while its gates were held closed");
   const uint32_t chunk = std::min(missed_chunk, departed);
   return BadState("the step ended before " +
-                  m.DescribeChunk(plan_, layout_.segments_per_layer(), chunk) + " was " +
+                  m.DescribeChunk(plan, layout_.segments_per_layer(), chunk) + " was " +
                   (missed_chunk <= departed ? "passed" : "departed from"));
+}
+
+void WeightPager::Impl::ExpectOldest() {
+  step.stats = {};
+  step.departed = 0;
+  step.passed.assign(passes.empty() ? 0 : passes.front().plan->chunks().size(), 0);
 }
 
 // --- The copy stream -----------------------------------------------------------------------------
 
-uint64_t WeightPager::Impl::RequiredConsumed(const EvictionPlan& plan, uint64_t pass_base,
+uint64_t WeightPager::Impl::RequiredConsumed(const EvictionPlan& plan, uint64_t base,
                                              uint64_t number) {
   const uint64_t n = plan.chunks().size();
-  const uint64_t index = (number - pass_base) % n;
+  const uint64_t index = (number - base) % n;
   const StripeChunk& chunk = plan.chunks()[index];
-  // Restart leaves at least N numbers below the first pass, so this does not go below zero.
+  // At least N numbers are left out below a first pass, so this does not go below zero.
   return number - index + chunk.previous_user + 1 - (chunk.previous_pass ? n : 0);
 }
 
-Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t number) {
-  const StripeChunk& chunk = plan.chunks()[(number - pass_base) % plan.chunks().size()];
+Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t base, uint64_t number) {
+  const uint64_t index = (number - base) % plan.chunks().size();
+  const StripeChunk& chunk = plan.chunks()[index];
   const VirtAddr readers = gate_consumed != 0 ? gate_consumed : consumed;
-  WEIR_TRY(driver.WaitCounter(copy_stream, readers, RequiredConsumed(plan, pass_base, number)));
+  WEIR_TRY(driver.WaitCounter(copy_stream, readers, RequiredConsumed(plan, base, number)));
   // Faults take their cause from what is noted here.
   const bool wanted = TraceEnabled(TraceType::kCopy) || TraceEnabled(TraceType::kFaultMajor);
   const bool traced = wanted && gate_produced == 0;
@@ -299,14 +319,13 @@ Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t number) 
       return OkStatus();
     }));
   } else if (stamped_now) {
-    WEIR_TRY(StampBegin(plan, number));
+    WEIR_TRY(StampBegin(plan, base, number));
   } else {
     progress.untraced_end = number + 1;
   }
   WEIR_TRY(backing->Fetch(copy_stream, chunk.first.value * granule_bytes,
                           chunk.count * granule_bytes, SlotAddress(chunk.first.value)));
   if (traced) {
-    const uint64_t index = (number - pass_base) % plan.chunks().size();
     WEIR_TRY(driver.HostFunction(copy_stream, [this, begin, chunk, index] {
       OnCopied(chunk, index, *begin);
       return OkStatus();
@@ -339,19 +358,44 @@ void WeightPager::Impl::JudgeCopy(uint64_t bytes, CopySpan span) {
   if (!progress.measured && took > 0) rate = std::max(rate, size / took);
 }
 
-Status WeightPager::Impl::QueueUpTo(const EvictionPlan& plan, uint64_t end,
+Status WeightPager::Impl::QueueNext(const EvictionPlan& plan, uint64_t base,
+                                    WeightPagerStats* stats) {
+  // A call that failed changed nothing (D7), and copying a chunk twice does no harm: try again.
+  Status status = QueueChunk(plan, base, queued);
+  for (uint32_t i = 1; i < kAttempts && !status.ok(); ++i) status = QueueChunk(plan, base, queued);
+  WEIR_TRY(std::move(status));
+  ++stats->chunks_copied;
+  stats->bytes_copied +=
+      plan.chunks()[(queued - base) % plan.chunks().size()].count * granule_bytes;
+  ++queued;
+  return OkStatus();
+}
+
+Status WeightPager::Impl::QueueUpTo(const EvictionPlan& plan, uint64_t base, uint64_t end,
                                     WeightPagerStats* stats) {
   if (queued >= end) return OkStatus();
-  for (; queued < end; ++queued) {
-    // A call that failed changed nothing (D7), and copying a chunk twice does no harm: try again.
-    Status status = QueueChunk(plan, queued);
-    for (uint32_t i = 1; i < kAttempts && !status.ok(); ++i) status = QueueChunk(plan, queued);
-    if (!status.ok()) return status;
-    ++stats->chunks_copied;
-    stats->bytes_copied +=
-        plan.chunks()[(queued - pass_base) % plan.chunks().size()].count * granule_bytes;
-  }
+  while (queued < end) WEIR_TRY(QueueNext(plan, base, stats));
   last_copy = WEIR_TRY(driver.Record(copy_stream));
+  return OkStatus();
+}
+
+// The next pass of the plan whose prefix is queued already, and the prefix of the one after it.
+Status WeightPager::Impl::QueuePass(Pass* pass, WeightPagerStats* stats) {
+  const EvictionPlan& plan = *pass->plan;
+  if (Result<bool> health = driver.IsComplete(last_copy); passes.empty() && !health.ok()) {
+    // A copy of the prefix failed while nobody looked.
+    WEIR_TRY(ReplaceStream());
+    const uint64_t arrived = options.device_gates ? next_base : driver.LoadCounter(produced);
+    stats->repairs += queued - arrived;
+    queued = arrived;
+    SetProduced(arrived);
+  }
+  pass->base = next_base;
+  const uint64_t end = next_base + plan.chunks().size();
+  WEIR_TRY(QueueUpTo(plan, next_base, end, stats));
+  pass->copied = last_copy;
+  WEIR_TRY(QueueUpTo(plan, next_base, end + plan.prefix_chunks(), stats));
+  next_base = end;
   return OkStatus();
 }
 
@@ -439,23 +483,21 @@ void WeightPager::Impl::TracePlacement(const EvictionPlan& plan, uint64_t ahead_
             plan.evicted_granules() * granule_bytes, plan.chunks().size(), ahead_bytes);
 }
 
-void WeightPager::Impl::Restart(const EvictionPlan& plan, WeightPagerStats* stats) {
+void WeightPager::Impl::Restart(WeightPagerStats* stats) {
+  const EvictionPlan& plan = *cover;
   restart_pending = false;
   queued_in_vain = false;
-  passes_given_up = 0;
+  numbered = cover;
   uint64_t ahead = 0;
   for (uint32_t i = 0; i < plan.prefix_chunks(); ++i) ahead += plan.chunks()[i].count;
   TracePlacement(plan, ahead * granule_bytes);
   if (!armed(plan)) return;
-  const uint64_t n = plan.chunks().size();
-  step.passed.assign(n, 0);
-  step.departed = 0;
-  pass_base = queued + n;
-  queued = pass_base;
-  SetConsumed(pass_base);
-  SetProduced(pass_base);
+  next_base = queued + plan.chunks().size();
+  queued = next_base;
+  SetConsumed(next_base);
+  SetProduced(next_base);
   // If this fails BeginStep goes on from here, and reports it if it fails again.
-  (void)QueueUpTo(plan, pass_base + plan.prefix_chunks(), stats);
+  (void)QueueUpTo(plan, next_base, next_base + plan.prefix_chunks(), stats);
 }
 
 }  // namespace weir

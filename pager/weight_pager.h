@@ -2,7 +2,8 @@
 // granules are lent to somebody else (design.md, "Weight paging").
 //
 // Represents the weight region, its ring, its backing copy and the copy stream that runs ahead of
-// the compute. States: loading (Write) -> sealed (Seal) -> serving (BeginStep, EndStep, Apply). The
+// the compute. States: loading (Write) -> sealed (Seal) -> serving (BeginStep, EndStep; the border
+// moves by Apply, at rest, or by BeginTransition and AdvanceTransition, behind closed gates). The
 // evicted slots are mapped onto ring granules by alias; two counters order copy and compute. Per
 // pass (= step) the copies of all chunks are queued: BeginStep(t) queues the rest of pass t and the
 // prefix of pass t+1, so that the copy stream is ahead across the step boundary and still comes to
@@ -25,6 +26,8 @@
 #include "vmm/address_space.h"
 
 namespace weir {
+
+struct Pass;
 
 struct WeightPagerOptions {
   uint64_t gate_timeout_ns = 10'000'000'000;  // then the step fails and names the stripe
@@ -49,7 +52,9 @@ struct WeightPagerStats {
   uint64_t max_stall_ns = 0;
   uint64_t repairs = 0;  // stripes fetched again after a lost or failed copy
   uint64_t granules_remapped = 0;
-  uint64_t transitions = 0;  // Apply calls that changed something
+  uint64_t remap_ns = 0;            // spent on them
+  uint64_t transitions = 0;         // that took effect
+  uint64_t hidden_transitions = 0;  // of them, behind closed gates
 };
 
 class WeightPager final : public StepGates {
@@ -66,7 +71,10 @@ class WeightPager final : public StepGates {
   VirtAddr base() const;
   RegionId region() const { return region_; }
   const WeightLayout& layout() const { return layout_; }
+  // In force: of the last transition that ended.
   const EvictionPlan& plan() const { return plan_; }
+  // In force once the steps under way have ended.
+  const EvictionPlan& planned() const;
   uint32_t max_steps_under_way() const;
   uint32_t max_granules_per_layer() const;
 
@@ -82,6 +90,30 @@ class WeightPager final : public StepGates {
   // Restoring: takes granules from the pool, maps, fills from the backing copy. Only the difference
   // is remapped. On an error the previous state is in force (T2). Nothing is recorded anew.
   Status Apply(const EvictionTarget& target);
+
+  // The same while steps run (device gates only): the next step begins with the gates closed of
+  // whatever moves. Once the step before it has ended AdvanceTransition remaps behind them, in the
+  // order in which they are reached. Stripes, with the ring as it is. Granules that restoring needs
+  // are committed now (kNoMemory: missing). Until the moving step has ended plan() does not change,
+  // and granules that left are free as soon as they are remapped. A transition that failed, or
+  // whose step did, is begun again, or any other: the bytes read are right in between.
+  Status BeginTransition(const EvictionTarget& target);
+  // To be called whenever a step has ended, and before one is collected: remaps and queues copies
+  // for the oldest step if its gates are held closed, for about |limit_ns|, at least one chunk.
+  // Nothing else may be begun or ended before in_transition() is false. An error says why the
+  // border stays in between, or that the step is void; its gates are let go either way.
+  Status AdvanceTransition(uint64_t limit_ns = UINT64_MAX);
+  uint32_t steps_under_way() const;
+  // Whether the oldest step under way waits for AdvanceTransition.
+  bool in_transition() const;
+  bool moves_behind_gates() const;
+  // Whether BeginTransition takes |target|, if there are granules for it.
+  bool CanMoveBehindGates(const EvictionTarget& target) const;
+  // False after a move that failed on the way: what is away lies between planned() and the target,
+  // until a transition to either ends.
+  bool settled() const;
+  // What remapping one granule takes, measured; from loading until the first move.
+  double remap_ns_per_granule() const;
 
   // Queues this pass's copies. A no-op when nothing is evicted. Steps begin and end in order; with
   // max_steps_under_way > 1 the next may begin before this one ends.
@@ -111,6 +143,7 @@ class WeightPager final : public StepGates {
  private:
   struct Impl;
   explicit WeightPager(std::unique_ptr<Impl> impl);
+  void EndTransition(const Pass& pass);
   std::unique_ptr<Impl> impl_;
   RegionId region_;
   WeightLayout layout_;

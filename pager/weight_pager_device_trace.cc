@@ -24,18 +24,18 @@ TimeNs NotAfter(TimeNs time, TimeNs bound, uint64_t error_ns) {
 
 }  // namespace
 
-Status WeightPager::Impl::StampBegin(const EvictionPlan& plan, uint64_t number) {
+Status WeightPager::Impl::StampBegin(const EvictionPlan& plan, uint64_t base, uint64_t number) {
   // Queueing it failed before, or its stream did: it is copied anew, and what is behind it.
   while (!stamped.empty() && stamped.back().number >= number) {
     DropStamps(stamped.back());
     stamped.pop_back();
   }
-  const uint64_t index = (number - pass_base) % plan.chunks().size();
+  const uint64_t index = (number - base) % plan.chunks().size();
   StampedCopy copy{.number = number,
                    .index = index,
                    .chunk = plan.chunks()[index],
                    .queued_ns = driver.Now(),
-                   .after = RequiredConsumed(plan, pass_base, number) - 1};
+                   .after = RequiredConsumed(plan, base, number) - 1};
   copy.begin = WEIR_TRY(driver.Stamp(copy_stream));
   stamped.push_back(copy);
   return OkStatus();
@@ -82,10 +82,10 @@ void WeightPager::Impl::TraceCopy(const StampedCopy& copy, CopySpan span) {
                  weights.value, copy.chunk.first.value, bytes, span.begin_ns, span.end_ns);
 }
 
-void WeightPager::Impl::TraceDeviceStep(const EvictionPlan& plan, const DeviceGateLog& log,
-                                        uint64_t step_number) {
+void WeightPager::Impl::TraceDeviceStep(const DeviceGateLog& log, uint64_t step_number) {
+  const EvictionPlan& plan = *passes.front().plan;
+  const uint64_t base = passes.front().base;
   const size_t n = plan.chunks().size();
-  const uint64_t base = pass_base + uint64_t{passes_given_up} * n;
   const size_t reached = log.failed_gate < 0
                              ? n
                              : static_cast<size_t>(std::max(

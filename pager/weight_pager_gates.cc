@@ -14,18 +14,19 @@ namespace weir {
 
 Status WeightPager::Arrive(uint32_t gate) {
   Impl& m = *impl_;
-  if (gate >= m.gate_table.size()) {
-    return InvalidArgument("gate " + std::to_string(gate) + " of " +
-                           std::to_string(m.gate_table.size()));
+  const std::vector<int32_t>& table = m.gate_table();
+  if (gate >= table.size()) {
+    return InvalidArgument("gate " + std::to_string(gate) + " of " + std::to_string(table.size()));
   }
-  if (m.gate_table[gate] < 0) [[likely]]
+  if (table[gate] < 0) [[likely]]
     return OkStatus();
-  if (m.state != Impl::State::kInStep) return BadState("a gate was reached outside a step");
-  const auto chunk = static_cast<uint32_t>(m.gate_table[gate]);
+  if (m.passes.empty()) return BadState("a gate was reached outside a step");
+  const auto chunk = static_cast<uint32_t>(table[gate]);
+  const Pass& pass = m.passes.front();
   WeightPagerStats& stats = m.step.stats;
   ++stats.gate_arrivals;
   TraceEmit(TraceType::kGateArrive, 0, gate, stats_.steps, chunk);
-  const uint64_t number = m.pass_base + chunk;
+  const uint64_t number = pass.base + chunk;
   GateView before{.produced = m.driver.LoadCounter(m.produced), .repairs = stats.repairs};
   uint64_t waited = 0;
   bool fault = before.produced < number + 1;
@@ -33,13 +34,13 @@ Status WeightPager::Arrive(uint32_t gate) {
   if (fault) {
     before.begun = m.progress.begun.load(std::memory_order_relaxed);
     before.now_ns = m.driver.Now();
-    status = m.WaitForChunk(plan_, chunk);
+    status = m.WaitForChunk(pass, chunk);
     waited = m.driver.Now() - before.now_ns;
   }
   if (status.ok() && m.options.verify_stripes) {
     const uint64_t repairs = stats.repairs;
     const TimeNs begin = m.driver.Now();
-    status = m.VerifyChunk(plan_, chunk);
+    status = m.VerifyChunk(*pass.plan, chunk);
     if (stats.repairs != repairs) {  // its bytes had to move again
       fault = true;
       waited += m.driver.Now() - begin;
@@ -53,7 +54,7 @@ Status WeightPager::Arrive(uint32_t gate) {
               stats_.steps, chunk, waited);
   }
   if (!status.ok()) {
-    return status.WithContext(m.DescribeChunk(plan_, layout_.segments_per_layer(), chunk));
+    return status.WithContext(m.DescribeChunk(*pass.plan, layout_.segments_per_layer(), chunk));
   }
   m.step.passed[chunk] = 1;
   TraceEmit(TraceType::kGatePass, 0, gate, stats_.steps, chunk, waited);
@@ -72,29 +73,32 @@ FaultCause WeightPager::Impl::CauseOfFault(const GateView& before, uint64_t numb
 
 void WeightPager::Depart(uint32_t gate) {
   Impl& m = *impl_;
-  if (gate >= m.gate_table.size() || m.gate_table[gate] < 0) [[likely]]
+  const std::vector<int32_t>& table = m.gate_table();
+  if (gate >= table.size() || table[gate] < 0) [[likely]]
     return;
-  const auto chunk = static_cast<uint32_t>(m.gate_table[gate]);
+  const auto chunk = static_cast<uint32_t>(table[gate]);
   // `consumed` says that everything up to this chunk is done with.
   WEIR_CHECK(chunk == m.step.departed, "segments depart in the order in which they are read");
   m.step.departed = chunk + 1;
-  m.driver.StoreCounter(m.consumed, m.pass_base + chunk + 1);
+  m.driver.StoreCounter(m.consumed, m.passes.front().base + chunk + 1);
 }
 
 DeviceGates WeightPager::device_gates() const {
   const Impl& m = *impl_;
-  const uint64_t before = m.under_way > 0 ? m.under_way - 1 : 0;
+  const bool begun = !m.passes.empty();
   return {.produced = m.gate_produced,
           .consumed = m.gate_consumed,
-          .pass_base = m.pass_base + before * plan_.chunks().size(),
+          .pass_base = begun ? m.passes.back().base : 0,
           .timeout_ns = m.options.gate_timeout_ns,
-          .chunk_of_gate = m.gate_table};
+          .chunk_of_gate = (begun ? *m.passes.back().plan : *m.cover).chunk_of_gate()};
 }
 
 Status WeightPager::Report(const DeviceGateLog& log) {
   Impl& m = *impl_;
-  if (!m.armed(plan_)) return OkStatus();
-  if (!log.times.empty() || !m.stamped.empty()) m.TraceDeviceStep(plan_, log, stats_.steps);
+  if (m.passes.empty()) return BadState("no step has begun");
+  const EvictionPlan& plan = *m.passes.front().plan;
+  if (!m.armed(plan)) return OkStatus();
+  if (!log.times.empty() || !m.stamped.empty()) m.TraceDeviceStep(log, stats_.steps);
   WeightPagerStats& stats = m.step.stats;
   stats.gate_arrivals += log.passed;
   stats.faults += log.faults;
@@ -105,10 +109,10 @@ Status WeightPager::Report(const DeviceGateLog& log) {
   const auto passed = failed ? 0 : std::min<size_t>(log.passed, m.step.passed.size());
   std::fill_n(m.step.passed.begin(), passed, uint8_t{1});
   if (!failed) return OkStatus();
-  const int32_t chunk = m.gate_table[static_cast<size_t>(log.failed_gate)];
+  const int32_t chunk = plan.chunk_of_gate()[static_cast<size_t>(log.failed_gate)];
   return DriverError("has not arrived within " +
                      std::to_string(m.options.gate_timeout_ns / 1'000'000) + " ms")
-      .WithContext(m.DescribeChunk(plan_, layout_.segments_per_layer(),
+      .WithContext(m.DescribeChunk(plan, layout_.segments_per_layer(),
                                    static_cast<uint32_t>(std::max(chunk, 0))));
 }
 
@@ -120,8 +124,8 @@ std::string WeightPager::Impl::DescribeChunk(const EvictionPlan& plan, uint32_t 
          std::to_string(c.first.value) + " to " + std::to_string(c.first.value + c.count) + ")";
 }
 
-Status WeightPager::Impl::WaitForChunk(const EvictionPlan& plan, uint32_t chunk) {
-  const uint64_t number = pass_base + chunk;
+Status WeightPager::Impl::WaitForChunk(const Pass& pass, uint32_t chunk) {
+  const uint64_t number = pass.base + chunk;
   Status error;
   for (uint32_t attempt = 0; attempt < kAttempts; ++attempt) {
     switch (AwaitProduced(number + 1, &error)) {
@@ -131,7 +135,7 @@ Status WeightPager::Impl::WaitForChunk(const EvictionPlan& plan, uint32_t chunk)
                            std::to_string(options.gate_timeout_ns / 1'000'000) + " ms");
       case WaitOutcome::kStreamFailed: break;
     }
-    Status repaired = RepairFrom(plan, number);
+    Status repaired = RepairFrom(pass, number);
     if (repaired.ok()) return repaired;
     error = std::move(repaired);
   }
@@ -140,18 +144,19 @@ Status WeightPager::Impl::WaitForChunk(const EvictionPlan& plan, uint32_t chunk)
 
 // Fetches what is missing up to chunk |number| on a new stream and waits for it, then queues again
 // what was queued after it.
-Status WeightPager::Impl::RepairFrom(const EvictionPlan& plan, uint64_t number) {
+Status WeightPager::Impl::RepairFrom(const Pass& pass, uint64_t number) {
+  const EvictionPlan& plan = *pass.plan;
   WEIR_TRY(ReplaceStream());
   const uint64_t end = queued;
   const uint64_t missing_from = driver.LoadCounter(produced);
   queued = missing_from;
   WeightPagerStats& stats = step.stats;
   for (uint64_t i = missing_from; i <= number; ++i) {
-    if (driver.LoadCounter(consumed) < RequiredConsumed(plan, pass_base, i)) {
+    if (driver.LoadCounter(consumed) < RequiredConsumed(plan, pass.base, i)) {
       return BadState("a gate was reached before an earlier layer departed from its ring slot");
     }
   }
-  Status synchronous = QueueUpTo(plan, number + 1, &stats);
+  Status synchronous = QueueUpTo(plan, pass.base, number + 1, &stats);
   if (synchronous.ok()) synchronous = driver.Wait(last_copy);
   if (!synchronous.ok()) {
     queued = end;  // the next attempt starts from `produced` again
@@ -159,11 +164,11 @@ Status WeightPager::Impl::RepairFrom(const EvictionPlan& plan, uint64_t number) 
   }
   stats.repairs += number + 1 - missing_from;
   const uint64_t n = plan.chunks().size();
-  for (size_t i = 0; i < passes_copied.size(); ++i) {
-    WEIR_TRY(QueueUpTo(plan, std::min(end, pass_base + (i + 1) * n), &stats));
-    passes_copied[i] = last_copy;
+  for (Pass& p : passes) {
+    WEIR_TRY(QueueUpTo(plan, pass.base, std::min(end, p.base + n), &stats));
+    p.copied = last_copy;
   }
-  return QueueUpTo(plan, end, &stats);
+  return QueueUpTo(plan, pass.base, end, &stats);
 }
 
 // --- Verification --------------------------------------------------------------------------------

@@ -3,14 +3,15 @@
 // Chunk numbers. Chunks are numbered in the endless order in which they are copied: chunk i of a
 // pass is |pass_base| + i. `produced` counts chunks copied and `consumed` chunks done with, both in
 // that numbering, so both are monotonic for the pager's life. Installing a plan, or giving up a
-// pass, skips to a fresh |pass_base| beyond everything queued before.
+// pass, skips to fresh numbers beyond everything queued before.
 //
-//   queued:    pass_base <= produced <= queued <= pass_base + N + prefix
+//   base <= produced <= queued <= base + N + prefix, of a pass that is under way
 #pragma once
 
 #include <atomic>
 #include <deque>
 #include <map>
+#include <memory>
 #include <optional>
 #include <utility>
 
@@ -57,10 +58,25 @@ struct GateView {
 
 enum class WaitOutcome : uint8_t { kArrived, kStreamFailed, kTimedOut };
 
+using SharedPlan = std::shared_ptr<const EvictionPlan>;
+
 // A half-open run of slots of the weight region.
 struct WeightSlotRun {
   uint32_t first = 0;
   uint32_t count = 0;
+};
+
+// The copies of one step under way.
+struct Pass {
+  SharedPlan plan;    // which gates are armed, what is copied; with no chunks there is nothing
+  uint64_t base = 0;  // chunk i has the number base + i
+  EventId copied;     // recorded behind its last chunk
+  // Its copies wait for AdvanceTransition: the pass before it had other chunks, or this one moves.
+  bool held = false;
+  SharedPlan to;          // moves: what is away once the pass has ended; null: nothing changes
+  uint32_t advanced = 0;  // chunks remapped and queued so far, while held
+  std::vector<std::pair<WeightSlotRun, TimeNs>> restored;  // and when their copies were queued
+  Status failed;  // the remap that stopped the move; copies go on
 };
 
 // How to get from one plan's mappings to another's.
@@ -90,9 +106,8 @@ struct WeightPager::Impl {
   uint64_t granule_bytes = 0;
 
   StreamId copy_stream;
-  EventId last_copy;                  // recorded after the last chunk queued
-  std::deque<EventId> passes_copied;  // by step under way: recorded after its last chunk
-  StreamId repair_stream;             // made when first needed; never waits for a counter
+  EventId last_copy;       // recorded after the last chunk queued
+  StreamId repair_stream;  // made when first needed; never waits for a counter
   VirtAddr produced = 0;
   VirtAddr consumed = 0;
   // With device gates the copy stream writes and waits for these, and the two above do not exist: a
@@ -100,15 +115,21 @@ struct WeightPager::Impl {
   VirtAddr gate_produced = 0;
   VirtAddr gate_consumed = 0;
 
-  // By gate: its chunk, or -1 when it is open. Changes between steps, never moves (S1).
-  std::vector<int32_t> gate_table;
-  uint64_t pass_base = 0;        // of the oldest step under way, or of the next one
-  uint32_t under_way = 0;        // steps begun and not ended
+  // What passes copy and arm gates for: all that is away, and what has come home in a pass that has
+  // not ended yet. At rest it is the plan in force.
+  SharedPlan cover;
+  bool settled = true;           // what is away is |cover|, wholly, and that is in force
+  SharedPlan heading;            // the next pass begun moves there; null: none does
+  Commitment homecoming;         // granules for what |heading| or the pass that moves brings home
+  std::deque<Pass> passes;       // by step under way, oldest first
+  SharedPlan numbered;           // the plan of the pass that |next_base| is the first number of
+  uint64_t next_base = 0;        // of the next pass begun, if it has that plan
   uint64_t queued = 0;           // the next chunk to be put on the stream
   bool restart_pending = false;  // a pass was given up and the stream has not come to rest yet
   // A pass was queued, in part or whole, whose step did not begin: its copies may wait for readers
   // that never come. Those before it are good.
   bool queued_in_vain = false;
+  double map_ns = 0;        // what mapping a granule took at load
   bool first_round = true;  // no step has ended since the plan changed
   CopyProgress progress;
   std::deque<StampedCopy> stamped;  // by number; engine thread's, like all of device gates
@@ -119,7 +140,6 @@ struct WeightPager::Impl {
     TimeNs time_ns = 0;
   };
   std::vector<GatePassed> gates_passed;
-  uint32_t passes_given_up = 0;  // steps that failed since the last fresh pass
 
   // The step under way; written by the compute thread, read after it has ended.
   struct Step {
@@ -132,13 +152,23 @@ struct WeightPager::Impl {
   // Loading.
   std::vector<WeightSegment> covered;    // the layout's segments in address order, merged
   std::map<uint64_t, uint64_t> written;  // begin -> end of what has been written
-  std::vector<int32_t> ring_of_slot;     // by weight slot: its ring granule, or -1: home
-  std::vector<uint64_t> sums;            // by weight slot, xxh3 of what may leave; if verifying
-  std::vector<std::byte> scratch;        // one granule, for drivers that are not host-addressable
+  // By weight slot: the ring granule it is mapped to, or -1: home.
+  std::vector<int32_t> ring_of_slot;
+  std::vector<uint64_t> sums;      // by weight slot, xxh3 of what may leave; if verifying
+  std::vector<std::byte> scratch;  // one granule, for drivers that are not host-addressable
 
-  bool armed(const EvictionPlan& plan) const { return !plan.chunks().empty(); }
+  static bool armed(const EvictionPlan& plan) { return !plan.chunks().empty(); }
+  // Of the next pass, once those under way have ended as they should.
+  const SharedPlan& after() const {
+    if (passes.empty()) return cover;
+    return passes.back().to ? passes.back().to : passes.back().plan;
+  }
   VirtAddr SlotAddress(uint32_t slot) const {
     return space.region(weights).base + uint64_t{slot} * granule_bytes;
+  }
+  // By gate, of the oldest step: its chunk, or -1 when it is open.
+  const std::vector<int32_t>& gate_table() const {
+    return (passes.empty() ? *cover : *passes.front().plan).chunk_of_gate();
   }
   bool MayLeave(uint32_t slot) const;  // whether segments cover all of it
 
@@ -154,13 +184,16 @@ struct WeightPager::Impl {
   void SetConsumed(uint64_t value);
   void SetProduced(uint64_t value);
   Status CheckServing() const;
-  Status QueueUpTo(const EvictionPlan& plan, uint64_t end, WeightPagerStats* stats);
-  Status QueueChunk(const EvictionPlan& plan, uint64_t number);
+  // |base|: of any pass that has |plan| and from which numbers go on without a gap.
+  Status QueueUpTo(const EvictionPlan& plan, uint64_t base, uint64_t end, WeightPagerStats* stats);
+  Status QueueNext(const EvictionPlan& plan, uint64_t base, WeightPagerStats* stats);
+  Status QueueChunk(const EvictionPlan& plan, uint64_t base, uint64_t number);
+  Status QueuePass(Pass* pass, WeightPagerStats* stats);
   void OnCopied(const StripeChunk& chunk, uint64_t index, TimeNs begin_ns);
   // Notes whether the copy was late, and how fast the link is.
   void JudgeCopy(uint64_t bytes, CopySpan span);
   // What `consumed` must have reached before chunk |number| may be copied.
-  static uint64_t RequiredConsumed(const EvictionPlan& plan, uint64_t pass_base, uint64_t number);
+  static uint64_t RequiredConsumed(const EvictionPlan& plan, uint64_t base, uint64_t number);
   WaitOutcome AwaitProduced(uint64_t at_least, Status* stream_error);
   // Destroys the (failed) copy stream and makes a new one.
   Status ReplaceStream();
@@ -168,15 +201,17 @@ struct WeightPager::Impl {
   // replaced, and the pass is begun afresh).
   Status BringToRest();
   Status AwaitRest();
-  // Begins a fresh pass of |plan| with its prefix; the stream must be at rest.
-  void Restart(const EvictionPlan& plan, WeightPagerStats* stats);
+  // Begins a fresh pass of |cover| with its prefix; the stream must be at rest.
+  void Restart(WeightPagerStats* stats);
+  // The oldest pass is about to be computed with.
+  void ExpectOldest();
   void TracePlacement(const EvictionPlan& plan, uint64_t ahead_bytes) const;
 
   // --- weight_pager_gates.cc
   std::string DescribeChunk(const EvictionPlan& plan, uint32_t segments, uint32_t chunk) const;
-  Status WaitForChunk(const EvictionPlan& plan, uint32_t chunk);
+  Status WaitForChunk(const Pass& pass, uint32_t chunk);
   FaultCause CauseOfFault(const GateView& before, uint64_t number) const;
-  Status RepairFrom(const EvictionPlan& plan, uint64_t number);
+  Status RepairFrom(const Pass& pass, uint64_t number);
   Status VerifyChunk(const EvictionPlan& plan, uint32_t chunk);
   Result<bool> SumsMatch(uint32_t first, uint32_t count);
   Result<uint64_t> SumOfSlot(uint32_t slot);
@@ -184,10 +219,11 @@ struct WeightPager::Impl {
   Status ComputeSums();
 
   // --- weight_pager_device_trace.cc: with device gates
-  Status StampBegin(const EvictionPlan& plan, uint64_t number);
+  Status StampBegin(const EvictionPlan& plan, uint64_t base, uint64_t number);
   Status StampEnd();
-  // Tells of the gates of step |step|, of which kernels found |log|, and of the copies behind them.
-  void TraceDeviceStep(const EvictionPlan& plan, const DeviceGateLog& log, uint64_t step);
+  // Tells of the gates of the oldest step, |step|, of which kernels found |log|, and of the copies
+  // behind them.
+  void TraceDeviceStep(const DeviceGateLog& log, uint64_t step);
   // The stream is at rest: tells of the copies whose gates nobody passed.
   void TraceCopiesAtRest();
   void DropStamps(StampedCopy& copy);
@@ -195,14 +231,23 @@ struct WeightPager::Impl {
   void TraceCopy(const StampedCopy& copy, CopySpan span);
 
   // --- weight_pager_remap.cc
-  WeightTransition MakeTransition(const std::vector<int32_t>& from, uint32_t from_ring,
-                                  const std::vector<int32_t>& to, uint32_t to_ring) const;
+  // |ring_after|: by ring slot, whether it holds a granule afterwards.
+  WeightTransition MakeTransition(const std::vector<int32_t>& from, const std::vector<int32_t>& to,
+                                  const std::vector<bool>& ring_after) const;
+  std::vector<bool> RingOf(const EvictionPlan& plan) const;
   Status CommitTransition(WeightTransition& t, WeightPagerStats* stats);
+  Status MoveAllTo(const EvictionPlan& plan, RemapCause cause, std::vector<WeightSlotRun>* restored,
+                   WeightPagerStats* stats);
+  // Slots at home whose bytes passes still copy there, and which |plan| leaves at home.
+  std::vector<WeightSlotRun> Unfilled(const EvictionPlan& plan) const;
   Status Fill(const std::vector<WeightSlotRun>& runs);
   Status FillOnce(const std::vector<WeightSlotRun>& runs);
-};
 
-// By weight slot: the ring granule that stands in for it under |plan|, or -1.
-std::vector<int32_t> RingOfSlots(const EvictionPlan& plan, size_t slots);
+  // --- weight_pager_transition.cc
+  Status BeginHeld(const Pass& pass);
+  Status RemapChunk(Pass* pass, const StripeChunk& chunk, WeightPagerStats* stats);
+  // The step of |pass| is void: its kernels are to run to their end without waiting.
+  void LetGo(Pass* pass);
+};
 
 }  // namespace weir

@@ -132,7 +132,7 @@ Status WeightPager::Seal() {
   }
   m.written.clear();
   m.state = Impl::State::kServing;
-  m.Restart(plan_, &stats_);
+  m.Restart(&stats_);
   return OkStatus();
 }
 
@@ -140,12 +140,19 @@ Status WeightPager::CheckIntegrity() {
   Impl& m = *impl_;
   const Region& weights = m.space.region(m.weights);
   const auto broken = [](std::string what) { return BadState("weight pager: " + std::move(what)); };
-  if (m.ring_of_slot != RingOfSlots(plan_, weights.slots.size())) {
-    return broken("slot table differs from the plan");
+  const EvictionPlan& cover = *m.cover;
+  const std::vector<int32_t> covered = cover.RingOfSlots(weights.slots.size());
+  for (uint32_t s = 0; s < weights.slots.size(); ++s) {
+    if (m.ring_of_slot[s] >= 0 && m.ring_of_slot[s] != covered[s]) {
+      return broken("slot " + std::to_string(s) + " is away, and no pass copies it");
+    }
   }
-  if (m.gate_table != plan_.chunk_of_gate()) return broken("gate table differs from the plan");
+  const bool whole = m.ring_of_slot == covered;
+  if (m.settled && (!whole || cover.target() != plan_.target())) {
+    return broken("the plan in force is not what is away");
+  }
   std::set<GranuleId> homes;
-  std::vector<uint32_t> users(plan_.ring_granules(), 0);
+  std::vector<uint32_t> users(cover.ring_granules(), 0);
   for (uint32_t s = 0; s < weights.slots.size(); ++s) {
     const std::string name = "slot " + std::to_string(s);
     if (!weights.slots[s].valid()) return broken(name + " is unmapped");
@@ -165,8 +172,13 @@ Status WeightPager::CheckIntegrity() {
   }
   if (m.ring.valid()) {
     const Region& ring = m.space.region(m.ring);
-    if (ring.mapped != plan_.ring_granules()) return broken("ring size differs from the plan");
-    for (uint32_t i = 0; i < plan_.ring_granules(); ++i) {
+    const uint32_t mapped =
+        whole ? cover.ring_granules()
+              : static_cast<uint32_t>(
+                    std::count_if(users.begin(), users.end(), [](uint32_t n) { return n > 0; }));
+    if (ring.mapped != mapped) return broken("ring size differs from the plan");
+    for (uint32_t i = 0; i < cover.ring_granules(); ++i) {
+      if (!whole && users[i] == 0) continue;  // in the middle of a move
       if (m.space.pool().granule(ring.slots[i]).map_count != users[i] + 1) {
         return broken("ring granule " + std::to_string(i) + " is mapped where it should not be");
       }
@@ -176,7 +188,8 @@ Status WeightPager::CheckIntegrity() {
   std::vector<std::byte> copy(m.granule_bytes);
   std::vector<std::byte> here(m.granule_bytes);
   for (uint32_t s = 0; s < weights.slots.size(); ++s) {
-    if (m.ring_of_slot[s] >= 0 || !m.MayLeave(s)) continue;
+    // What came home in the pass under way may not have arrived.
+    if (covered[s] >= 0 || !m.MayLeave(s)) continue;
     if (!m.sums.empty()) {
       if (WEIR_TRY(m.SumOfSlot(s)) == m.sums[s]) continue;
       return DataLoss("slot " + std::to_string(s) + " differs from its checksum");

@@ -1,4 +1,5 @@
-// Moving the border: from one eviction plan to another, whole or not at all.
+// Moving the border at rest: from one eviction plan to another, whole or not at all. Also what a
+// move behind closed gates (weight_pager_transition.cc) shares with it.
 //
 // Life of a transition:
 //   1. The copy stream comes to rest (it does by itself: all it waits for is in steps that ended).
@@ -16,16 +17,6 @@
 
 namespace weir {
 
-std::vector<int32_t> RingOfSlots(const EvictionPlan& plan, size_t slots) {
-  std::vector<int32_t> ring(slots, -1);
-  for (const StripeChunk& c : plan.chunks()) {
-    for (uint32_t i = 0; i < c.count; ++i) {
-      ring[c.first.value + i] = static_cast<int32_t>(c.ring_offset + i);
-    }
-  }
-  return ring;
-}
-
 namespace {
 
 void AppendSlot(std::vector<WeightSlotRun>* runs, uint32_t slot) {
@@ -36,47 +27,71 @@ void AppendSlot(std::vector<WeightSlotRun>* runs, uint32_t slot) {
   }
 }
 
-std::vector<uint32_t> SlotsOf(const std::vector<WeightSlotRun>& runs) {
-  std::vector<uint32_t> slots;
-  for (const WeightSlotRun& run : runs) {
-    for (uint32_t i = 0; i < run.count; ++i) slots.push_back(run.first + i);
-  }
-  return slots;
-}
-
 }  // namespace
 
+std::vector<bool> WeightPager::Impl::RingOf(const EvictionPlan& plan) const {
+  std::vector<bool> ring_after(ring.valid() ? space.region(ring).slots.size() : 0, false);
+  std::fill_n(ring_after.begin(), plan.ring_granules(), true);
+  return ring_after;
+}
+
 WeightTransition WeightPager::Impl::MakeTransition(const std::vector<int32_t>& from,
-                                                   uint32_t from_ring,
                                                    const std::vector<int32_t>& to,
-                                                   uint32_t to_ring) const {
+                                                   const std::vector<bool>& ring_after) const {
   WeightTransition t;
+  RemapPlan& plan = t.remap;
+  const Region& home = space.region(weights);
+  const Region& spare = space.region(ring);
   const auto slots = static_cast<uint32_t>(from.size());
+  std::vector<bool> stays(slots, false);  // keeps its granule, which changes owner
+  // By ring slot that comes or goes: the weight slot whose granule it takes, or leaves behind.
+  std::vector<int32_t> heir(ring_after.size(), -1);
   for (uint32_t s = 0; s < slots; ++s) {
     if (from[s] == to[s]) continue;
     ++t.slots_changed;
     if (from[s] < 0) AppendSlot(&t.evicted, s);
     if (to[s] < 0) AppendSlot(&t.restored, s);
+    const int32_t i = from[s] < 0 ? to[s] : to[s] < 0 ? from[s] : -1;
+    if (i >= 0 && spare.slots[static_cast<size_t>(i)].valid() != ring_after[static_cast<size_t>(i)])
+      heir[static_cast<size_t>(i)] = static_cast<int32_t>(s);
   }
-  RemapPlan& plan = t.remap;
-  const Region& home = space.region(weights);
-  const Region& spare = space.region(ring);
+  std::vector<uint32_t> coming, going;  // ring slots without such a weight slot
+  for (uint32_t i = 0; i < ring_after.size(); ++i) {
+    if (spare.slots[i].valid() == ring_after[i]) continue;
+    if (heir[i] >= 0) {
+      stays[static_cast<size_t>(heir[i])] = true;
+    } else {
+      (ring_after[i] ? coming : going).push_back(i);
+    }
+  }
+  std::vector<uint32_t> leaving, homeless;
+  for (uint32_t s = slots; s-- > 0;) {
+    if (from[s] == to[s] || stays[s]) continue;
+    if (from[s] < 0) leaving.push_back(s);
+    if (to[s] < 0) homeless.push_back(s);
+  }
 
   // A growing ring takes granules that leave home, while they are still mapped there.
-  uint32_t ring_size = from_ring;
-  for (const uint32_t s : SlotsOf(t.evicted)) {
-    if (ring_size >= to_ring) break;
-    plan.MapAlias(ring, SlotIndex(ring_size), weights, SlotIndex(s));
+  const auto take = [&](uint32_t i, uint32_t s) {
+    plan.MapAlias(ring, SlotIndex(i), weights, SlotIndex(s));
     t.owner_changes.emplace_back(home.slots[s], Owner::kRing);
-    ++ring_size;
+  };
+  for (uint32_t i = 0; i < ring_after.size(); ++i) {
+    if (heir[i] >= 0 && ring_after[i]) take(i, static_cast<uint32_t>(heir[i]));
+  }
+  for (; !coming.empty() && !leaving.empty(); coming.pop_back(), leaving.pop_back()) {
+    take(coming.back(), leaving.back());
   }
   for (uint32_t s = 0; s < slots; ++s) {
-    if (from[s] != to[s]) plan.Unmap(weights, SlotIndex(s));
+    if (from[s] != to[s] && !stays[s]) plan.Unmap(weights, SlotIndex(s));
   }
   // A shrinking ring sends granules home.
-  std::vector<uint32_t> homeless = SlotsOf(t.restored);
-  std::reverse(homeless.begin(), homeless.end());
-  for (uint32_t i = to_ring; i < from_ring; ++i) {
+  for (uint32_t i = 0; i < ring_after.size(); ++i) {
+    if (heir[i] < 0 || ring_after[i]) continue;
+    t.owner_changes.emplace_back(spare.slots[i], Owner::kWeights);
+    plan.Unmap(ring, SlotIndex(i));
+  }
+  for (const uint32_t i : going) {
     if (!homeless.empty()) {
       plan.MapAlias(weights, SlotIndex(homeless.back()), ring, SlotIndex(i));
       t.owner_changes.emplace_back(spare.slots[i], Owner::kWeights);
@@ -88,11 +103,11 @@ WeightTransition WeightPager::Impl::MakeTransition(const std::vector<int32_t>& f
   for (; !homeless.empty(); homeless.pop_back()) {
     plan.MapFresh(weights, SlotIndex(homeless.back()), Owner::kWeights);
   }
-  for (; ring_size < to_ring; ++ring_size) {
-    plan.MapFresh(ring, SlotIndex(ring_size), Owner::kRing);
+  for (; !coming.empty(); coming.pop_back()) {
+    plan.MapFresh(ring, SlotIndex(coming.back()), Owner::kRing);
   }
   for (uint32_t s = 0; s < slots; ++s) {
-    if (from[s] != to[s] && to[s] >= 0) {
+    if (from[s] != to[s] && to[s] >= 0 && !stays[s]) {
       plan.MapAlias(weights, SlotIndex(s), ring, SlotIndex(static_cast<uint32_t>(to[s])));
     }
   }
@@ -101,14 +116,37 @@ WeightTransition WeightPager::Impl::MakeTransition(const std::vector<int32_t>& f
 
 Status WeightPager::Impl::CommitTransition(WeightTransition& t, WeightPagerStats* stats) {
   if (t.remap.empty()) return OkStatus();
-  if (last_copy.valid()) t.remap.fence.Add(last_copy);
+  const TimeNs begin = driver.Now();
   WEIR_TRY(space.Commit(t.remap));
   for (const auto& [granule, owner] : t.owner_changes) space.pool().ChangeOwner(granule, owner);
   stats->granules_remapped += t.slots_changed;
+  stats->remap_ns += driver.Now() - begin;
   for (const WeightSlotRun& run : t.evicted) {
     TraceEmit(TraceType::kEvict, 0, weights.value, run.first, run.count);
   }
   return OkStatus();
+}
+
+Status WeightPager::Impl::MoveAllTo(const EvictionPlan& plan, RemapCause cause,
+                                    std::vector<WeightSlotRun>* restored, WeightPagerStats* stats) {
+  std::vector<int32_t> to = plan.RingOfSlots(ring_of_slot.size());
+  WeightTransition t = MakeTransition(ring_of_slot, to, RingOf(plan));
+  t.remap.cause = cause;
+  if (last_copy.valid()) t.remap.fence.Add(last_copy);
+  WEIR_TRY(CommitTransition(t, stats));
+  ring_of_slot = std::move(to);
+  restored->insert(restored->end(), t.restored.begin(), t.restored.end());
+  return OkStatus();
+}
+
+std::vector<WeightSlotRun> WeightPager::Impl::Unfilled(const EvictionPlan& plan) const {
+  const std::vector<int32_t> copied = cover->RingOfSlots(ring_of_slot.size());
+  const std::vector<int32_t> away = plan.RingOfSlots(ring_of_slot.size());
+  std::vector<WeightSlotRun> runs;
+  for (uint32_t s = 0; s < ring_of_slot.size(); ++s) {
+    if (ring_of_slot[s] < 0 && copied[s] >= 0 && away[s] < 0) AppendSlot(&runs, s);
+  }
+  return runs;
 }
 
 Status WeightPager::Impl::Fill(const std::vector<WeightSlotRun>& runs) {
@@ -154,37 +192,36 @@ Status WeightPager::Impl::FillOnce(const std::vector<WeightSlotRun>& runs) {
 Status WeightPager::Apply(const EvictionTarget& target) {
   Impl& m = *impl_;
   WEIR_TRY(m.CheckServing().WithContext("weights move between steps"));
-  if (target == plan_.target()) return OkStatus();
+  m.heading.reset();
+  m.homecoming = {};
   if (m.backing == nullptr && !target.empty()) {
     return BadState("weights without a backing copy cannot leave");
   }
   EvictionPlan next = WEIR_TRY(EvictionPlan::Make(layout_, m.granule_bytes, target));
-  std::vector<int32_t> next_ring = RingOfSlots(next, m.ring_of_slot.size());
-  if (next.chunks().empty() && plan_.chunks().empty()) {
+  if (target == plan_.target() && m.settled) return OkStatus();
+  if (!m.armed(next) && !m.armed(*m.cover)) {
     plan_ = std::move(next);
+    m.cover = std::make_shared<const EvictionPlan>(plan_);
     return OkStatus();
   }
-  if (m.armed(plan_)) WEIR_TRY(m.BringToRest());
+  if (m.armed(*m.cover)) WEIR_TRY(m.BringToRest());
 
-  WeightTransition forward =
-      m.MakeTransition(m.ring_of_slot, plan_.ring_granules(), next_ring, next.ring_granules());
-  forward.remap.cause =
+  std::vector<WeightSlotRun> restored = m.Unfilled(next);
+  const RemapCause cause =
       next.freed_granules() >= plan_.freed_granules() ? RemapCause::kEvict : RemapCause::kRestore;
-  Status status = m.CommitTransition(forward, &stats_);
+  Status status = m.MoveAllTo(next, cause, &restored, &stats_);
   if (!status.ok()) {
-    if (m.restart_pending) m.Restart(plan_, &stats_);
+    if (m.restart_pending) m.Restart(&stats_);
     return status;
   }
-  status = m.Fill(forward.restored);
+  status = m.Fill(restored);
   if (!status.ok()) {
     Status undone;
     for (uint32_t attempt = 0; attempt < Impl::kAttempts; ++attempt) {
-      WeightTransition back =
-          m.MakeTransition(next_ring, next.ring_granules(), m.ring_of_slot, plan_.ring_granules());
-      back.remap.cause = RemapCause::kEvict;
-      undone = m.CommitTransition(back, &stats_);
+      std::vector<WeightSlotRun> back;
+      undone = m.MoveAllTo(*m.cover, RemapCause::kEvict, &back, &stats_);
       if (!undone.ok()) continue;
-      undone = m.Fill(back.restored);
+      undone = m.Fill(back);
       break;
     }
     if (!undone.ok()) {
@@ -192,16 +229,17 @@ Status WeightPager::Apply(const EvictionTarget& target) {
       return BadState("weights are incomplete: " + status.ToString() +
                       "; going back failed too: " + undone.ToString());
     }
-    m.Restart(plan_, &stats_);
+    plan_ = *m.cover;
+    m.settled = true;
+    m.Restart(&stats_);
     return status.WithContext("filling restored weights");
   }
   plan_ = std::move(next);
-  m.ring_of_slot = std::move(next_ring);
-  std::copy(plan_.chunk_of_gate().begin(), plan_.chunk_of_gate().end(), m.gate_table.begin());
+  m.cover = std::make_shared<const EvictionPlan>(plan_);
+  m.settled = true;
   ++stats_.transitions;
   m.first_round = true;
-  if (!m.armed(plan_)) m.restart_pending = false;
-  m.Restart(plan_, &stats_);
+  m.Restart(&stats_);
   return OkStatus();
 }
 

@@ -3,13 +3,19 @@
 //
 //   weir_border_bench MODEL [--dummy] [--device cuda] [--backing peer] [--budget BYTES]
 //                     [--batch N] [--context N] [--steps N] [--granules 0,2,4,...] [--tokens N]
-//                     [--ring N]
+//                     [--ring N] [--transition K]
 //
 // Each row: granules away from each layer, bytes streamed a step, the step's time (median, p99),
 // the time it waited in gates, what the link delivered, and how long the move to this border took.
 // The prediction beside it: the step with nothing away, longer by the bytes written into the ring
 // over the memory's write rate, but no shorter than the link needs (docs/policies.md).
+//
+// With --transition K, instead: all at home, then K granules a layer away, then home again, each
+// kept for --steps steps; what every step of the move took, on the device and as the caller sees
+// it, beside the steady steps on either side, and how many steps and milliseconds the move took.
 #include <algorithm>
+#include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -29,6 +35,7 @@ struct Args {
   uint32_t batch = 64;
   uint32_t context = 1024;
   uint32_t steps = 40;
+  uint32_t transition = 0;  // granules a layer; 0: rows of steady borders
   std::vector<uint32_t> granules{0, 1, 2, 4};
 };
 
@@ -73,6 +80,8 @@ bool Parse(int argc, char** argv, Args* args) {
       args->steps = small;
     } else if (flag == "--ring") {
       e.ring_slots = small;
+    } else if (flag == "--transition") {
+      args->transition = small;
     } else if (flag == "--tokens") {
       e.max_num_batched_tokens = small;
     } else if (flag == "--granules") {
@@ -81,6 +90,7 @@ bool Parse(int argc, char** argv, Args* args) {
       return false;
     }
   }
+  if (args->transition > 0) args->granules = {0, args->transition, 0};
   e.max_num_seqs = args->batch;
   e.max_model_len = args->context + args->steps * static_cast<uint32_t>(args->granules.size()) + 64;
   return !e.model.empty() && args->batch > 0 && args->steps > 4 && !args->granules.empty();
@@ -91,6 +101,141 @@ double Percentile(std::vector<double> v, double p) {
   return v.empty()
              ? 0
              : v[std::min(v.size() - 1, static_cast<size_t>(p * static_cast<double>(v.size())))];
+}
+
+// Steps of one kind: as the device timed them, with its idling before each, and from the end of one
+// to the end of the next, as seen by whoever waits for tokens.
+struct StepTimes {
+  std::vector<double> device_ms;
+  std::vector<double> apart_ms;
+};
+
+void Print(const char* what, const StepTimes& times, double steady_ms) {
+  const auto row = [&](const char* how, const std::vector<double>& ms) {
+    if (ms.empty()) return;
+    const double p99 = Percentile(ms, 0.99);
+    const double worst = *std::max_element(ms.begin(), ms.end());
+    std::printf(
+        "  %-22s %-7s %4zu steps  p50 %8.3f  p99 %8.3f  worst %8.3f ms  (p99 %.3f, worst "
+        "%.3f of steady)\n",
+        what, how, ms.size(), Percentile(ms, 0.5), p99, worst, p99 / steady_ms, worst / steady_ms);
+  };
+  row("device", times.device_ms);
+  row("tokens", times.apart_ms);
+}
+
+// Moves to |granules| a layer and keeps it there. The steady steps it ends with are the next's.
+Status Transition(Engine& engine, const Args& args, FixedPolicy& policy, uint32_t granules,
+                  StepTimes* steady) {
+  EngineCore& core = engine.core();
+  WeightPager& weights = core.memory().weights();
+  const double granule_gib =
+      static_cast<double>(engine.info().granule_bytes) / static_cast<double>(kGiB);
+  const auto away = [&] { return static_cast<double>(weights.plan().evicted_granules()); };
+  const auto now_ms = [] {
+    return std::chrono::duration<double, std::milli>(
+               std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+  };
+  // One step; its times go to |times|.
+  double last_ms = now_ms();
+  const auto step = [&](StepTimes* times) -> Status {
+    const size_t before = core.step_records().size();
+    const TimeNs idle_before = core.stats().idle_ns;
+    WEIR_TRY(engine.Step());
+    (void)engine.TakeOutputs();
+    const double now = now_ms();
+    if (core.step_records().size() > before) {
+      const TimeNs idle = core.stats().idle_ns - idle_before;
+      times->device_ms.push_back(static_cast<double>(core.step_records().back().step_ns + idle) *
+                                 1e-6);
+      times->apart_ms.push_back(now - last_ms);
+    }
+    last_ms = now;
+    return OkStatus();
+  };
+  const WeightPagerStats stats = weights.stats();
+  const TimeNs border_ns = core.stats().border_ns;
+  const uint64_t refusals = core.stats().border_refusals;
+  const double from = away();
+  const uint32_t from_granules = weights.plan().target().granules_per_layer;
+  const double remap_us = weights.remap_ns_per_granule() * 1e-3;
+  core.SetPolicy(policy);
+  const double begin = now_ms();
+  StepTimes moving;
+  double done = 0;
+  while (weights.plan().target().granules_per_layer != granules) {
+    WEIR_TRY(step(&moving));
+    if (now_ms() - begin > 5'000) return BadState("the border did not get there in 5 s");
+  }
+  done = now_ms() - begin;
+  const WeightPagerStats& after = weights.stats();
+  const double steady_ms = Percentile(steady->device_ms, 0.5);
+  const auto layers = static_cast<double>(weights.layout().layers.size());
+  const double moved = layers * std::abs(static_cast<double>(granules) - from_granules);
+  std::printf(
+      "%u -> %u granules a layer: %.2f GiB in %.1f ms, %lu parts, %.0f remaps of %.1f us, "
+      "host busy %.1f ms, refusals %lu\n",
+      from_granules, granules, std::abs(away() - from) * granule_gib, done,
+      after.transitions - stats.transitions, moved,
+      static_cast<double>(after.remap_ns - stats.remap_ns) * 1e-3 /
+          static_cast<double>(after.granules_remapped - stats.granules_remapped),
+      static_cast<double>(core.stats().border_ns - border_ns) * 1e-6,
+      core.stats().border_refusals - refusals);
+  // A part takes half a step's worth of remaps; a step is late by the first gate's remap and copy.
+  const double per_part = std::max(1.0, std::floor(0.5 * steady_ms * 1e3 / (remap_us * layers)));
+  const double parts = std::ceil(moved / layers / per_part);
+  const double link = core.memory().link_bytes_per_ns();
+  const double first_ms =
+      (per_part * remap_us * 1e3 + std::max(granules, from_granules) *
+                                       static_cast<double>(engine.info().granule_bytes) / link) *
+      1e-6;
+  std::printf(
+      "  predicted with gates passed by kernels: %.0f parts in %.0f steps, about %.0f ms, "
+      "each step %.3f of the steady one\n",
+      parts, parts + 2, (parts + 2) * steady_ms, 1 + first_ms / steady_ms);
+  Print("before", *steady, steady_ms);
+  Print("while it moves", moving, steady_ms);
+  for (size_t i = 0; i < moving.device_ms.size(); ++i) {
+    std::printf("    step %2zu: device %8.3f ms, tokens after %8.3f ms\n", i, moving.device_ms[i],
+                moving.apart_ms[i]);
+  }
+  *steady = {};
+  StepTimes settling;  // the steps that were under way
+  for (int i = 0; i < 3; ++i) WEIR_TRY(step(&settling));
+  for (uint32_t i = 0; i + 3 < args.steps; ++i) WEIR_TRY(step(steady));
+  Print("after", *steady, steady_ms);
+  return OkStatus();
+}
+
+Status RunTransitions(Engine& engine, const Args& args) {
+  EngineCore& core = engine.core();
+  FixedPolicy home(FixedConfig{.granules_per_layer = 0});
+  FixedPolicy away(FixedConfig{.granules_per_layer = args.transition});
+  core.SetPolicy(home);
+  StepTimes steady;
+  for (uint32_t i = 0; i < args.steps; ++i) {
+    const size_t before = core.step_records().size();
+    const TimeNs idle_before = core.stats().idle_ns;
+    const auto begin = std::chrono::steady_clock::now();
+    WEIR_TRY(engine.Step());
+    (void)engine.TakeOutputs();
+    if (core.step_records().size() == before || i < 3) continue;
+    steady.device_ms.push_back(static_cast<double>(core.step_records().back().step_ns +
+                                                   core.stats().idle_ns - idle_before) *
+                               1e-6);
+    steady.apart_ms.push_back(
+        std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
+            .count());
+  }
+  for (const uint32_t granules : {args.transition, 0U}) {
+    const Status moved = Transition(engine, args, granules == 0 ? home : away, granules, &steady);
+    if (!core.last_border_error().ok()) {
+      std::printf("  last refusal: %s\n", core.last_border_error().ToString().c_str());
+    }
+    WEIR_TRY(moved);
+  }
+  return OkStatus();
 }
 
 Status Run(const Args& args) {
@@ -122,6 +267,7 @@ Status Run(const Args& args) {
     (void)engine->TakeOutputs();
   }
   std::printf("batch %u, context %u\n", args.batch, args.context);
+  if (args.transition > 0) return RunTransitions(*engine, args);
   std::printf("%9s %9s %9s %9s %9s %9s %9s %8s %8s %9s\n", "granules", "GiB/step", "p50 ms",
               "p99 ms", "stall ms", "faults", "GB/s", "move ms", "freed G", "first ms");
   std::vector<std::unique_ptr<FixedPolicy>> policies;
@@ -185,7 +331,7 @@ int main(int argc, char** argv) {
         stderr,
         "usage: weir_border_bench MODEL [--dummy] [--device cuda|cpu] [--backing peer|host] "
         "[--budget BYTES] [--batch N] [--context N] [--steps N] [--tokens N] "
-        "[--granules 0,2,4] [--ring N]\n");
+        "[--granules 0,2,4] [--ring N] [--transition K]\n");
     return 2;
   }
   const weir::Status status = weir::Run(args);

@@ -42,6 +42,22 @@ constexpr char kMadeUp[] = R"({
   "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
   "tie_word_embeddings": false, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2})";
 
+// Another stripe target at every decision: each step moves the border behind closed gates.
+class RandomStripes final : public Policy {
+ public:
+  std::string_view name() const override { return "random_stripes"; }
+  PolicyDecision Decide(const PolicySnapshot& snapshot) override {
+    PolicyDecision decision{.ring_slots = snapshot.weights.ring_slots};
+    decision.granules_per_layer =
+        static_cast<uint32_t>(random_() % (snapshot.weights.max_granules_per_layer + 1));
+    return decision;
+  }
+  std::vector<std::pair<std::string, std::string>> Parameters() const override { return {}; }
+
+ private:
+  std::mt19937 random_{11};
+};
+
 class CudaSluiceTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -57,12 +73,14 @@ class CudaSluiceTest : public ::testing::Test {
   };
 
   // The same requests in the same order, with room for all: every policy gives the same schedule.
-  Outcome Run(const std::string& policy, BackingChoice backing) {
+  // |decide|: instead of the policy; |max_tokens|: of each request, 0: various.
+  Outcome Run(const std::string& policy, BackingChoice backing, Policy* decide = nullptr,
+              uint32_t max_tokens = 0) {
     EngineOptions options;
     options.model = config_;
     options.dummy_weights = true;
     options.device = DeviceKind::kCuda;
-    options.kv_cache_bytes = 256 * kMiB;
+    options.kv_cache_bytes = 512 * kMiB;
     options.max_num_seqs = 24;
     options.max_num_batched_tokens = 256;
     options.max_model_len = 1024;
@@ -75,6 +93,7 @@ class CudaSluiceTest : public ::testing::Test {
     Engine& engine = **opened;
     auto& compute = dynamic_cast<CudaCompute&>(engine.compute());
     if (algorithms_.empty()) algorithms_ = compute.algorithms();
+    if (decide != nullptr) engine.core().SetPolicy(*decide);
     const uint64_t pointers = compute.RecordedPointersDigest();
     std::mt19937 random(7);
     for (int i = 0; i < 32; ++i) {
@@ -85,8 +104,10 @@ class CudaSluiceTest : public ::testing::Test {
       request.sampling.top_p = i % 4 == 1 ? 0.9 : 1.0;
       request.sampling.top_k = i % 5 == 2 ? 40 : 0;
       request.sampling.seed = static_cast<uint64_t>(i);
-      request.sampling.repetition_penalty = i == 31 ? 1.1 : 1.0;
+      // One step at a time as long as it is there.
+      request.sampling.repetition_penalty = i == 31 && max_tokens == 0 ? 1.1 : 1.0;
       request.sampling.max_tokens = 40 + static_cast<uint32_t>(random() % 60);
+      if (max_tokens > 0) request.sampling.max_tokens = max_tokens;
       request.sampling.ignore_eos = true;
       EXPECT_TRUE(engine.Submit(std::move(request)).ok());
     }
@@ -126,6 +147,25 @@ TEST_F(CudaSluiceTest, TheSameScheduleGivesTheSameTokensWhateverIsAway) {
       EXPECT_GT(moved.stats.border_moves, 0U);
       EXPECT_GT(moved.pager.bytes_copied, 0U);
     }
+  }
+}
+
+TEST_F(CudaSluiceTest, AThousandMovesBehindClosedGatesChangeNoToken) {
+  constexpr uint32_t kTokens = 700;
+  const Outcome resident = Run("resident", BackingChoice::kHost, nullptr, kTokens);
+  ASSERT_EQ(resident.tokens.size(), 32U);
+  std::vector<BackingChoice> backings{BackingChoice::kHost};
+  if (Devices() > 1) backings.push_back(BackingChoice::kPeer);
+  for (const BackingChoice backing : backings) {
+    RandomStripes random;
+    const Outcome moved = Run("resident", backing, &random, kTokens);
+    EXPECT_EQ(moved.tokens, resident.tokens);
+    EXPECT_EQ(moved.stats.steps, resident.stats.steps);
+    EXPECT_GE(moved.pager.hidden_transitions, 1000U);
+    std::printf("%lu moves behind closed gates, %lu granules remapped in %.1f us each\n",
+                moved.pager.hidden_transitions, moved.pager.granules_remapped,
+                static_cast<double>(moved.pager.remap_ns) * 1e-3 /
+                    static_cast<double>(moved.pager.granules_remapped));
   }
 }
 

@@ -55,7 +55,7 @@ struct Client {
 struct Coverage {
   uint64_t border_moves = 0, placement_changes = 0, preemptions = 0, prefix_hits = 0,
            blocks_moved = 0, repairs = 0, faults_injected = 0, steps = 0, gates = 0, stalls = 0,
-           failed_steps = 0, errors = 0, scrubbed_blocks = 0;
+           failed_steps = 0, errors = 0, scrubbed_blocks = 0, hidden_moves = 0, parts = 0;
   std::map<std::string, uint64_t> evictions_of;  // moves to a border with weights away, by policy
 };
 
@@ -76,7 +76,11 @@ class World {
     shape_.layers = static_cast<uint32_t>(random_.Between(2, 6));
     shape_.segments = static_cast<uint32_t>(random_.Between(1, 3));
     shape_.segment_bytes = 64 * random_.Between(16, 64);
-    driver_ = SimDriver::Create({.granularity_bytes = 256, .seed = seed}).value();
+    SimDriver::Options options{.granularity_bytes = 256, .seed = seed};
+    // Where remaps cost time, moves while serving are made in parts.
+    if (seed / 2 % 2 == 0)
+      options.map_ns = options.unmap_ns = options.set_access_ns = 50 + seed % 2000;
+    driver_ = SimDriver::Create(options).value();
   }
 
   Status Build() {
@@ -302,6 +306,8 @@ class World {
     if (tenants_ == 1) {
       EXPECT_EQ(core_->stats().scrubbed_blocks, 0U) << "there is one tenant";
     }
+    c->hidden_moves += memory_->weights().stats().hidden_transitions;
+    c->parts += parts_;
   }
 
  private:
@@ -313,6 +319,7 @@ class World {
       ++placement_changes_;
     }
     if (!now.empty() && now != placed_) ++evictions_;
+    if (core_->border_under_way()) ++parts_;
     placed_ = now;
   }
 
@@ -361,6 +368,7 @@ class World {
   EvictionTarget placed_;  // after the step before
   uint64_t placement_changes_ = 0;
   uint64_t evictions_ = 0;
+  uint64_t parts_ = 0;  // steps after which the border was on its way
 };
 
 uint64_t RunSeed(uint64_t seed, Faults faults, Gates gates, Coverage* coverage) {
@@ -398,6 +406,8 @@ void RunSeeds(Faults faults, Gates gates = Gates::kHost) {
       EXPECT_GT(coverage.evictions_of[policy], 0U) << policy;
     }
   }
+  EXPECT_GT(coverage.parts, 0U);
+  EXPECT_EQ(coverage.hidden_moves > 0, gates == Gates::kDevice);
   EXPECT_GT(coverage.preemptions, 0U);
   EXPECT_GT(coverage.prefix_hits, 0U);
   EXPECT_GT(coverage.blocks_moved, 0U);
@@ -412,14 +422,14 @@ void RunSeeds(Faults faults, Gates gates = Gates::kHost) {
     EXPECT_EQ(coverage.failed_steps, 0U);
   }
   std::printf(
-      "%lu seeds: %lu steps, %lu border moves (%lu from one placement to the other), %lu "
-      "preemptions, %lu tokens from the prefix cache, %lu blocks moved, %lu scrubbed, %lu faults "
-      "injected, %lu "
+      "%lu seeds: %lu steps, %lu border moves (%lu from one placement to the other, %lu behind "
+      "gates; on the way after %lu steps), %lu preemptions, %lu tokens from the prefix cache, %lu "
+      "blocks moved, %lu scrubbed, %lu faults injected, %lu "
       "stripes repaired, %lu armed gates (%lu waited), %lu steps failed, %lu requests failed\n",
-      runs, coverage.steps, coverage.border_moves, coverage.placement_changes, coverage.preemptions,
-      coverage.prefix_hits, coverage.blocks_moved, coverage.scrubbed_blocks,
-      coverage.faults_injected, coverage.repairs, coverage.gates, coverage.stalls,
-      coverage.failed_steps, coverage.errors);
+      runs, coverage.steps, coverage.border_moves, coverage.placement_changes,
+      coverage.hidden_moves, coverage.parts, coverage.preemptions, coverage.prefix_hits,
+      coverage.blocks_moved, coverage.scrubbed_blocks, coverage.faults_injected, coverage.repairs,
+      coverage.gates, coverage.stalls, coverage.failed_steps, coverage.errors);
   for (const auto& [policy, evictions] : coverage.evictions_of) {
     std::printf("  %s: %lu borders with weights away\n", policy.c_str(), evictions);
   }

@@ -56,10 +56,10 @@ void CheckStructure(const Case& c) {
     last_gate = static_cast<int32_t>(chunk.gate);
     RC_ASSERT(c.plan.chunk_of_gate()[chunk.gate] == static_cast<int32_t>(i));
     RC_ASSERT(chunk.count > 0U);
-    RC_ASSERT(chunk.ring_offset + chunk.count <= c.plan.ring_granules());
     const auto& layer = c.layout.layers[chunk.gate / segments];
     for (uint32_t k = 0; k < chunk.count; ++k) {
       RC_ASSERT(slots.insert(chunk.first.value + k).second);
+      RC_ASSERT(chunk.RingGranule(k) < c.plan.ring_granules());
       // Every byte of it belongs to this layer's segments.
       uint64_t covered = 0;
       for (const WeightSegment& s : layer) {
@@ -94,7 +94,7 @@ class Machine {
     ring_.assign(c.plan.ring_granules(), kGarbage);
     for (const StripeChunk& chunk : c.plan.chunks()) {
       for (uint32_t k = 0; k < chunk.count; ++k) {
-        ring_of_slot_[chunk.first.value + k] = chunk.ring_offset + k;
+        ring_of_slot_[chunk.first.value + k] = chunk.RingGranule(k);
       }
     }
   }
@@ -136,12 +136,12 @@ class Machine {
       const uint64_t required =
           copied_ - index + chunk.previous_user + 1 - (chunk.previous_pass ? n_ : 0);
       if (consumed_ < required) return false;
-      for (uint32_t k = 0; k < chunk.count; ++k) ring_[chunk.ring_offset + k] = kGarbage;
+      for (uint32_t k = 0; k < chunk.count; ++k) ring_[chunk.RingGranule(k)] = kGarbage;
       copying_ = true;
       return true;
     }
     for (uint32_t k = 0; k < chunk.count; ++k) {
-      ring_[chunk.ring_offset + k] = chunk.first.value + k;
+      ring_[chunk.RingGranule(k)] = chunk.first.value + k;
     }
     copying_ = false;
     ++copied_;

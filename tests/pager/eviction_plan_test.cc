@@ -30,7 +30,10 @@ TEST(EvictionPlanTest, StripesAreTheLastWholeGranulesOfEachSegment) {
   EXPECT_EQ(c.count, 4U);  // all it can give; the smaller segment gives the fifth
   EXPECT_EQ(c.first.value, 9U);
   EXPECT_EQ(c.ring_slot, 1U);
-  EXPECT_EQ(c.ring_offset, 5U);
+  // Its last slot leaves first: ring granules in turns with layer 0's.
+  EXPECT_EQ(c.RingGranule(3), 1U);
+  EXPECT_EQ(c.RingGranule(0), 7U);
+  EXPECT_EQ(plan->chunks()[3].RingGranule(0), 9U);
   EXPECT_TRUE(c.previous_pass);
   EXPECT_EQ(c.previous_user, 10U);  // layer 5, segment 0
   EXPECT_EQ(plan->chunks()[5].previous_user, 1U);
@@ -70,6 +73,28 @@ TEST(EvictionPlanTest, MovingTheBorderByOneMovesOneGranulePerLayerAndSegmentShar
     before = now;
   }
   EXPECT_EQ(before, (std::vector<uint32_t>{7, 3, 12}));
+}
+
+TEST(EvictionPlanTest, AStripeKeepsItsRingGranulesWhateverElseLeaves) {
+  const auto layout = RegularLayout(7, {kG * 7, kG * 3, kG * 12}, kG / 3);
+  const size_t slots = layout.region_bytes / kG + 1;
+  const uint32_t most = EvictionPlan::MaxGranulesPerLayer(layout, kG);
+  for (const uint32_t ring : {2U, 3U}) {
+    std::vector<int32_t> before(slots, -1);
+    for (uint32_t k = 1; k <= most; ++k) {
+      const auto plan =
+          EvictionPlan::Make(layout, kG, {.granules_per_layer = k, .ring_slots = ring});
+      ASSERT_TRUE(plan.ok());
+      const std::vector<int32_t> now = plan->RingOfSlots(slots);
+      for (size_t s = 0; s < slots; ++s) {
+        if (before[s] >= 0) {
+          EXPECT_EQ(now[s], before[s]) << "k = " << k << ", slot " << s;
+        }
+        EXPECT_LT(now[s], static_cast<int32_t>(plan->ring_granules()));
+      }
+      before = now;
+    }
+  }
 }
 
 TEST(EvictionPlanTest, WholeLayersAreEvenlySpacedAndShareTheRingInTurn) {

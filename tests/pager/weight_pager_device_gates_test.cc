@@ -1,86 +1,20 @@
 // A weight pager whose gates are passed by kernels (played by SimStepGates), two steps under way:
 // what goes wrong, and that serving goes on.
-#include "tests/pager/pager_world.h"
-#include "tests/support/sim_gates.h"
+#include "tests/pager/device_gates_fixture.h"
 
 namespace weir {
 namespace {
 
-using test::Backing;
 using test::CopyFault;
-using test::DriverKind;
-using test::RegularLayout;
+using test::kTimeoutNs;
 using test::World;
 using testing::SimStepGates;
 
 constexpr EvictionTarget kTarget{.granules_per_layer = 5, .ring_slots = 2};
-constexpr uint64_t kTimeoutNs = 20'000'000;
 
-class DeviceGatesTest : public ::testing::Test {
+class DeviceGatesTest : public test::DeviceGatesFixture {
  protected:
-  DeviceGatesTest() : w(Options()) {
-    EXPECT_TRUE(w.created.ok()) << w.created.ToString();
-    EXPECT_TRUE(w.pager->Apply(kTarget).ok());
-  }
-  static test::WorldOptions Options() {
-    test::WorldOptions options{.driver = DriverKind::kSim,
-                               .backing = Backing::kHost,
-                               .layout = RegularLayout(8, {57'344, 86'016}, 3000, 500)};
-    options.pager.device_gates = true;
-    options.pager.max_steps_under_way = 2;
-    options.pager.gate_timeout_ns = kTimeoutNs;
-    return options;
-  }
-  static std::function<CopyFault()> Nth(uint64_t n, CopyFault fault) {
-    return [n, fault, i = uint64_t{0}]() mutable { return ++i == n ? fault : CopyFault::kNone; };
-  }
-
-  // Begins a step and submits its kernels, which run when it is collected.
-  SimStepGates Begin() {
-    const Status begun = w.pager->BeginStep();
-    EXPECT_TRUE(begun.ok()) << begun.ToString();
-    return {w.driver, w.pager->device_gates(), [this](uint64_t ns) { w.sim()->AdvanceBy(ns); }};
-  }
-  // Whether every byte was right; a step that failed reads them, too.
-  bool RunKernels(SimStepGates& step) {
-    const WeightLayout& layout = w.pager->layout();
-    const uint32_t segments = layout.segments_per_layer();
-    bool right = true;
-    for (uint32_t gate = 0; gate < layout.gates(); ++gate) {
-      EXPECT_TRUE(step.Arrive(gate).ok());
-      const WeightSegment& s = layout.layers[gate / segments][gate % segments];
-      right = w.BytesAre(s.offset, s.bytes) && right;
-      w.sim()->AdvanceBy(s.bytes / 4);
-      EXPECT_TRUE(step.Depart(gate).ok());
-    }
-    return right;
-  }
-  // Runs the oldest step and ends it.
-  Status Collect(SimStepGates step) {
-    const bool right = RunKernels(step);
-    Status reported = step.armed() ? w.pager->Report(step.log()) : OkStatus();
-    if (reported.ok()) {
-      EXPECT_TRUE(right) << "wrong bytes behind a gate that was passed";
-    }
-    Status ended = w.pager->EndStep();
-    return reported.ok() ? ended : reported;
-  }
-  // |n| steps, of which two are under way at a time.
-  void ServesOn(int n = 4) {
-    std::optional<SimStepGates> before;
-    for (int i = 0; i < n; ++i) {
-      SimStepGates step = Begin();
-      if (before) Expect(Collect(*std::exchange(before, std::nullopt)), i);
-      before.emplace(std::move(step));
-    }
-    Expect(Collect(*before), n);
-    w.CheckAll();
-  }
-  static void Expect(const Status& step, int i) {
-    EXPECT_TRUE(step.ok()) << "step " << i << ": " << step.ToString();
-  }
-
-  World w;
+  DeviceGatesTest() { EXPECT_TRUE(w.pager->Apply(kTarget).ok()); }
 };
 
 TEST_F(DeviceGatesTest, TwoStepsUnderWayReadTheRightBytes) {

@@ -27,6 +27,7 @@ class SimStepGates {
     return std::any_of(chunk_of_gate_.begin(), chunk_of_gate_.end(),
                        [](int32_t chunk) { return chunk >= 0; });
   }
+  int32_t chunk(uint32_t gate) const { return chunk_of_gate_[gate]; }
   // Its times are in this object.
   DeviceGateLog log() const {
     DeviceGateLog log = log_;

@@ -1,0 +1,207 @@
+// Moving the border while steps run: remaps hide behind gates that are held closed.
+//
+// Life of such a move, with step t running:
+//   1. BeginTransition says where to. Step t+1 begins with a held pass: its gates are armed for
+//      all that is away before or after, under fresh numbers, and none of its copies is queued. So
+//      its kernels stop at the first of these gates.
+//   2. Step t ends. From now on nobody reads what lies behind the gates.
+//   3. AdvanceTransition goes through the chunks in the order in which their gates are reached:
+//      remaps what changes, then queues the chunk's copy, which opens the gate. As long as that
+//      is faster than the compute, only the first gates are waited at.
+//      The copy fits either mapping: a slot that is away is written into the ring, one that has
+//      come home is filled in place by the very copy that the step needs anyway.
+//   4. Step t+1 ends, and the plan is in force. If it failed, or a remap did, what is away lies
+//      between the two plans; later passes copy for the larger one, and every byte is right.
+// Stripes keep their ring granules (eviction_plan.h), so nothing is remapped but what moves.
+#include <algorithm>
+
+#include "pager/weight_pager_impl.h"
+#include "vmm/trace.h"
+
+namespace weir {
+
+bool WeightPager::moves_behind_gates() const {
+  return impl_->options.device_gates;
+}
+
+bool WeightPager::CanMoveBehindGates(const EvictionTarget& target) const {
+  const EvictionTarget& now = planned().target();
+  if (!moves_behind_gates()) return false;
+  if (target.empty()) return now.empty() || now.placement == Placement::kStripe;
+  if (target.placement != Placement::kStripe) return false;
+  return now.empty() ||
+         (now.placement == Placement::kStripe && now.ring_slots == target.ring_slots);
+}
+
+bool WeightPager::in_transition() const {
+  return !impl_->passes.empty() && impl_->passes.front().held;
+}
+
+uint32_t WeightPager::steps_under_way() const {
+  return static_cast<uint32_t>(impl_->passes.size());
+}
+
+bool WeightPager::settled() const {
+  return impl_->settled || std::any_of(impl_->passes.begin(), impl_->passes.end(),
+                                       [](const Pass& pass) { return pass.to != nullptr; });
+}
+
+double WeightPager::remap_ns_per_granule() const {
+  // A remap also unmaps, which takes about as long (docs/drivers.md).
+  if (stats_.granules_remapped == 0) return 2 * impl_->map_ns;
+  return static_cast<double>(stats_.remap_ns) / static_cast<double>(stats_.granules_remapped);
+}
+
+Status WeightPager::BeginTransition(const EvictionTarget& target) {
+  Impl& m = *impl_;
+  if (!moves_behind_gates()) return BadState("weights move behind gates that kernels pass");
+  if (m.backing == nullptr) return BadState("weights without a backing copy cannot leave");
+  if (m.state != Impl::State::kInStep) WEIR_TRY(m.CheckServing());
+  if (!m.passes.empty() && (m.passes.back().held || m.restart_pending || m.queued_in_vain)) {
+    return BadState("the steps under way must end first");
+  }
+  m.heading.reset();
+  m.homecoming = {};
+  const EvictionTarget& now = m.after()->target();
+  if (!CanMoveBehindGates(target)) {
+    return InvalidArgument(
+        "behind gates stripes can move, with the ring as it is; at rest anything can. In force: " +
+        m.after()->ToString());
+  }
+  SharedPlan to = std::make_shared<const EvictionPlan>(
+      WEIR_TRY(EvictionPlan::Make(layout_, m.granule_bytes, target)));
+  if (target == now && settled()) return OkStatus();
+  const PoolCounts& counts = m.space.pool().counts();
+  const uint64_t owned = uint64_t{counts.by_owner[static_cast<size_t>(Owner::kWeights)]} +
+                         counts.by_owner[static_cast<size_t>(Owner::kRing)];
+  const uint64_t needed = m.ring_of_slot.size() - to->freed_granules();
+  if (needed > owned) {
+    m.homecoming = WEIR_TRY(m.space.pool().Commit(static_cast<uint32_t>(needed - owned)));
+  }
+  m.heading = std::move(to);
+  return OkStatus();
+}
+
+// The first turn at a held pass: nothing that was queued before may still run.
+Status WeightPager::Impl::BeginHeld(const Pass& pass) {
+  // All it waits for is in steps that have ended.
+  Status error;
+  if (!copy_stream.valid()) {
+    WEIR_TRY(ReplaceStream());
+  } else if (last_copy.valid()) {
+    switch (AwaitProduced(pass.base, &error)) {
+      case WaitOutcome::kTimedOut:
+        return DriverError("the copy stream did not come to rest within " +
+                           std::to_string(options.gate_timeout_ns / 1'000'000) + " ms");
+      case WaitOutcome::kStreamFailed: WEIR_TRY(ReplaceStream()); break;
+      case WaitOutcome::kArrived: break;
+    }
+  }
+  // Nobody else writes it now: the stream rests, and the step departs from nothing before a gate.
+  WEIR_TRY(driver.Write(gate_consumed, std::as_bytes(std::span(&pass.base, 1))));
+  cover = pass.plan;
+  if (pass.to) settled = false;
+  return OkStatus();
+}
+
+Status WeightPager::Impl::RemapChunk(Pass* pass, const StripeChunk& chunk,
+                                     WeightPagerStats* stats) {
+  std::vector<int32_t> to = ring_of_slot;
+  const std::vector<int32_t> target = pass->to->RingOfSlots(ring_of_slot.size());
+  std::copy_n(target.begin() + chunk.first.value, chunk.count, to.begin() + chunk.first.value);
+  if (to == ring_of_slot) return OkStatus();
+  std::vector<bool> ring_after(space.region(ring).slots.size(), false);
+  for (const int32_t i : to) {
+    if (i >= 0) ring_after[static_cast<size_t>(i)] = true;
+  }
+  WeightTransition t = MakeTransition(ring_of_slot, to, ring_after);
+  t.remap.cause = t.restored.empty() ? RemapCause::kEvict : RemapCause::kRestore;
+  const auto fresh = static_cast<uint32_t>(
+      std::count_if(t.remap.ops.begin(), t.remap.ops.end(),
+                    [](const RemapOp& op) { return std::holds_alternative<MapFreshOp>(op); }));
+  homecoming.Refund(std::min(fresh, homecoming.count()));
+  // No fence: the gate is closed, the step before has ended, and this chunk's copy is not queued.
+  WEIR_TRY(CommitTransition(t, stats));
+  ring_of_slot = std::move(to);
+  for (const WeightSlotRun& run : t.restored) pass->restored.emplace_back(run, driver.Now());
+  return OkStatus();
+}
+
+void WeightPager::Impl::LetGo(Pass* pass) {
+  const uint64_t end = pass->base + pass->plan->chunks().size();
+  queued = end;
+  pass->held = false;
+  pass->to.reset();
+  homecoming = {};
+  // In the order of the stream, or what it has still to write would close the gates again.
+  if (copy_stream.valid() && driver.WriteCounter(copy_stream, gate_produced, end).ok()) {
+    if (Result<EventId> let_go = driver.Record(copy_stream); let_go.ok()) {
+      last_copy = *let_go;
+      const Status done = driver.WaitFor(last_copy, options.gate_timeout_ns);
+      // Otherwise the step's own limit ends its waiting.
+      if (done.ok() || done.code() == StatusCode::kShouldWait) return;
+    }
+  }
+  (void)ReplaceStream();  // nothing that is still on it may write the word after this
+  SetProduced(end);
+}
+
+Status WeightPager::AdvanceTransition(uint64_t limit_ns) {
+  Impl& m = *impl_;
+  if (!in_transition()) return OkStatus();
+  Pass& pass = m.passes.front();
+  if (m.restart_pending) {
+    m.LetGo(&pass);
+    return OkStatus();  // what failed before has been reported
+  }
+  const TimeNs begin = m.driver.Now();
+  const auto give_up = [&](Status status) {
+    m.restart_pending = true;
+    m.LetGo(&pass);
+    return status.WithContext("opening the gates of a step");
+  };
+  if (pass.advanced == 0) {
+    if (Status rest = m.BeginHeld(pass); !rest.ok()) return give_up(std::move(rest));
+  }
+  const std::vector<StripeChunk>& chunks = pass.plan->chunks();
+  for (const uint32_t first = pass.advanced; pass.advanced < chunks.size(); ++pass.advanced) {
+    if (pass.advanced > first && m.driver.Now() - begin >= limit_ns) return OkStatus();
+    if (pass.to) {
+      pass.failed = m.RemapChunk(&pass, chunks[pass.advanced], &stats_);
+      if (!pass.failed.ok()) pass.to.reset();
+    }
+    if (Status queued = m.QueueNext(*pass.plan, pass.base, &stats_); !queued.ok()) {
+      return give_up(std::move(queued));
+    }
+  }
+  Result<EventId> copied = m.driver.Record(m.copy_stream);
+  if (!copied.ok()) return give_up(copied.status());
+  m.last_copy = pass.copied = *copied;
+  pass.held = false;
+  m.homecoming = {};
+  m.first_round = true;
+  return pass.failed.WithContext("moving weights behind closed gates");
+}
+
+// The step that moved has ended as it should: what came home is there.
+void WeightPager::EndTransition(const Pass& pass) {
+  Impl& m = *impl_;
+  const TimeNs now = m.driver.Now();
+  for (const auto& [run, queued] : pass.restored) {
+    TraceEmit(TraceType::kFill, static_cast<uint8_t>(m.backing->tier()), m.weights.value, run.first,
+              run.count, run.count * m.granule_bytes, queued, now);
+  }
+  plan_ = *pass.to;
+  m.cover = pass.to;
+  m.settled = true;
+  ++stats_.transitions;
+  ++stats_.hidden_transitions;
+  // Otherwise the next step begins a held pass, or comes to rest first.
+  if (m.passes.empty() && !m.queued_in_vain) {
+    m.Restart(&stats_);
+  } else {
+    m.TracePlacement(plan_, 0);
+  }
+}
+
+}  // namespace weir
