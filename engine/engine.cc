@@ -17,7 +17,6 @@ namespace {
 // when the user gives neither a budget nor a KV size.
 constexpr uint64_t kTokensWantedPerSequence = 2048;
 // A budget must hold a request of this many tokens (or the model's whole context if smaller).
-constexpr uint32_t kLeastRequestTokens = 256;
 
 }  // namespace
 

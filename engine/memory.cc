@@ -43,28 +43,42 @@ Memory::~Memory() {
   (void)blocks_->VacateExtents(blocks_->VacatableExtents(), &extents, &moves);
 }
 
-Status Memory::Build() {
-  const uint64_t granularity = driver_.properties().granularity_bytes;
-  const uint64_t granule = options_.granule_bytes != 0
-                               ? options_.granule_bytes
-                               : ChooseGranule(options_.weights, granularity);
+Result<uint64_t> Memory::LeastAtHome(const Driver& driver, const MemoryOptions& options) {
+  const Needs needs = WEIR_TRY(NeedsOf(driver, options));
+  return (needs.weights + needs.scratch + needs.least_kv) * needs.granule_bytes;
+}
+
+Result<Memory::Needs> Memory::NeedsOf(const Driver& driver, const MemoryOptions& options) {
+  const uint64_t granularity = driver.properties().granularity_bytes;
+  const uint64_t granule = options.granule_bytes != 0 ? options.granule_bytes
+                                                      : ChooseGranule(options.weights, granularity);
   if (!IsPowerOfTwo(granule) || granule % granularity != 0) {
     return InvalidArgument("granule size " + std::to_string(granule) +
                            " is not a power of two and a multiple of " +
                            std::to_string(granularity) + " bytes, this device's granularity");
   }
-  const KvGeometry geometry = WEIR_TRY(KvGeometry::Choose(options_.kv_block_bytes, granule));
-  const auto extents_for = [&](uint64_t blocks) {
-    return CeilDiv(blocks, geometry.blocks_per_extent);
+  const KvGeometry kv = WEIR_TRY(KvGeometry::Choose(options.kv_block_bytes, granule));
+  const auto granules_for = [&](uint64_t blocks) {
+    return CeilDiv(blocks, kv.blocks_per_extent) * kv.granules_per_extent;
   };
+  const uint64_t least_kv = granules_for(options.kv_least_blocks);
+  const uint64_t wanted_blocks = CeilDiv(options.kv_wanted_bytes, options.kv_block_bytes);
+  return Needs{.granule_bytes = granule,
+               .kv = kv,
+               .weights = CeilDiv(options.weights.region_bytes, granule),
+               .scratch = CeilDiv(options.scratch_bytes, granule),
+               .least_kv = least_kv,
+               .wanted_kv = std::max(granules_for(wanted_blocks), least_kv)};
+}
 
-  const uint64_t weight_granules = CeilDiv(options_.weights.region_bytes, granule);
-  const uint64_t scratch_granules = CeilDiv(options_.scratch_bytes, granule);
-  const uint64_t least_kv = extents_for(options_.kv_least_blocks) * geometry.granules_per_extent;
-  const uint64_t wanted_kv =
-      std::max(extents_for(CeilDiv(options_.kv_wanted_bytes, options_.kv_block_bytes)) *
-                   geometry.granules_per_extent,
-               least_kv);
+Status Memory::Build() {
+  const Needs needs = WEIR_TRY(NeedsOf(driver_, options_));
+  const uint64_t granule = needs.granule_bytes;
+  const KvGeometry& geometry = needs.kv;
+  const uint64_t weight_granules = needs.weights;
+  const uint64_t scratch_granules = needs.scratch;
+  const uint64_t least_kv = needs.least_kv;
+  const uint64_t wanted_kv = needs.wanted_kv;
   const uint64_t total = options_.hbm_budget_bytes != 0
                              ? options_.hbm_budget_bytes / granule
                              : weight_granules + scratch_granules + wanted_kv;

@@ -49,12 +49,17 @@ struct MemoryView {
   uint64_t kv_capacity_blocks = 0;
 };
 
+// KV for a request of so many tokens (or of max_model_len) is the least that an engine runs with.
+inline constexpr uint32_t kLeastRequestTokens = 256;
+
 class Memory {
  public:
   // Evicts at once what a budget smaller than everything requires; kNoMemory with the least budget
   // that would do when even full eviction is not enough. Where the tier has no room for a backing
   // copy in memory (nothing more can be pinned, say) and all weights fit, they stay for good.
   static Result<std::unique_ptr<Memory>> Create(Driver& driver, const MemoryOptions& options);
+  // The least budget, in bytes, with which all weights stay at home.
+  static Result<uint64_t> LeastAtHome(const Driver& driver, const MemoryOptions& options);
   ~Memory();
 
   WeightPager& weights() { return *weights_; }
@@ -116,6 +121,13 @@ class Memory {
 
  private:
   Memory(Driver& driver, const MemoryOptions& options) : driver_(driver), options_(options) {}
+  // Granules, but for the first two.
+  struct Needs {
+    uint64_t granule_bytes = 0;
+    KvGeometry kv;
+    uint64_t weights = 0, scratch = 0, least_kv = 0, wanted_kv = 0;
+  };
+  static Result<Needs> NeedsOf(const Driver& driver, const MemoryOptions& options);
   Status Build();
   Status MapScratch();
   // Extents that KV must give up for |target|, beyond what the pool has.

@@ -6,15 +6,11 @@
 
 #include "engine/backend.h"
 #include "engine/engine.h"
+#include "engine/memory.h"
 #include "engine/open_model.h"
 #include "vmm/types.h"
 
 namespace weir::cli {
-namespace {
-
-constexpr uint32_t kLeastTokens = 256;
-
-}  // namespace
 
 Result<ModelSizes> MeasureModel(const EngineOptions& options) {
   if (options.model.empty()) return InvalidArgument("no model given; use --model PATH");
@@ -37,6 +33,9 @@ Result<ModelSizes> MeasureModel(const EngineOptions& options) {
   m.weight_bytes = memory.weights.region_bytes;
   m.scratch_bytes = memory.scratch_bytes;
   m.kv_block_bytes = memory.kv_block_bytes;
+  memory.granule_bytes = options.granule;
+  memory.kv_least_blocks = CeilDiv(std::min(m.max_model_len, kLeastRequestTokens), kBlockTokens);
+  m.least_at_home_bytes = WEIR_TRY(Memory::LeastAtHome(backend->driver(), memory));
   return m;
 }
 
@@ -60,11 +59,10 @@ TightBudget MakeTightBudget(const ModelSizes& sizes, const EngineOptions& option
   TightBudget t;
   const auto blocks = static_cast<uint64_t>(std::ceil(tokens / kBlockTokens));
   t.kv_wanted_bytes = options.max_num_seqs * blocks * sizes.kv_block_bytes;
-  // At least one request of a few hundred tokens, and whole mebibytes: granules are rounded too.
-  const uint64_t least = std::min(sizes.max_model_len, kLeastTokens) / kBlockTokens + 1;
-  t.kv_given_bytes = std::max(static_cast<uint64_t>(static_cast<double>(t.kv_wanted_bytes) * share),
-                              least * sizes.kv_block_bytes);
-  t.bytes = AlignUp(sizes.weight_bytes + sizes.scratch_bytes + t.kv_given_bytes, kMiB);
+  const uint64_t fixed = sizes.weight_bytes + sizes.scratch_bytes;
+  const auto given = static_cast<uint64_t>(static_cast<double>(t.kv_wanted_bytes) * share);
+  // `resident` is to run in it too.
+  t.bytes = AlignUp(std::max(fixed + given, sizes.least_at_home_bytes), kMiB);
   return t;
 }
 

@@ -15,10 +15,11 @@ namespace weir::cli {
 
 struct ModelSizes {
   ModelConfig config;
-  uint64_t stored_bytes = 0;    // of the files
-  uint64_t weight_bytes = 0;    // in memory, in the compute back-end's layout
-  uint64_t scratch_bytes = 0;   // step buffers under the scheduler's limits
-  uint64_t kv_block_bytes = 0;  // 16 tokens
+  uint64_t stored_bytes = 0;         // of the files
+  uint64_t weight_bytes = 0;         // in memory, in the compute back-end's layout
+  uint64_t scratch_bytes = 0;        // step buffers under the scheduler's limits
+  uint64_t kv_block_bytes = 0;       // 16 tokens
+  uint64_t least_at_home_bytes = 0;  // Memory::LeastAtHome
   uint32_t max_model_len = 0;
   std::unique_ptr<Tokenizer> tokenizer;  // null: none
   bool has_chat_template = false;
@@ -34,7 +35,6 @@ std::string LeastBudget(const EngineOptions& options);
 struct TightBudget {
   uint64_t bytes = 0;
   uint64_t kv_wanted_bytes = 0;
-  uint64_t kv_given_bytes = 0;
 };
 // Weights, step buffers and |share| of the KV that max_num_seqs sequences of |tokens| each hold.
 TightBudget MakeTightBudget(const ModelSizes& sizes, const EngineOptions& options, double tokens,
