@@ -265,6 +265,14 @@ void InvariantChecker::Remember(SlotKey slot) {
   plan_->before[slot] = it == slots_.end() ? std::nullopt : std::optional(it->second.granule);
 }
 
+// A granule that enters or leaves the ring takes along the weight slots that show it: they leave
+// home or come home without being remapped.
+void InvariantChecker::RememberHeirs(const Granule& granule) {
+  for (const SlotKey& slot : granule.slots) {
+    if (static_cast<int64_t>(slot.first) == meta_.weights_region) Remember(slot);
+  }
+}
+
 void InvariantChecker::OnMap() {
   memory_seen_ = true;
   const TraceRecord& r = event_.record;
@@ -300,6 +308,7 @@ void InvariantChecker::OnMap() {
   }
   granule.slots.insert(slot);
   slots_[slot] = {key, r.time_ns};
+  if (static_cast<int64_t>(slot.first) == meta_.ring_region) RememberHeirs(granule);
   if (static_cast<int64_t>(slot.first) != meta_.weights_region) return;
   // Loading writes the bytes itself; a snapshot tells what has been there before.
   if (in_snapshot_ || (adopting_ && !plan_)) {
@@ -331,9 +340,10 @@ void InvariantChecker::OnUnmap() {
   Granule& granule = GranuleOf(key, 0);
   granule.slots.erase(slot);
   if (static_cast<int64_t>(slot.first) == meta_.kv_region) KvSlotGone(slot.second);
+  if (static_cast<int64_t>(slot.first) == meta_.ring_region) RememberHeirs(granule);
   if (static_cast<int64_t>(slot.first) != meta_.weights_region) return;
   unfilled_.erase(slot.second);
-  unfilled_behind_.erase(slot.second);
+  if (unfilled_behind_.erase(slot.second) > 0 && plan_) plan_->unfilled_behind.insert(slot.second);
   if (plan_) CheckUnderSteps(slot.second);
 }
 
@@ -404,6 +414,9 @@ void InvariantChecker::OnPlanEnd(bool rolled_back) {
     } else if (transition_ && transition_->moves) {
       unfilled_behind_.insert(slot.second);
       unfilled_until_ = transition_->step;
+    } else if (rolled_back && (plan_->unfilled_behind.contains(slot.second) ||
+                               unfilled_behind_.contains(slot.second))) {
+      unfilled_behind_.insert(slot.second);  // as before
     } else {
       unfilled_.insert(slot.second);
     }

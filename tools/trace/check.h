@@ -73,6 +73,7 @@ class InvariantChecker {
     TraceEvent begin;
     std::map<SlotKey, std::optional<GranuleKey>> before;
     std::map<GranuleKey, bool> fresh;  // still taken
+    std::set<uint64_t> unfilled_behind;  // what it unmapped of those
     uint64_t freed = 0;
   };
   struct Step {  // under way
@@ -121,6 +122,7 @@ class InvariantChecker {
   void CheckRollback();
   void CheckNeedsPlan(const char* what);
   void Remember(SlotKey slot);
+  void RememberHeirs(const Granule& granule);
   void SetHolds(uint64_t region, uint64_t first, uint64_t slots, uint64_t begin_ns, uint64_t end_ns,
                 const char* what);
 
