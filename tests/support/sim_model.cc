@@ -163,6 +163,13 @@ Status SimCompute::Collect(StepOutcome* outcome) {
   if (step.device) {
     outcome->begin_ns = begin;
     outcome->end_ns = driver_.Now();
+    if (clock_off) {
+      const int64_t off = clock_off();
+      outcome->begin_ns += static_cast<uint64_t>(off);
+      outcome->end_ns += static_cast<uint64_t>(off);
+      outcome->clock_error_ns = clock_error_ns;
+      step.device->ShiftClock(off, clock_error_ns);
+    }
   }
   if (step.device) {
     // What a failed step sampled is there for the one behind it, as bad as it is.

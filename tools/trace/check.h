@@ -143,6 +143,7 @@ class InvariantChecker {
   void CloseRound(uint64_t round);
   void CheckBytes(const Round& round, bool at_end);
   void CheckUnderSteps(uint64_t slot);
+  void CheckRemapped(uint64_t step);
   bool InRing(const Granule& granule) const;
 
   void OnKvCapacity();

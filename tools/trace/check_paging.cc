@@ -160,6 +160,7 @@ void InvariantChecker::OnTransition() {
   const uint64_t before = round_;
   BeginRound(
       {.behind = true, .bytes = r.args[3], .stripes = r.args[4], .ahead_bytes = r.args[5]});
+  if (transition_ && steps_.contains(transition_->step)) CheckRemapped(transition_->step);
   transition_ = Transition{.step = number,
                            .moves = r.cause == static_cast<uint8_t>(TransitionKind::kMoves)};
   if (meta_.granule_bytes != 0 && r.args[3] % meta_.granule_bytes != 0) {
@@ -201,6 +202,14 @@ void InvariantChecker::CheckUnderSteps(uint64_t slot) {
   } else {
     transition_->remapped.insert(slot);
   }
+}
+
+// The step of the transition, |step|, has passed all its gates.
+void InvariantChecker::CheckRemapped(uint64_t step) {
+  const std::set<uint64_t>& remapped = transition_->remapped;
+  if (remapped.empty() || !Recorded(TraceType::kGatePass) || !Recorded(TraceType::kCopy)) return;
+  Fail("M2", "slot " + std::to_string(*remapped.begin()) + " of the weights was remapped while " +
+                 "step " + std::to_string(step) + " was under way, behind none of its gates");
 }
 
 // --- Gates and steps -----------------------------------------------------------------------------
@@ -317,11 +326,10 @@ void InvariantChecker::OnDeviceStep() {
 void InvariantChecker::OnStepEnd(bool failed) {
   const TraceRecord& r = event_.record;
   const uint64_t number = r.args[0];
-  const bool moved = transition_ && transition_->step == number;
-  const std::set<uint64_t> remapped =
-      moved ? std::move(transition_->remapped) : std::set<uint64_t>();
-  if (moved) transition_.reset();
   const auto it = steps_.find(number);
+  const bool moved = transition_ && transition_->step == number;
+  if (moved && !failed && it != steps_.end()) CheckRemapped(number);
+  if (moved) transition_.reset();
   if (it == steps_.end()) {
     // Of a step that began before the recording only the end is seen.
     if (first_step_ && number >= *first_step_ && Recorded(TraceType::kStepBegin)) {
@@ -348,10 +356,6 @@ void InvariantChecker::OnStepEnd(bool failed) {
                    " of its " + std::to_string(round.stripes) + " armed gates");
   }
   CloseRound(step.round);
-  if (!remapped.empty() && Recorded(TraceType::kGatePass) && Recorded(TraceType::kCopy)) {
-    Fail("M2", "slot " + std::to_string(*remapped.begin()) + " of the weights was remapped while " +
-                   "step " + std::to_string(number) + " was under way, behind none of its gates");
-  }
   if (!unfilled_behind_.empty() && number >= unfilled_until_ && Recorded(TraceType::kCopy)) {
     Fail("M3", "step " + std::to_string(number) + " ended, but slot " +
                    std::to_string(*unfilled_behind_.begin()) +
