@@ -84,11 +84,15 @@ Status WeightPager::BeginTransition(const EvictionTarget& target) {
 
 // The first turn at a held pass: nothing that was queued before may still run.
 Status WeightPager::Impl::BeginHeld(const Pass& pass, uint64_t number) {
-  // All it waits for is in steps that have ended.
+  // All it waits for is in steps that have ended. Not for the last copy that QueueUpTo recorded: it
+  // may have given up behind that one.
   Status error;
-  if (!copy_stream.valid()) {
+  Result<EventId> all = BadState("there is no copy stream");
+  if (copy_stream.valid()) all = driver.Record(copy_stream);
+  if (!all.ok()) {
     WEIR_TRY(ReplaceStream());
-  } else if (last_copy.valid()) {
+  } else {
+    last_copy = *all;
     switch (AwaitProduced(pass.base, &error)) {
       case WaitOutcome::kTimedOut:
         return DriverError("the copy stream did not come to rest within " +
