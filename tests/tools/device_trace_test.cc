@@ -123,10 +123,8 @@ TEST(TraceOfDeviceGates, GatesCopiesStallAndBytesAddUpExactly) {
   const TraceFindings f = life.Close();
   ExpectSound(f);
   EXPECT_GT(life.border_moves, 0U);
-  // Behind closed gates, in both directions.
   EXPECT_GT(f.moves, 0U);
   EXPECT_EQ(f.moves, life.counters.hidden_transitions);
-  EXPECT_GT(f.regroupings, 0U);
   EXPECT_GT(f.faults, 0U);
   EXPECT_EQ(f.faults, life.counters.faults);
   EXPECT_EQ(f.stall_ns, life.counters.stall_ns);
@@ -212,7 +210,7 @@ TEST(TraceOfDeviceGates, RandomLivesWithFaultsAreSoundAndTheirStallAddsUp) {
                                        "fixed{granules_per_layer=3}",
                                        "zero-inference",
                                        "static{fraction=0.5}"};
-  uint64_t failed_steps = 0, faults = 0, moves = 0;
+  uint64_t failed_steps = 0, faults = 0, moves = 0, regroupings = 0;
   for (uint64_t seed = 0; seed < testing::Iterations("WEIR_TRACE_RUNS", 60); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     std::mt19937_64 random(seed);
@@ -232,9 +230,12 @@ TEST(TraceOfDeviceGates, RandomLivesWithFaultsAreSoundAndTheirStallAddsUp) {
     f.late_ns = 1'000 + random() % (2 * DeviceLife::kGateTimeoutNs);
     if (random() % 2 == 0) f.CopyWithProbability(SimCopyFault::kLate, 0.02);
     if (random() % 3 == 0) f.CopyWithProbability(SimCopyFault::kFail, 0.005);
-    if (random() % 3 == 0) f.FailWithProbability(SimCall::kMap, 0.02);
-    // Copies that are refused are asked for again; three times in a row void the step.
-    if (random() % 3 == 0) f.FailWithProbability(SimCall::kCopy, random() % 2 == 0 ? 0.01 : 0.2);
+    // A copy that is refused is asked for again; three times in a row void the step. With maps that
+    // fail too the weights may end up incomplete for good, and nothing is computed any more.
+    const bool refusing = random() % 4 == 0;
+    if (refusing) f.FailWithProbability(SimCall::kCopy, 0.2);
+    if (!refusing && random() % 3 == 0) f.FailWithProbability(SimCall::kMap, 0.02);
+    if (!refusing && random() % 3 == 0) f.FailWithProbability(SimCall::kCopy, 0.01);
     life.Add(static_cast<int>(2 + random() % 12));
     EXPECT_FALSE(life.Serve());
     f.Clear();
@@ -244,8 +245,10 @@ TEST(TraceOfDeviceGates, RandomLivesWithFaultsAreSoundAndTheirStallAddsUp) {
     failed_steps += life.failed_steps;
     faults += found.faults;
     moves += found.moves;
+    regroupings += found.regroupings;
   }
   EXPECT_GT(moves, 0U);
+  EXPECT_GT(regroupings, 0U);
   EXPECT_GT(failed_steps, 0U);
   EXPECT_GT(faults, 0U);
 }
