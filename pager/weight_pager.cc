@@ -515,7 +515,9 @@ void WeightPager::Impl::Restart(WeightPagerStats* stats) {
   SetConsumed(next_base);
   SetProduced(next_base);
   // If this fails BeginStep goes on from here, and reports it if it fails again.
-  (void)QueueUpTo(plan, next_base, next_base + plan.prefix_chunks(), stats);
+  if (!QueueUpTo(plan, next_base, next_base + plan.prefix_chunks(), stats).ok()) {
+    TraceEmit(TraceType::kCopyFailed, 0);
+  }
 }
 
 }  // namespace weir

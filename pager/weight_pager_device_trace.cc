@@ -115,7 +115,8 @@ void WeightPager::Impl::TraceDeviceStep(const DeviceGateLog& log, uint64_t step_
         TraceCopy(copy, *span);
         ahead.push_back(*span);
         known = copy.number == number;
-        if (at.pass_ns != 0) at.pass_ns = NotBefore(at.pass_ns, span->end_ns, 2 * log.clock_error_ns);
+        if (at.pass_ns != 0)
+          at.pass_ns = NotBefore(at.pass_ns, span->end_ns, 2 * log.clock_error_ns);
       } else {
         DropStamps(copy);
       }

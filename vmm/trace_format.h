@@ -49,8 +49,7 @@ enum class TraceType : uint16_t {
                      // (evicted bytes) * (steps that ended) + (bytes copied ahead). To the round
                      // belong the steps that begin in it and those that have begun, but for the
                      // step of a kTransition: that one has ended.
-  kTransition =
-      50,            // step, granules a layer evicted afterwards, ring slots, bytes a step, stripes
+  kTransition = 50,  // step, granules a layer evicted afterwards, ring slots, bytes a step, stripes
                      // a step, bytes of the stripes copied ahead of each step but the first
                      //                                                 cause: TransitionKind
                      // A fresh round of copies begins with |step|, which is under way and whose
@@ -59,8 +58,8 @@ enum class TraceType : uint16_t {
                      // too, with those that were made ahead in vain. Bytes and stripes are of the
                      // larger of the two plans. Until the next round the bytes of kCopy are (bytes
                      // a step) * (steps that ended) + (bytes copied ahead, if two or more ended).
-  kCopyFailed = 19,  // The copy stream failed and was made anew: stripes of this round were lost
-                     // and are copied again, so that its bytes do not add up
+  kCopyFailed = 19,  // The copy stream failed and was made anew, or took no more copies: stripes of
+                     // this round were lost and are copied again, so that its bytes do not add up
   // --- KV cache ----------------------------------------------------------------------------------
   // A block is free, used (by one or more sequences) or cached. Sequence numbers are requests';
   // kTraceNoSequence: not of a request. Runs of |count| blocks with consecutive numbers.

@@ -45,7 +45,7 @@ class ExpectedBytes {
 
  private:
   uint64_t bytes_ = 0, ahead_ = 0, sum_ = 0;
-  uint64_t transition_ = UINT64_MAX - 1;     // the last one's step
+  uint64_t transition_ = UINT64_MAX - 1;  // the last one's step
   std::map<uint64_t, uint64_t> by_step_;  // under way
 };
 

@@ -169,7 +169,8 @@ Status SimCompute::Collect(StepOutcome* outcome) {
     outcome->begin_ns = begin;
     outcome->end_ns = driver_.Now();
     if (clock_off) {
-      const int64_t earliest = static_cast<int64_t>(step.submitted_ns) - static_cast<int64_t>(begin);
+      const int64_t earliest =
+          static_cast<int64_t>(step.submitted_ns) - static_cast<int64_t>(begin);
       const int64_t off = std::clamp(clock_off(), earliest, int64_t{0});
       outcome->begin_ns += static_cast<uint64_t>(off);
       outcome->end_ns += static_cast<uint64_t>(off);

@@ -73,8 +73,8 @@ class SimCompute final : public Compute {
   std::function<Status()> submit_fails;  // asked at each Submit; empty: none does
   // The kernels of a step whose Submit failed run all the same, in their turn.
   bool failed_submits_run = false;
-  // What the device's clock is off by in a step, no more than |clock_error_ns| and no more than lets
-  // the step run between its submission and its collection; empty: nothing.
+  // What the device's clock is off by in a step, no more than |clock_error_ns| and no more than
+  // lets the step run between its submission and its collection; empty: nothing.
   std::function<int64_t()> clock_off;
   uint64_t clock_error_ns = 0;
   // The tenant of a request, by SampleRequest::key; empty: there is one.

@@ -280,9 +280,7 @@ TEST(InvariantChecker, AMoveThatAStepMayNoticeIsFoundAndNamed) {
        },
        T::kUnmap},
       {"RemappedUnderItsCopy", "M2",
-       [](Records& r) {
-         r[IndexOf(r, T::kCopy, 5)].args[4] = r[IndexOf(r, T::kUnmap, 4)].time_ns;
-       },
+       [](Records& r) { r[IndexOf(r, T::kCopy, 5)].args[4] = r[IndexOf(r, T::kUnmap, 4)].time_ns; },
        T::kCopy},
       {"CopyMissing", "M3", [](Records& r) { Erase(r, IndexOf(r, T::kCopy, 5)); }, T::kGatePass},
       {"TheSlotThatTookTheRingsGranuleIsNotFilled", "M3",

@@ -253,6 +253,27 @@ TEST(TraceOfDeviceGates, RandomLivesWithFaultsAreSoundAndTheirStallAddsUp) {
   EXPECT_GT(faults, 0U);
 }
 
+TEST(TraceOfDeviceGates, WhereCopiesAreRefusedNothingMovesUnderThoseThatWereQueued) {
+  uint64_t failed_steps = 0, moves = 0;
+  for (uint64_t seed = 0; seed < 60; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    DeviceLife life(~uint64_t{0}, "stress_random{hold_steps=1; seed=" + std::to_string(seed) + "}");
+    SimFaults& f = life.driver->faults();
+    f.link_slowdown = 50;
+    f.FailWithProbability(SimCall::kCopy, 0.25);
+    life.Add(6);
+    EXPECT_FALSE(life.Serve());
+    f.Clear();
+    const TraceFindings found = life.Close();  // the driver looks at what is unmapped
+    ExpectSound(found);
+    EXPECT_EQ(found.stall_ns, life.counters.stall_ns);
+    failed_steps += life.failed_steps;
+    moves += found.moves;
+  }
+  EXPECT_GT(failed_steps, 0U);
+  EXPECT_GT(moves, 0U);
+}
+
 TEST(TraceOfDeviceGates, ARecordingThatBeginsOrEndsInTheMiddleIsSoundAndLeavesNoStamps) {
   DeviceLife life(/*mask=*/0);
   life.driver->faults().link_slowdown = 50;

@@ -72,7 +72,7 @@ class InvariantChecker {
     uint32_t thread = 0;
     TraceEvent begin;
     std::map<SlotKey, std::optional<GranuleKey>> before;
-    std::map<GranuleKey, bool> fresh;  // still taken
+    std::map<GranuleKey, bool> fresh;    // still taken
     std::set<uint64_t> unfilled_behind;  // what it unmapped of those
     uint64_t freed = 0;
   };

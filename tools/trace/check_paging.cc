@@ -99,8 +99,7 @@ void InvariantChecker::CheckBytes(const Round& round, bool at_end) {
   const bool ahead = !round.behind || round.ended >= 2;
   const uint64_t exact = least + (ahead ? round.ahead_bytes : 0);
   // At the end of the trace steps may be under way, and their copies with them.
-  const uint64_t most =
-      least + round.ahead_bytes + round.bytes * std::max<uint64_t>(1, round.open);
+  const uint64_t most = least + round.ahead_bytes + round.bytes * std::max<uint64_t>(1, round.open);
   const bool fits = at_end ? round.copied >= least && round.copied <= most : round.copied == exact;
   if (fits) return;
   const TraceEvent now = event_;
@@ -158,11 +157,10 @@ void InvariantChecker::OnTransition() {
   const uint64_t number = r.args[0];
   const std::string name = "step " + std::to_string(number);
   const uint64_t before = round_;
-  BeginRound(
-      {.behind = true, .bytes = r.args[3], .stripes = r.args[4], .ahead_bytes = r.args[5]});
+  BeginRound({.behind = true, .bytes = r.args[3], .stripes = r.args[4], .ahead_bytes = r.args[5]});
   if (transition_ && steps_.contains(transition_->step)) CheckRemapped(transition_->step);
-  transition_ = Transition{.step = number,
-                           .moves = r.cause == static_cast<uint8_t>(TransitionKind::kMoves)};
+  transition_ =
+      Transition{.step = number, .moves = r.cause == static_cast<uint8_t>(TransitionKind::kMoves)};
   if (meta_.granule_bytes != 0 && r.args[3] % meta_.granule_bytes != 0) {
     Fail("A1", std::to_string(r.args[3]) + " bytes are not whole granules");
   }
@@ -174,9 +172,9 @@ void InvariantChecker::OnTransition() {
   }
   for (const auto& [other, step] : steps_) {
     if (other == number || !Recorded(TraceType::kDeviceStep)) continue;
-    const bool ended = step.device_end_ns && (*step.device_end_ns <= r.time_ns ||
-                                              *step.device_end_ns - r.time_ns <=
-                                                  step.device_error_ns);
+    const bool ended =
+        step.device_end_ns && (*step.device_end_ns <= r.time_ns ||
+                               *step.device_end_ns - r.time_ns <= step.device_error_ns);
     if (other < number && ended) continue;
     Fail("M2", "stripes change behind the gates of " + name + " before step " +
                    std::to_string(other) + " has ended on the device");
@@ -197,8 +195,8 @@ void InvariantChecker::CheckUnderSteps(uint64_t slot) {
     Fail("M2", what + "behind the gates of step " + std::to_string(transition_->step) +
                    ", but step " + std::to_string(youngest) + " has begun too");
   } else if (transition_->passed.at(slot)) {
-    Fail("M2", what + "behind a gate that step " + std::to_string(transition_->step) +
-                   " has passed");
+    Fail("M2",
+         what + "behind a gate that step " + std::to_string(transition_->step) + " has passed");
   } else {
     transition_->remapped.insert(slot);
   }

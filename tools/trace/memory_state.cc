@@ -82,8 +82,11 @@ void MemoryState::Add(const TraceRecord& r) {
       }
       break;
     case TraceType::kPlacement:
-    case TraceType::kTransition:
       ring_slots_ = r.args[1];
+      evicted_bytes_ = r.args[3];
+      break;
+    case TraceType::kTransition:
+      ring_slots_ = r.args[2];
       evicted_bytes_ = r.args[3];
       break;
     case TraceType::kQueue:
