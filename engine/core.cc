@@ -79,6 +79,7 @@ EngineCore::~EngineCore() {
     StepOutcome outcome;
     AdvanceBorder(UINT64_MAX);
     (void)compute_.Collect(&outcome);
+    under_way_.front()->trace.Ran(outcome);
     (void)memory_.weights().EndStep();
     under_way_.pop_front();
   }
@@ -453,7 +454,8 @@ bool EngineCore::SubmitStep() {
   if (!status.ok()) {
     std::vector<RequestId> requests;
     for (const ScheduledSequence& s : step->scheduled) requests.push_back(s.sequence->id);
-    RollBack(*step, status);
+    (void)step->trace.Failed(status);
+    RollBack(*step);
     Drain();  // those before it are not concerned
     CountFailure(requests, status);
     return true;
@@ -492,6 +494,7 @@ void EngineCore::CollectStep() {
   StepOutcome outcome;
   AdvanceBorder(UINT64_MAX);
   Status run = compute_.Collect(&outcome);
+  step->trace.Ran(outcome);  // before anything is remapped because of it
   Status end = weights.EndStep();
   if (run.ok()) run = std::move(end);
   if (!run.ok()) {
@@ -518,7 +521,6 @@ void EngineCore::CollectStep() {
   Observe(step->batch, step_ns, stall_ns, bytes);
   work_.ObserveStep(memory_.blocks().counts().used, scheduler_.running(),
                     stats_.output_tokens - output_before);
-  step->trace.Ran(outcome);
   step->trace.Ended(step_ns, stall_ns, bytes);
   if (keep_records_) Keep(*step, step_ns, stall_ns);
 }
@@ -616,6 +618,7 @@ FinishReason EngineCore::CheckFinish(const Sequence& sequence, int32_t token) co
 void EngineCore::OnStepError(std::unique_ptr<StepUnderWay> step, const Status& error) {
   std::vector<RequestId> requests;
   for (const ScheduledSequence& s : step->scheduled) requests.push_back(s.sequence->id);
+  (void)step->trace.Failed(error);
   // What was submitted after it read KV and tokens that are not there.
   std::vector<std::unique_ptr<StepUnderWay>> failed;
   failed.push_back(std::move(step));
@@ -625,15 +628,16 @@ void EngineCore::OnStepError(std::unique_ptr<StepUnderWay> step, const Status& e
     StepOutcome void_outcome;
     AdvanceBorder(UINT64_MAX);
     (void)compute_.Collect(&void_outcome);
+    failed.back()->trace.Ran(void_outcome);
     (void)memory_.weights().EndStep();
+    (void)failed.back()->trace.Failed(error);
   }
-  for (auto it = failed.rbegin(); it != failed.rend(); ++it) RollBack(**it, error);
+  for (auto it = failed.rbegin(); it != failed.rend(); ++it) RollBack(**it);
   CountFailure(requests, error);
 }
 
 // As if |step|, the last one submitted, had never been.
-void EngineCore::RollBack(StepUnderWay& step, const Status& error) {
-  (void)step.trace.Failed(error);
+void EngineCore::RollBack(StepUnderWay& step) {
   ++stats_.failed_steps;
   scheduler_.OnFailed(step.scheduled);
   for (size_t i = 0; i < step.scheduled.size(); ++i) {

@@ -190,7 +190,7 @@ class EngineCore {
   void Retire(Sequence& sequence, FinishReason reason, Status error);
   // |step| failed, and with it those submitted after it.
   void OnStepError(std::unique_ptr<StepUnderWay> step, const Status& error);
-  void RollBack(StepUnderWay& step, const Status& error);
+  void RollBack(StepUnderWay& step);
   void CountFailure(const std::vector<RequestId>& requests, const Status& error);
   void Keep(const StepUnderWay& step, TimeNs step_ns, TimeNs stall_ns);
   void HandleStarvation();

@@ -42,7 +42,7 @@ class StepTrace {
     TraceEmit(TraceType::kStepEnd, kind_, number_, batch_.sequences.size(), batch_.rows(), step_ns,
               stall_ns, bytes_copied);
   }
-  // Where a device ran it, before Ended.
+  // Where a device ran it; before Ended or Failed, and before the pager is told of its end.
   void Ran(const StepOutcome& outcome) const {
     if (outcome.begin_ns == 0) return;
     TraceEmit(TraceType::kDeviceStep, kind_, number_, outcome.begin_ns, outcome.end_ns,

@@ -171,8 +171,13 @@ void WeightPager::SetLinkRate(double bytes_per_ns) {
 }
 
 void WeightPager::TraceState() const {
-  // Copies queued so far were not traced, so none of this placement's are ahead.
-  impl_->TracePlacement(plan_, 0);
+  const Impl& m = *impl_;
+  // Of the steps that begin from now on. Copies queued so far were not traced, so none are ahead.
+  m.TracePlacement(*m.after(), 0);
+  // What it has still to remap is about to be told of.
+  if (in_transition() && m.passes.front().advanced > 0) {
+    m.TraceTransition(m.passes.front(), stats_.steps);
+  }
 }
 
 // --- Steps ---------------------------------------------------------------------------------------
@@ -483,21 +488,36 @@ void WeightPager::Impl::TracePlacement(const EvictionPlan& plan, uint64_t ahead_
             plan.evicted_granules() * granule_bytes, plan.chunks().size(), ahead_bytes);
 }
 
+void WeightPager::Impl::TraceTransition(const Pass& pass, uint64_t number) const {
+  const TransitionKind kind = pass.to ? TransitionKind::kMoves : TransitionKind::kCopiesOnly;
+  const EvictionPlan& plan = *pass.plan;
+  const EvictionTarget& target = (pass.to ? *pass.to : plan).target();
+  TraceEmit(TraceType::kTransition, static_cast<uint8_t>(kind), number, target.granules_per_layer,
+            target.ring_slots, plan.evicted_granules() * granule_bytes, plan.chunks().size(),
+            PrefixBytes(plan));
+}
+
+uint64_t WeightPager::Impl::PrefixBytes(const EvictionPlan& plan) const {
+  uint64_t granules = 0;
+  for (uint32_t i = 0; i < plan.prefix_chunks(); ++i) granules += plan.chunks()[i].count;
+  return granules * granule_bytes;
+}
+
 void WeightPager::Impl::Restart(WeightPagerStats* stats) {
   const EvictionPlan& plan = *cover;
   restart_pending = false;
   queued_in_vain = false;
   numbered = cover;
-  uint64_t ahead = 0;
-  for (uint32_t i = 0; i < plan.prefix_chunks(); ++i) ahead += plan.chunks()[i].count;
-  TracePlacement(plan, ahead * granule_bytes);
+  TracePlacement(plan, PrefixBytes(plan));
   if (!armed(plan)) return;
   next_base = queued + plan.chunks().size();
   queued = next_base;
   SetConsumed(next_base);
   SetProduced(next_base);
   // If this fails BeginStep goes on from here, and reports it if it fails again.
-  (void)QueueUpTo(plan, next_base, next_base + plan.prefix_chunks(), stats);
+  if (!QueueUpTo(plan, next_base, next_base + plan.prefix_chunks(), stats).ok()) {
+    TraceEmit(TraceType::kCopyFailed, 0);
+  }
 }
 
 }  // namespace weir

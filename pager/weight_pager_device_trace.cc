@@ -4,9 +4,9 @@
 // The times of gates come from the kernels' clock, those of copies from stamps on the copy stream:
 // two readings of one device, each within an error of the host's clock. What is known to have been
 // before something else is told as such: a copy began after it was queued and after the gate of the
-// chunk that it overwrites was passed, and ended before its own gate was. A reading is moved by no
-// more than the two errors for that; what contradicts beyond them stays as it was read, for
-// `weir-trace check` to find.
+// chunk that it overwrites was passed, and ended before its own gate was, and that was before the
+// host knew. A reading is moved by no more than the two errors for that; what contradicts beyond
+// them stays as it was read, for `weir-trace check` to find.
 #include <algorithm>
 
 #include "pager/weight_pager_impl.h"
@@ -83,13 +83,17 @@ void WeightPager::Impl::TraceCopy(const StampedCopy& copy, CopySpan span) {
 }
 
 void WeightPager::Impl::TraceDeviceStep(const DeviceGateLog& log, uint64_t step_number) {
-  const EvictionPlan& plan = *passes.front().plan;
-  const uint64_t base = passes.front().base;
+  const Pass& pass = passes.front();
+  const EvictionPlan& plan = *pass.plan;
+  const uint64_t base = pass.base;
+  const TimeNs now = driver.Now();
   const size_t n = plan.chunks().size();
-  const size_t reached = log.failed_gate < 0
-                             ? n
-                             : static_cast<size_t>(std::max(
-                                   0, plan.chunk_of_gate()[static_cast<size_t>(log.failed_gate)]));
+  size_t reached = log.failed_gate < 0
+                       ? n
+                       : static_cast<size_t>(std::max(
+                             0, plan.chunk_of_gate()[static_cast<size_t>(log.failed_gate)]));
+  // Behind a gate that was let go there is no stripe: a void step runs on, and passes nothing.
+  if (pass.let_go) reached = std::min<size_t>(reached, pass.advanced);
   gates_passed.resize(n);
   // Copies that end after the arrival looked at, in the order in which they ran.
   std::deque<CopySpan> ahead;
@@ -97,8 +101,11 @@ void WeightPager::Impl::TraceDeviceStep(const DeviceGateLog& log, uint64_t step_
     const uint64_t number = base + i;
     const uint32_t gate = plan.chunks()[i].gate;
     const bool passed = i < reached;
-    const DeviceGateTimes at = log.times.empty() ? DeviceGateTimes{} : log.times[gate];
-    const TimeNs known_end = passed && at.pass_ns != 0 ? at.pass_ns : driver.Now();
+    DeviceGateTimes at = log.times.empty() ? DeviceGateTimes{} : log.times[gate];
+    const uint64_t waited = at.pass_ns - at.arrive_ns;
+    at.arrive_ns = NotAfter(at.arrive_ns, now, log.clock_error_ns);
+    at.pass_ns = NotAfter(at.pass_ns, now, log.clock_error_ns);
+    const TimeNs known_end = passed && at.pass_ns != 0 ? at.pass_ns : now;
     bool known = false;
     while (!stamped.empty() && stamped.front().number <= number) {
       StampedCopy& copy = stamped.front();
@@ -108,13 +115,14 @@ void WeightPager::Impl::TraceDeviceStep(const DeviceGateLog& log, uint64_t step_
         TraceCopy(copy, *span);
         ahead.push_back(*span);
         known = copy.number == number;
+        if (at.pass_ns != 0)
+          at.pass_ns = NotBefore(at.pass_ns, span->end_ns, 2 * log.clock_error_ns);
       } else {
         DropStamps(copy);
       }
       stamped.pop_front();
     }
     if (at.arrive_ns == 0) continue;
-    const uint64_t waited = at.pass_ns - at.arrive_ns;
     // Behind the gate that failed nobody waits, and nobody passes.
     if (i > reached && waited == 0) continue;
     gate_lane.Emit(at.arrive_ns, TraceType::kGateArrive, 0, gate, step_number, i);

@@ -75,8 +75,8 @@ struct Pass {
   bool held = false;
   SharedPlan to;          // moves: what is away once the pass has ended; null: nothing changes
   uint32_t advanced = 0;  // chunks remapped and queued so far, while held
-  std::vector<std::pair<WeightSlotRun, TimeNs>> restored;  // and when their copies were queued
-  Status failed;  // the remap that stopped the move; copies go on
+  bool let_go = false;    // void: the gates of the chunks after those opened without a copy
+  Status failed;          // the remap that stopped the move; copies go on
 };
 
 // How to get from one plan's mappings to another's.
@@ -206,6 +206,9 @@ struct WeightPager::Impl {
   // The oldest pass is about to be computed with.
   void ExpectOldest();
   void TracePlacement(const EvictionPlan& plan, uint64_t ahead_bytes) const;
+  // |number|: of the step of |pass|, whose gates are held closed.
+  void TraceTransition(const Pass& pass, uint64_t number) const;
+  uint64_t PrefixBytes(const EvictionPlan& plan) const;
 
   // --- weight_pager_gates.cc
   std::string DescribeChunk(const EvictionPlan& plan, uint32_t segments, uint32_t chunk) const;
@@ -244,8 +247,8 @@ struct WeightPager::Impl {
   Status FillOnce(const std::vector<WeightSlotRun>& runs);
 
   // --- weight_pager_transition.cc
-  Status BeginHeld(const Pass& pass);
-  Status RemapChunk(Pass* pass, const StripeChunk& chunk, WeightPagerStats* stats);
+  Status BeginHeld(const Pass& pass, uint64_t number);
+  Status RemapChunk(const Pass& pass, const StripeChunk& chunk, WeightPagerStats* stats);
   // The step of |pass| is void: its kernels are to run to their end without waiting.
   void LetGo(Pass* pass);
 };

@@ -83,12 +83,16 @@ Status WeightPager::BeginTransition(const EvictionTarget& target) {
 }
 
 // The first turn at a held pass: nothing that was queued before may still run.
-Status WeightPager::Impl::BeginHeld(const Pass& pass) {
-  // All it waits for is in steps that have ended.
+Status WeightPager::Impl::BeginHeld(const Pass& pass, uint64_t number) {
+  // All it waits for is in steps that have ended. Not for the last copy that QueueUpTo recorded: it
+  // may have given up behind that one.
   Status error;
-  if (!copy_stream.valid()) {
+  Result<EventId> all = BadState("there is no copy stream");
+  if (copy_stream.valid()) all = driver.Record(copy_stream);
+  if (!all.ok()) {
     WEIR_TRY(ReplaceStream());
-  } else if (last_copy.valid()) {
+  } else {
+    last_copy = *all;
     switch (AwaitProduced(pass.base, &error)) {
       case WaitOutcome::kTimedOut:
         return DriverError("the copy stream did not come to rest within " +
@@ -101,13 +105,15 @@ Status WeightPager::Impl::BeginHeld(const Pass& pass) {
   WEIR_TRY(driver.Write(gate_consumed, std::as_bytes(std::span(&pass.base, 1))));
   cover = pass.plan;
   if (pass.to) settled = false;
+  TraceCopiesAtRest();  // those made ahead, in vain: of the round that ends here
+  TraceTransition(pass, number);
   return OkStatus();
 }
 
-Status WeightPager::Impl::RemapChunk(Pass* pass, const StripeChunk& chunk,
+Status WeightPager::Impl::RemapChunk(const Pass& pass, const StripeChunk& chunk,
                                      WeightPagerStats* stats) {
   std::vector<int32_t> to = ring_of_slot;
-  const std::vector<int32_t> target = pass->to->RingOfSlots(ring_of_slot.size());
+  const std::vector<int32_t> target = pass.to->RingOfSlots(ring_of_slot.size());
   std::copy_n(target.begin() + chunk.first.value, chunk.count, to.begin() + chunk.first.value);
   if (to == ring_of_slot) return OkStatus();
   std::vector<bool> ring_after(space.region(ring).slots.size(), false);
@@ -123,7 +129,6 @@ Status WeightPager::Impl::RemapChunk(Pass* pass, const StripeChunk& chunk,
   // No fence: the gate is closed, the step before has ended, and this chunk's copy is not queued.
   WEIR_TRY(CommitTransition(t, stats));
   ring_of_slot = std::move(to);
-  for (const WeightSlotRun& run : t.restored) pass->restored.emplace_back(run, driver.Now());
   return OkStatus();
 }
 
@@ -131,6 +136,7 @@ void WeightPager::Impl::LetGo(Pass* pass) {
   const uint64_t end = pass->base + pass->plan->chunks().size();
   queued = end;
   pass->held = false;
+  pass->let_go = true;
   pass->to.reset();
   homecoming = {};
   // In the order of the stream, or what it has still to write would close the gates again.
@@ -161,13 +167,13 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns) {
     return status.WithContext("opening the gates of a step");
   };
   if (pass.advanced == 0) {
-    if (Status rest = m.BeginHeld(pass); !rest.ok()) return give_up(std::move(rest));
+    if (Status rest = m.BeginHeld(pass, stats_.steps); !rest.ok()) return give_up(std::move(rest));
   }
   const std::vector<StripeChunk>& chunks = pass.plan->chunks();
   for (const uint32_t first = pass.advanced; pass.advanced < chunks.size(); ++pass.advanced) {
     if (pass.advanced > first && m.driver.Now() - begin >= limit_ns) return OkStatus();
     if (pass.to) {
-      pass.failed = m.RemapChunk(&pass, chunks[pass.advanced], &stats_);
+      pass.failed = m.RemapChunk(pass, chunks[pass.advanced], &stats_);
       if (!pass.failed.ok()) pass.to.reset();
     }
     if (Status queued = m.QueueNext(*pass.plan, pass.base, &stats_); !queued.ok()) {
@@ -186,11 +192,6 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns) {
 // The step that moved has ended as it should: what came home is there.
 void WeightPager::EndTransition(const Pass& pass) {
   Impl& m = *impl_;
-  const TimeNs now = m.driver.Now();
-  for (const auto& [run, queued] : pass.restored) {
-    TraceEmit(TraceType::kFill, static_cast<uint8_t>(m.backing->tier()), m.weights.value, run.first,
-              run.count, run.count * m.granule_bytes, queued, now);
-  }
   plan_ = *pass.to;
   m.cover = pass.to;
   m.settled = true;
@@ -199,8 +200,8 @@ void WeightPager::EndTransition(const Pass& pass) {
   // Otherwise the next step begins a held pass, or comes to rest first.
   if (m.passes.empty() && !m.queued_in_vain) {
     m.Restart(&stats_);
-  } else {
-    m.TracePlacement(plan_, 0);
+  } else if (!m.armed(plan_)) {
+    m.TracePlacement(plan_, 0);  // the round ends with this step, and none follows
   }
 }
 

@@ -38,16 +38,28 @@ enum class TraceType : uint16_t {
   kFaultMinor = 15,  // gate, step, chunk, waited_ns                     cause: FaultCause
                      // (reserved: no pager of this version maps at a gate)
   kCopy = 16,        // chunk, region, first slot, bytes, begin_ns, end_ns: one stripe into its ring
-                     // slot                                            cause: source tier
+                     // slot; what of it has come home behind the gate of a kTransition, in place,
+                     // and then there is no kFill                      cause: source tier
   kWriteBack = 17,   // region, first slot, slots, bytes, begin_ns, end_ns  cause: target tier
                      // (reserved: weights are clean, and KV has no lower tier in this version)
   kPlacement = 18,   // granules a layer evicted, ring slots, evicted granules, evicted bytes,
                      // stripes a step, bytes of the stripes copied ahead of the first step
                      //                                                 cause: Placement
-                     // A fresh round of copies begins. Until the next kPlacement the bytes of
-                     // kCopy are (evicted bytes) * (steps that ended) + (bytes copied ahead).
-  kCopyFailed = 19,  // The copy stream failed and was made anew: stripes of this round were lost
-                     // and are copied again, so that its bytes do not add up
+                     // A fresh round of copies begins. Until the next one the bytes of kCopy are
+                     // (evicted bytes) * (steps that ended) + (bytes copied ahead). To the round
+                     // belong the steps that begin in it and those that have begun, but for the
+                     // step of a kTransition: that one has ended.
+  kTransition = 50,  // step, granules a layer evicted afterwards, ring slots, bytes a step, stripes
+                     // a step, bytes of the stripes copied ahead of each step but the first
+                     //                                                 cause: TransitionKind
+                     // A fresh round of copies begins with |step|, which is under way and whose
+                     // gates are held closed: each opens when its copy of this round has come. The
+                     // steps before it have ended on the device and the copies of their round have
+                     // too, with those that were made ahead in vain. Bytes and stripes are of the
+                     // larger of the two plans. Until the next round the bytes of kCopy are (bytes
+                     // a step) * (steps that ended) + (bytes copied ahead, if two or more ended).
+  kCopyFailed = 19,  // The copy stream failed and was made anew, or took no more copies: stripes of
+                     // this round were lost and are copied again, so that its bytes do not add up
   // --- KV cache ----------------------------------------------------------------------------------
   // A block is free, used (by one or more sequences) or cached. Sequence numbers are requests';
   // kTraceNoSequence: not of a request. Runs of |count| blocks with consecutive numbers.
@@ -90,7 +102,8 @@ enum class TraceType : uint16_t {
   kDrop = 60,  // records lost right before this one on this thread, lost in all on this thread
   // When a running process is attached to, its state is told first, as the history that would have
   // led to it: kCreate, kGranuleState, kMap inside a plan 0, kKvCapacity, kKvAlloc, kKvFree,
-  // kRequest, kPlacement. All of it lies between these two, on one thread, before the first step.
+  // kRequest, kPlacement, and kTransition if one is under way. All of it lies between these two, on
+  // one thread, before the first step.
   kSnapshotBegin = 61,
   kSnapshotEnd = 62,
 };
@@ -119,6 +132,7 @@ constexpr std::string_view TraceTypeName(TraceType type) {
     case TraceType::kCopy: return "copy";
     case TraceType::kWriteBack: return "write_back";
     case TraceType::kPlacement: return "placement";
+    case TraceType::kTransition: return "transition";
     case TraceType::kCopyFailed: return "copy_failed";
     case TraceType::kKvAlloc: return "kv_alloc";
     case TraceType::kKvFree: return "kv_free";
@@ -156,6 +170,12 @@ enum class FaultCause : uint8_t {
 };
 // When several apply: kRepair, kLateCopy, kNewPlan, then what the copy stream was doing when the
 // gate was reached: kStillCopying if a copy was under way, else kNotStarted.
+
+// What happens behind the gates that a step holds closed.
+enum class TransitionKind : uint8_t {
+  kCopiesOnly,  // the step has other stripes than the one before; no mapping of weights changes
+  kMoves,       // until the step has ended weights are remapped, each before its stripe's copy
+};
 
 enum class StepKind : uint8_t { kServing, kCalibration };
 

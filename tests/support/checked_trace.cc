@@ -12,7 +12,44 @@
 namespace weir::testing {
 namespace {
 
-void AddTo(TraceFindings& f, const TraceRecord& r, uint64_t& evicted_bytes, uint64_t& device_end) {
+// Bytes that are to be copied, by the definitions of kPlacement and kTransition.
+class ExpectedBytes {
+ public:
+  void Add(const TraceRecord& r) {
+    switch (static_cast<TraceType>(r.type)) {
+      case TraceType::kPlacement:
+        bytes_ = r.args[3];
+        sum_ += r.args[5];
+        ahead_ = 0;
+        for (auto& [step, of_step] : by_step_) {
+          if (step != transition_) of_step = bytes_;
+        }
+        break;
+      case TraceType::kTransition:
+        transition_ = r.args[0];
+        by_step_[transition_] = bytes_ = r.args[3];
+        ahead_ = r.args[5];
+        break;
+      case TraceType::kStepBegin: by_step_[r.args[0]] = bytes_; break;
+      case TraceType::kStepFailed: by_step_.erase(r.args[0]); break;
+      case TraceType::kStepEnd:
+        sum_ += by_step_[r.args[0]];
+        // The first step of a round behind closed gates has nothing copied ahead.
+        if (r.args[0] == transition_ + 1 && !by_step_.contains(transition_)) sum_ += ahead_;
+        by_step_.erase(r.args[0]);
+        break;
+      default: break;
+    }
+  }
+  uint64_t sum() const { return sum_; }
+
+ private:
+  uint64_t bytes_ = 0, ahead_ = 0, sum_ = 0;
+  uint64_t transition_ = UINT64_MAX - 1;  // the last one's step
+  std::map<uint64_t, uint64_t> by_step_;  // under way
+};
+
+void AddTo(TraceFindings& f, const TraceRecord& r, uint64_t& device_end) {
   switch (static_cast<TraceType>(r.type)) {
     case TraceType::kFaultMajor:
       ++f.faults;
@@ -23,11 +60,9 @@ void AddTo(TraceFindings& f, const TraceRecord& r, uint64_t& evicted_bytes, uint
       ++f.copies;
       f.copied_bytes += r.args[3];
       break;
-    case TraceType::kPlacement:
-      evicted_bytes = r.args[3];
-      f.expected_bytes += r.args[5];
+    case TraceType::kTransition:
+      ++(r.cause == static_cast<uint8_t>(TransitionKind::kMoves) ? f.moves : f.regroupings);
       break;
-    case TraceType::kStepEnd: f.expected_bytes += evicted_bytes; break;
     case TraceType::kDeviceStep:
       ++f.device_steps;
       if (device_end != 0 && r.args[1] > device_end) f.device_idle_ns += r.args[1] - device_end;
@@ -69,11 +104,14 @@ TraceFindings CheckedTrace::Check(const std::string& metadata, bool complete) {
   trace_tool::TraceReader reader(trace_tool::OpenFile(path_));
   trace_tool::InvariantChecker checker(reader.meta(), reader.header().mask);
   TraceFindings f;
-  uint64_t evicted_bytes = 0, device_end = 0;
+  uint64_t device_end = 0;
+  ExpectedBytes expected;
   reader.ForEach([&](const trace_tool::TraceEvent& event) {
     checker.Add(event);
-    AddTo(f, event.record, evicted_bytes, device_end);
+    AddTo(f, event.record, device_end);
+    expected.Add(event.record);
   });
+  f.expected_bytes = expected.sum();
   checker.Finish(complete);
   f.violations = checker.violation_count();
   if (!checker.violations().empty()) {

@@ -20,8 +20,9 @@ struct TraceFindings {
   std::string first;  // the first violation
   bool conclusive = false;
   uint64_t steps = 0, passes = 0, faults = 0, stall_ns = 0, copies = 0, copied_bytes = 0;
-  // By kPlacement and kStepEnd: evicted bytes x steps, and what was copied ahead.
+  // Bytes a step x steps, and what was copied ahead; where no step failed.
   uint64_t expected_bytes = 0;
+  uint64_t moves = 0, regroupings = 0;  // kTransition
   uint64_t device_steps = 0;
   uint64_t latest_clock_error_ns = 0, most_clock_error_ns = 0;  // of device steps
   uint64_t device_idle_ns = 0;                                  // between device steps

@@ -63,6 +63,16 @@ class SimStepGates {
     return driver_->Write(gates_.consumed, std::as_bytes(std::span(&consumed, 1)));
   }
 
+  // As if the clock of what it noted were off by |off|, and known to within |error|.
+  void ShiftClock(int64_t off, uint64_t error) {
+    log_.clock_error_ns = error;
+    for (DeviceGateTimes& at : times_) {
+      if (at.arrive_ns == 0) continue;
+      at.arrive_ns += static_cast<uint64_t>(off);
+      at.pass_ns += static_cast<uint64_t>(off);
+    }
+  }
+
  private:
   Result<uint64_t> Produced() const {
     uint64_t produced = 0;

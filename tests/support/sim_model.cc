@@ -125,7 +125,12 @@ Status SimCompute::Scrub(std::span<const BlockId> blocks) {
 }
 
 Status SimCompute::Submit(const StepBatch& batch, StepGates& gates) {
-  Pending step{.batch = batch, .blocks = {}, .scrubs = {}, .gates = &gates, .device = {}};
+  Pending step{.batch = batch,
+               .blocks = {},
+               .scrubs = {},
+               .submitted_ns = driver_.Now(),
+               .gates = &gates,
+               .device = {}};
   const DeviceGates device = gates.device_gates();
   if (device.produced != 0) step.device.emplace(driver_, device, advance_);
   for (StepSequence& s : step.batch.sequences) {
@@ -163,6 +168,15 @@ Status SimCompute::Collect(StepOutcome* outcome) {
   if (step.device) {
     outcome->begin_ns = begin;
     outcome->end_ns = driver_.Now();
+    if (clock_off) {
+      const int64_t earliest =
+          static_cast<int64_t>(step.submitted_ns) - static_cast<int64_t>(begin);
+      const int64_t off = std::clamp(clock_off(), earliest, int64_t{0});
+      outcome->begin_ns += static_cast<uint64_t>(off);
+      outcome->end_ns += static_cast<uint64_t>(off);
+      outcome->clock_error_ns = clock_error_ns;
+      step.device->ShiftClock(off, clock_error_ns);
+    }
   }
   if (step.device) {
     // What a failed step sampled is there for the one behind it, as bad as it is.

@@ -73,6 +73,10 @@ class SimCompute final : public Compute {
   std::function<Status()> submit_fails;  // asked at each Submit; empty: none does
   // The kernels of a step whose Submit failed run all the same, in their turn.
   bool failed_submits_run = false;
+  // What the device's clock is off by in a step, no more than |clock_error_ns| and no more than
+  // lets the step run between its submission and its collection; empty: nothing.
+  std::function<int64_t()> clock_off;
+  uint64_t clock_error_ns = 0;
   // The tenant of a request, by SampleRequest::key; empty: there is one.
   std::function<uint64_t(uint64_t key)> tenant_of;
   // KV words of one tenant found in a block of another that was about to write there.
@@ -83,6 +87,7 @@ class SimCompute final : public Compute {
     StepBatch batch;
     std::vector<std::vector<BlockId>> blocks;  // by sequence
     std::vector<BlockId> scrubs;               // before it
+    TimeNs submitted_ns = 0;
     StepGates* gates = nullptr;
     std::optional<SimStepGates> device;
   };

@@ -212,14 +212,148 @@ TEST(InvariantChecker, WhatIsWrongOnADeviceIsFound) {
   }
 }
 
-TEST(InvariantChecker, ADevicesTraceThatBeginsAnywhereIsAdoptedWithoutFalseAlarm) {
-  const TraceBuilder whole = DeviceLife();
-  for (size_t skip = 1; skip < whole.size(); ++skip) {
-    TraceBuilder builder = whole;
-    builder.records().erase(builder.records().begin(),
-                            builder.records().begin() + static_cast<ptrdiff_t>(skip));
+TraceBuilder MovingLife() {
+  TraceBuilder builder;
+  builder.meta.insert(1, "\"scheduler\":{\"steps_under_way\":2},");
+  builder.Pool().Load().Evict().DeviceMove(11);
+  return builder;
+}
+
+// The records [from, to] are as if they had come right behind record |behind| of the same thread.
+void MoveBehind(Records& r, size_t from, size_t to, size_t behind) {
+  const auto at = [&r](size_t i) { return r.begin() + static_cast<ptrdiff_t>(i); };
+  for (size_t i = from; i <= to; ++i) r[i].time_ns = r[behind].time_ns + 1;
+  if (behind > to) {
+    std::rotate(at(from), at(to + 1), at(behind + 1));
+  } else {
+    std::rotate(at(behind + 1), at(from), at(to + 1));
+  }
+}
+
+TEST(InvariantChecker, WeightsMoveBehindTheGatesThatAStepHoldsClosed) {
+  const InvariantChecker checker = Check(MovingLife());
+  EXPECT_EQ(checker.violation_count(), 0U) << First(checker);
+  EXPECT_EQ(checker.steps(), 3U);
+  EXPECT_EQ(checker.passes(), 10U);
+}
+
+TEST(InvariantChecker, AMoveThatAStepMayNoticeIsFoundAndNamed) {
+  const Planted planted[] = {
+      {"BehindAGatePassed", "M2",
+       [](Records& r) {
+         MoveBehind(r, IndexOf(r, T::kPlanBegin, 2), IndexOf(r, T::kPlanCommit, 2),
+                    IndexOf(r, T::kGatePass, 5));
+       },
+       T::kUnmap},
+      {"BeforeTheStepBeforeHasEnded", "M2",
+       [](Records& r) {
+         const size_t at = IndexOf(r, T::kTransition);
+         MoveBehind(r, at, at, IndexOf(r, T::kGatePass, 3));
+       },
+       T::kTransition},
+      {"TheStepBeforeEndedLater", "M2",
+       [](Records& r) { r[IndexOf(r, T::kDeviceStep)].args[2] += 20'000; }, T::kTransition},
+      {"NobodyKnowsThatTheStepBeforeHasEnded", "M2",
+       [](Records& r) { Erase(r, IndexOf(r, T::kDeviceStep)); }, T::kTransition},
+      {"UnmappedBeforeTheGatesAreSaidToBeClosed", "M2",
+       [](Records& r) {
+         MoveBehind(r, IndexOf(r, T::kPlanBegin, 2), IndexOf(r, T::kPlanCommit, 2),
+                    IndexOf(r, T::kGatePass, 2));
+       },
+       T::kUnmap},
+      {"BehindNoGate", "M2",
+       [](Records& r) {
+         TraceRecord& unmap = r[IndexOf(r, T::kUnmap, 4)];
+         unmap.args[1] = unmap.args[2] = 2;
+         r[IndexOf(r, T::kMap, 14)].args[1] = 2;
+       },
+       T::kTransition},
+      {"ItIsSaidThatNothingMoves", "M2",
+       [](Records& r) { r[IndexOf(r, T::kTransition)].cause = 0; }, T::kUnmap},
+      {"NotSaidAtAll", "M2", [](Records& r) { Erase(r, IndexOf(r, T::kTransition)); }, T::kUnmap},
+      {"OfAStepThatIsNotUnderWay", "M2",
+       [](Records& r) { r[IndexOf(r, T::kTransition)].args[0] = 99; }, T::kTransition},
+      {"TheNextStepHasBegun", "M2",
+       [](Records& r) {
+         const size_t at = IndexOf(r, T::kStepBegin, 2);
+         MoveBehind(r, at, at, IndexOf(r, T::kPlanBegin, 2));
+       },
+       T::kUnmap},
+      {"RemappedUnderItsCopy", "M2",
+       [](Records& r) { r[IndexOf(r, T::kCopy, 5)].args[4] = r[IndexOf(r, T::kUnmap, 4)].time_ns; },
+       T::kCopy},
+      {"CopyMissing", "M3", [](Records& r) { Erase(r, IndexOf(r, T::kCopy, 5)); }, T::kGatePass},
+      {"TheSlotThatTookTheRingsGranuleIsNotFilled", "M3",
+       [](Records& r) {
+         for (const T type : {T::kCopy, T::kGateArrive, T::kFaultMajor, T::kGatePass}) {
+           Erase(r, IndexOf(r, type, 7));
+         }
+         Erase(r, IndexOf(r, T::kCopy, 3));  // so that it holds the bytes of another slot
+         TraceRecord& transition = r[IndexOf(r, T::kTransition)];
+         transition.args[3] -= TraceBuilder::kGranule;
+         --transition.args[4];
+         r[IndexOf(r, T::kStepEnd, 1)].args[4] -= 41'000;
+       },
+       T::kStepEnd},
+      {"GateLeftOut", "M3",
+       [](Records& r) {
+         Erase(r, IndexOf(r, T::kGateArrive, 8));
+         Erase(r, IndexOf(r, T::kGatePass, 8));
+       },
+       T::kStepEnd},
+      {"FewerBytesThanTheRoundBefore", "A1",
+       [](Records& r) { r[IndexOf(r, T::kPlacement)].args[5] += TraceBuilder::kGranule; },
+       T::kPlacement},
+      {"OneStripeTwice", "A1",
+       [](Records& r) {
+         const auto at = r.begin() + static_cast<ptrdiff_t>(IndexOf(r, T::kCopy, 6));
+         r.insert(at, *at);
+       },
+       T::kTransition},
+      {"BytesOfTheSmallerPlan", "A1",
+       [](Records& r) { r[IndexOf(r, T::kTransition)].args[3] /= 2; }, T::kTransition},
+      {"BytesOfTheLargerPlanAfterwards", "A1",
+       [](Records& r) { r[IndexOf(r, T::kTransition, 1)].args[3] *= 2; }, T::kTransition},
+      {"CopiedAheadWhereNothingIs", "A1",
+       [](Records& r) {
+         const size_t at = IndexOf(r, T::kCopy, 8);
+         r.insert(r.begin() + static_cast<ptrdiff_t>(at), r[at]);
+       },
+       T::kTransition},
+  };
+  for (const Planted& p : planted) {
+    TraceBuilder builder = MovingLife();
+    p.plant(builder.records());
     const InvariantChecker checker = Check(builder);
-    EXPECT_EQ(checker.violation_count(), 0U) << "from record " << skip << ": " << First(checker);
+    bool named = false;
+    for (const Violation& v : checker.violations()) {
+      named = named || (v.rule == p.rule && v.event.record.type == static_cast<uint16_t>(p.named));
+    }
+    EXPECT_TRUE(named) << p.name << ": " << First(checker);
+  }
+}
+
+TEST(InvariantChecker, AMovesRulesThatCannotBeDecidedAreNamed) {
+  TraceBuilder builder = MovingLife();
+  builder.mask = ~(uint64_t{1} << static_cast<unsigned>(T::kTransition));
+  std::erase_if(builder.records(), [](const TraceRecord& r) {
+    return r.type == static_cast<uint16_t>(T::kTransition);
+  });
+  const InvariantChecker checker = Check(builder);
+  EXPECT_FALSE(checker.counts().contains("M2")) << First(checker);
+  ASSERT_EQ(checker.notes().size(), 1U);
+  EXPECT_NE(checker.notes()[0].find("transition was not recorded"), std::string::npos);
+}
+
+TEST(InvariantChecker, ADevicesTraceThatBeginsAnywhereIsAdoptedWithoutFalseAlarm) {
+  for (const TraceBuilder& whole : {DeviceLife(), MovingLife()}) {
+    for (size_t skip = 1; skip < whole.size(); ++skip) {
+      TraceBuilder builder = whole;
+      builder.records().erase(builder.records().begin(),
+                              builder.records().begin() + static_cast<ptrdiff_t>(skip));
+      const InvariantChecker checker = Check(builder);
+      EXPECT_EQ(checker.violation_count(), 0U) << "from record " << skip << ": " << First(checker);
+    }
   }
 }
 

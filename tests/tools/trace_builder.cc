@@ -134,21 +134,73 @@ TraceBuilder& TraceBuilder::DeviceSteps(uint64_t first, uint64_t last) {
   for (uint64_t step = first; step <= last; ++step) {
     const uint64_t begin = now_;
     if (step < last) Add(T::kStepBegin, 0, {step + 1, 2, 2, 1, 64});
-    for (uint64_t gate = 0; gate < 4; ++gate) {
-      const uint64_t copy_begin = now_;
-      Thread(2).Add(T::kGateArrive, 0, {gate, step, gate});
-      now_ += 40'000;
-      Thread(1).Add(T::kCopy, 1, {gate, kWeights, 2 * gate + 1, kGranule, copy_begin, now_});
-      Thread(2).Add(T::kFaultMajor, static_cast<uint8_t>(FaultCause::kStillCopying),
-                    {gate, step, gate, 41'000});
-      Add(T::kGatePass, 0, {gate, step, gate, 41'000});
-    }
+    for (uint64_t gate = 0; gate < 4; ++gate) DeviceGate(step, gate, gate, 2 * gate + 1);
     const uint64_t end = now_;
     now_ += 10'000;
     Thread(0).Add(T::kDeviceStep, 0, {step, begin, end, 500});
     Add(T::kStepEnd, 0, {step, 2, 2, end - begin, 164'000, 4 * kGranule});
   }
   return *this;
+}
+
+void TraceBuilder::DeviceGate(uint64_t step, uint64_t gate, uint64_t chunk, uint64_t slot) {
+  const uint64_t copy_begin = now_;
+  Thread(2).Add(T::kGateArrive, 0, {gate, step, chunk});
+  now_ += 40'000;
+  Thread(1).Add(T::kCopy, 1, {chunk, kWeights, slot, kGranule, copy_begin, now_});
+  Thread(2).Add(T::kFaultMajor, static_cast<uint8_t>(FaultCause::kStillCopying),
+                {gate, step, chunk, 41'000});
+  Add(T::kGatePass, 0, {gate, step, chunk, 41'000});
+  Thread(0);
+}
+
+TraceBuilder& TraceBuilder::DeviceMove(uint64_t moving) {
+  const uint64_t before = moving - 1, after = moving + 1;
+  uint64_t begin = now_;
+  // What the host learns when |step| has ended on the device, before it goes on.
+  const auto ran = [&](uint64_t step) {
+    const uint64_t end = now_;
+    now_ += 10'000;
+    Add(T::kDeviceStep, 0, {step, begin, end, 500});
+    begin = end;
+  };
+  const auto ended = [&](uint64_t step, uint64_t gates) {
+    Add(T::kStepEnd, 0, {step, 2, 2, 200'000, gates * 41'000, gates * kGranule});
+  };
+  Add(T::kStepBegin, 0, {before, 2, 2, 0, 64});
+  Add(T::kStepBegin, 0, {moving, 2, 2, 1, 64});
+  for (uint64_t gate = 0; gate < 4; ++gate) DeviceGate(before, gate, gate, 2 * gate + 1);
+  ran(before);
+
+  Add(T::kTransition, static_cast<uint8_t>(TransitionKind::kMoves),
+      {moving, 1, 2, 4 * kGranule, 4, 0});
+  DeviceGate(moving, 0, 0, 1);
+  ended(before, 4);
+  Add(T::kPlanBegin, kPlanRestore, {++plan_, 2});
+  Add(T::kUnmap, 0, {kWeights, 3, 3});
+  Add(T::kGranuleState, 0, {5, kFree, kPinned, kOwnerWeights});
+  Add(T::kMap, 0, {kWeights, 3, 5, 0, kOwnerWeights});
+  Add(T::kGranuleState, 0, {5, kPinned, kMapped, kOwnerWeights});
+  Add(T::kPlanCommit, kPlanRestore, {plan_, 1, 0, 4'000});
+  DeviceGate(moving, 1, 1, 3);
+  DeviceGate(moving, 2, 2, 5);
+  Add(T::kPlanBegin, kPlanRestore, {++plan_, 1});
+  Add(T::kUnmap, 0, {kRing, 1, 3});
+  Add(T::kPlanCommit, kPlanRestore, {plan_, 0, 0, 2'000});
+  Add(T::kOwner, 0, {3, kOwnerRing, kOwnerWeights});
+  Add(T::kStepBegin, 0, {after, 2, 2, 1, 64});
+  DeviceGate(moving, 3, 3, 7);
+  ran(moving);
+
+  Add(T::kTransition, static_cast<uint8_t>(TransitionKind::kCopiesOnly),
+      {after, 1, 2, 2 * kGranule, 2, 0});
+  ended(moving, 4);
+  DeviceGate(after, 0, 0, 1);
+  DeviceGate(after, 2, 1, 5);
+  ran(after);
+  ended(after, 2);
+  // As if the next one had to come to rest first: the account of the last round is due.
+  return Add(T::kPlacement, 0, {1, 2, 2, 2 * kGranule, 2, 0});
 }
 
 TraceBuilder& TraceBuilder::Life() {

@@ -45,6 +45,9 @@ class TraceBuilder {
   // Steps |first| to |last| under that placement as a GPU runs them: each begins on the host while
   // the one before it runs, gates are on thread 2.
   TraceBuilder& DeviceSteps(uint64_t first, uint64_t last);
+  // Three of them, |moving| in the middle: behind its gates slots 3 and 7 come home, the first by a
+  // fresh granule, the other by that of the ring, which is down to one afterwards.
+  TraceBuilder& DeviceMove(uint64_t moving);
   // A whole, correct life: Pool, Load, GrowKv, Evict, requests, 5 steps, policy decisions.
   TraceBuilder& Life();
 
@@ -52,6 +55,9 @@ class TraceBuilder {
   std::string File(size_t block_records = 64) const;
 
  private:
+  // Copies slot |slot| and lets |step| pass |gate|, which waits for it.
+  void DeviceGate(uint64_t step, uint64_t gate, uint64_t chunk, uint64_t slot);
+
   std::vector<TraceRecord> records_;
   uint64_t now_ = 1'000'000;
   uint32_t thread_ = 0;

@@ -40,6 +40,8 @@ InvariantChecker::InvariantChecker(const TraceMeta& meta, uint64_t mask)
   need("G1, G2", {TraceType::kGranuleState, TraceType::kCreate});
   need("M1, T1, T2",
        {TraceType::kMap, TraceType::kUnmap, TraceType::kPlanBegin, TraceType::kPlanCommit});
+  need("M2 and A1 of moves while steps run",
+       {TraceType::kTransition, TraceType::kDeviceStep, TraceType::kGatePass, TraceType::kCopy});
   need("M3", {TraceType::kCopy, TraceType::kGatePass, TraceType::kMap, TraceType::kFill});
   need("K1, K3", {TraceType::kKvAlloc, TraceType::kKvFree, TraceType::kKvCapacity,
                   TraceType::kKvEvict, TraceType::kKvHit, TraceType::kKvMove});
@@ -63,11 +65,15 @@ void InvariantChecker::Note(const std::string& line) {
 void InvariantChecker::AdoptAll(const std::string& why) {
   Note(why);
   adopting_ = kv_adopting_ = true;
-  memory_seen_ = plan_seen_ = step_seen_ = placement_known_ = false;
+  memory_seen_ = plan_seen_ = step_seen_ = false;
   granules_.clear();
   slots_.clear();
   plan_.reset();
   unfilled_.clear();
+  unfilled_behind_.clear();
+  rounds_.clear();
+  ++round_;
+  transition_.reset();
   chunk_slots_.clear();
   steps_.clear();
   first_step_.reset();
@@ -94,7 +100,8 @@ void InvariantChecker::Add(const TraceEvent& event) {
     case TraceType::kFill: OnFill(); break;
     case TraceType::kCopy: OnCopy(); break;
     case TraceType::kPlacement: OnPlacement(); break;
-    case TraceType::kCopyFailed: epoch_clean_ = false; break;
+    case TraceType::kTransition: OnTransition(); break;
+    case TraceType::kCopyFailed: InForce().clean = false; break;
     case TraceType::kGateArrive: OnArrive(); break;
     case TraceType::kGatePass: OnPass(); break;
     case TraceType::kFaultMajor:
@@ -255,7 +262,15 @@ void InvariantChecker::CheckNeedsPlan(const char* what) {
 void InvariantChecker::Remember(SlotKey slot) {
   if (!plan_ || plan_->before.contains(slot)) return;
   const auto it = slots_.find(slot);
-  plan_->before[slot] = it == slots_.end() ? std::nullopt : std::optional(it->second);
+  plan_->before[slot] = it == slots_.end() ? std::nullopt : std::optional(it->second.granule);
+}
+
+// A granule that enters or leaves the ring takes along the weight slots that show it: they leave
+// home or come home without being remapped.
+void InvariantChecker::RememberHeirs(const Granule& granule) {
+  for (const SlotKey& slot : granule.slots) {
+    if (static_cast<int64_t>(slot.first) == meta_.weights_region) Remember(slot);
+  }
 }
 
 void InvariantChecker::OnMap() {
@@ -274,8 +289,8 @@ void InvariantChecker::OnMap() {
   Granule& granule = GranuleOf(key, r.args[4]);
   if (const auto it = slots_.find(slot); it != slots_.end()) {
     Fail("M1", meta_.RegionName(slot.first) + " slot " + std::to_string(slot.second) +
-                   " is mapped already, with " + GranuleText(it->second.second));
-    if (const auto old = granules_.find(it->second); old != granules_.end()) {
+                   " is mapped already, with " + GranuleText(it->second.granule.second));
+    if (const auto old = granules_.find(it->second.granule); old != granules_.end()) {
       old->second.slots.erase(slot);
     }
   }
@@ -292,8 +307,8 @@ void InvariantChecker::OnMap() {
                    ", not to " + meta_.OwnerName(r.args[4]));
   }
   granule.slots.insert(slot);
-  granule.changed_ns = r.time_ns;
-  slots_[slot] = key;
+  slots_[slot] = {key, r.time_ns};
+  if (static_cast<int64_t>(slot.first) == meta_.ring_region) RememberHeirs(granule);
   if (static_cast<int64_t>(slot.first) != meta_.weights_region) return;
   // Loading writes the bytes itself; a snapshot tells what has been there before.
   if (in_snapshot_ || (adopting_ && !plan_)) {
@@ -315,22 +330,21 @@ void InvariantChecker::OnUnmap() {
     if (plan_) plan_->before[slot] = key;
     return;
   }
-  if (it == slots_.end() || it->second != key) {
+  if (it == slots_.end() || it->second.granule != key) {
     Fail("M1", "unmap of " + GranuleText(key.second) + " from " + meta_.RegionName(slot.first) +
                    " slot " + std::to_string(slot.second) + ", which holds " +
-                   (it == slots_.end() ? "nothing" : GranuleText(it->second.second)));
+                   (it == slots_.end() ? "nothing" : GranuleText(it->second.granule.second)));
     return;
   }
   slots_.erase(it);
   Granule& granule = GranuleOf(key, 0);
   granule.slots.erase(slot);
-  granule.changed_ns = r.time_ns;
-  if (static_cast<int64_t>(slot.first) == meta_.weights_region) unfilled_.erase(slot.second);
   if (static_cast<int64_t>(slot.first) == meta_.kv_region) KvSlotGone(slot.second);
-  if (!steps_.empty() && plan_ && static_cast<int64_t>(slot.first) == meta_.weights_region) {
-    Fail("M2", "weights are unmapped while step " + std::to_string(steps_.begin()->first) +
-                   " is being computed");
-  }
+  if (static_cast<int64_t>(slot.first) == meta_.ring_region) RememberHeirs(granule);
+  if (static_cast<int64_t>(slot.first) != meta_.weights_region) return;
+  unfilled_.erase(slot.second);
+  if (unfilled_behind_.erase(slot.second) > 0 && plan_) plan_->unfilled_behind.insert(slot.second);
+  if (plan_) CheckUnderSteps(slot.second);
 }
 
 // --- Plans ---------------------------------------------------------------------------------------
@@ -352,7 +366,7 @@ void InvariantChecker::OnPlanBegin() {
 void InvariantChecker::CheckRollback() {
   for (const auto& [slot, before] : plan_->before) {
     const auto it = slots_.find(slot);
-    const auto now = it == slots_.end() ? std::nullopt : std::optional(it->second);
+    const auto now = it == slots_.end() ? std::nullopt : std::optional(it->second.granule);
     if (now == before) continue;
     Fail("T2", "after the rollback of plan " + std::to_string(plan_->id) + " " +
                    meta_.RegionName(slot.first) + " slot " + std::to_string(slot.second) +
@@ -387,14 +401,22 @@ void InvariantChecker::OnPlanEnd(bool rolled_back) {
                      " and freed " + std::to_string(plan_->freed));
     }
   }
-  // Weights that are home again need their bytes before the next step.
+  // Weights that are home again need their bytes: before the next step, or, if a step under way
+  // holds their gates closed, before it ends.
   for (const auto& [slot, before] : plan_->before) {
     if (static_cast<int64_t>(slot.first) != meta_.weights_region) continue;
     const auto it = slots_.find(slot);
     if (it == slots_.end()) continue;
-    const Granule& granule = GranuleOf(it->second, 0);
+    const Granule& granule = GranuleOf(it->second.granule, 0);
     if (granule.holds == slot.second || granule.holds == kAdoptedBytes || InRing(granule)) {
       unfilled_.erase(slot.second);
+      unfilled_behind_.erase(slot.second);
+    } else if (transition_ && transition_->moves) {
+      unfilled_behind_.insert(slot.second);
+      unfilled_until_ = transition_->step;
+    } else if (rolled_back && (plan_->unfilled_behind.contains(slot.second) ||
+                               unfilled_behind_.contains(slot.second))) {
+      unfilled_behind_.insert(slot.second);  // as before
     } else {
       unfilled_.insert(slot.second);
     }
@@ -426,7 +448,7 @@ void InvariantChecker::OnCommitment() {
 }
 
 void InvariantChecker::Finish(bool complete) {
-  CloseEpoch(/*at_end=*/true);
+  CheckBytes(InForce(), /*at_end=*/true);
   if (adopting_ && notes_.empty()) {
     Note("the trace begins in the middle: what was there before was adopted at first sight");
   }

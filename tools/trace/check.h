@@ -60,8 +60,11 @@ class InvariantChecker {
     bool owner_known = true;
     uint64_t bytes = 0;
     uint64_t holds = kNoBytes;  // the weight slot whose bytes are in it
-    uint64_t changed_ns = 0;    // when a mapping of it was last made or undone
     std::set<SlotKey> slots;
+  };
+  struct Mapping {
+    GranuleKey granule;
+    uint64_t made_ns = 0;
   };
   struct Plan {
     uint64_t id = 0;
@@ -69,14 +72,36 @@ class InvariantChecker {
     uint32_t thread = 0;
     TraceEvent begin;
     std::map<SlotKey, std::optional<GranuleKey>> before;
-    std::map<GranuleKey, bool> fresh;  // still taken
+    std::map<GranuleKey, bool> fresh;    // still taken
+    std::set<uint64_t> unfilled_behind;  // what it unmapped of those
     uint64_t freed = 0;
   };
   struct Step {  // under way
     uint64_t begin_ns = 0;
     uint64_t passes = 0;
     uint64_t fault_ns = 0;
-    uint64_t epoch = 0;
+    uint64_t round = 0;
+    std::optional<uint64_t> device_end_ns;
+    uint64_t device_error_ns = 0;
+  };
+  // Of copies: the same stripes in each step.
+  struct Round {
+    TraceEvent event;     // that began it
+    bool known = false;   // what is copied
+    bool clean = false;   // no failed step, no repair, no loss
+    bool behind = false;  // it began behind closed gates, with nothing copied ahead
+    uint64_t bytes = 0;   // a step
+    uint64_t stripes = 0;
+    uint64_t ahead_bytes = 0;
+    uint64_t copied = 0;
+    uint64_t open = 0, ended = 0;  // steps
+  };
+  // Behind the gates that |step|, which is under way, holds closed.
+  struct Transition {
+    uint64_t step = 0;
+    bool moves = false;
+    RangeMap<bool> passed{false};  // weight slots behind gates that the step has passed
+    std::set<uint64_t> remapped;   // weight slots behind gates that it has still to pass
   };
   enum class Block : uint8_t { kUnmapped, kFree, kUsed, kCached, kIdle, kUnknown };
 
@@ -97,6 +122,7 @@ class InvariantChecker {
   void CheckRollback();
   void CheckNeedsPlan(const char* what);
   void Remember(SlotKey slot);
+  void RememberHeirs(const Granule& granule);
   void SetHolds(uint64_t region, uint64_t first, uint64_t slots, uint64_t begin_ns, uint64_t end_ns,
                 const char* what);
 
@@ -104,13 +130,20 @@ class InvariantChecker {
   void OnFill();
   void OnCopy();
   void OnPlacement();
+  void OnTransition();
   void OnArrive();
   void OnPass();
   void OnFault();
   void OnStepBegin();
   void OnStepEnd(bool failed);
   void OnDeviceStep();
-  void CloseEpoch(bool at_end);
+  Round& InForce() { return rounds_[round_]; }
+  void BeginRound(Round round);
+  void MoveStep(Step& step, uint64_t round);
+  void CloseRound(uint64_t round);
+  void CheckBytes(const Round& round, bool at_end);
+  void CheckUnderSteps(uint64_t slot);
+  void CheckRemapped(uint64_t step);
   bool InRing(const Granule& granule) const;
 
   void OnKvCapacity();
@@ -143,19 +176,17 @@ class InvariantChecker {
   bool step_seen_ = false;
   bool memory_seen_ = false;
   std::map<GranuleKey, Granule> granules_;
-  std::map<SlotKey, GranuleKey> slots_;
+  std::map<SlotKey, Mapping> slots_;
   std::optional<Plan> plan_;
-  std::set<uint64_t> unfilled_;  // weight slots that came home and wait for their bytes
+  // Weight slots that came home and wait for their bytes: those are there before a step begins, or,
+  // if they came home behind closed gates, before step |unfilled_until_| or a later one ends.
+  std::set<uint64_t> unfilled_, unfilled_behind_;
+  uint64_t unfilled_until_ = 0;
 
-  bool placement_known_ = false;
-  uint64_t epoch_ = 0;          // counts placements
-  uint64_t evicted_bytes_ = 0;  // of the placement in force
-  uint64_t ahead_bytes_ = 0;
-  uint64_t stripes_ = 0;
-  uint64_t epoch_copied_ = 0;
-  uint64_t epoch_steps_ = 0;
-  bool epoch_clean_ = false;  // no failed step, no repair, no loss
-  TraceEvent placement_event_;
+  // By number: the one in force, the last, and those that wait for their steps to end.
+  std::map<uint64_t, Round> rounds_;
+  uint64_t round_ = 0;
+  std::optional<Transition> transition_;
   std::unordered_map<uint64_t, std::pair<uint64_t, uint64_t>> chunk_slots_;  // first, count
   std::map<uint64_t, Step> steps_;                                           // by number
   std::optional<uint64_t> first_step_;  // seen to begin; those before it had begun already

@@ -85,6 +85,10 @@ void MemoryState::Add(const TraceRecord& r) {
       ring_slots_ = r.args[1];
       evicted_bytes_ = r.args[3];
       break;
+    case TraceType::kTransition:
+      ring_slots_ = r.args[2];
+      evicted_bytes_ = r.args[3];
+      break;
     case TraceType::kQueue:
       queue_ = {r.args[0], r.args[1], r.args[2], r.args[3], r.args[4], r.args[5]};
       break;

@@ -85,6 +85,14 @@ constexpr TypeInfo kTypes[] = {
        {"evicted_bytes", A::kBytes},
        {"stripes", A::kNumber},
        {"ahead", A::kBytes}}}},
+    {T::kTransition,
+     C::kTransition,
+     {{{"step", A::kNumber},
+       {"granules_per_layer", A::kNumber},
+       {"ring_slots", A::kNumber},
+       {"bytes", A::kBytes},
+       {"stripes", A::kNumber},
+       {"ahead", A::kBytes}}}},
     {T::kCopyFailed, C::kNone, {}},
     {T::kKvAlloc,
      C::kNone,
@@ -196,6 +204,7 @@ constexpr std::string_view kLoans[] = {"active", "called", "ended"};
 constexpr std::string_view kStepKinds[] = {"serving", "calibration"};
 constexpr std::string_view kPressures[] = {"none", "free-granules", "cached", "full"};
 constexpr std::string_view kCommitments[] = {"taken", "allocated"};
+constexpr std::string_view kTransitions[] = {"copies-only", "moves"};
 constexpr std::string_view kPlacements[] = {"stripe", "layer"};
 
 template <size_t N>
@@ -239,6 +248,7 @@ std::string CauseName(CauseKind kind, uint8_t cause) {
     case C::kRemapCause: return NameIn(kRemaps, cause);
     case C::kFaultCause: return NameIn(kFaults, cause);
     case C::kPlacement: return NameIn(kPlacements, cause);
+    case C::kTransition: return NameIn(kTransitions, cause);
     case C::kRequestEvent: return NameIn(kRequests, cause);
     case C::kStepKind: return NameIn(kStepKinds, cause);
     case C::kPressureLevel: return NameIn(kPressures, cause);

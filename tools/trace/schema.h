@@ -21,6 +21,7 @@ enum class CauseKind : uint8_t {
   kRemapCause,
   kFaultCause,
   kPlacement,
+  kTransition,
   kRequestEvent,
   kLoanState,
   kStepKind,

@@ -81,7 +81,7 @@ void Summary::Add(const TraceEvent& event) {
   const auto type = static_cast<TraceType>(r.type);
   const bool inside = r.time_ns >= first_ns_ && r.time_ns <= last_ns_;
   if (!inside && type != TraceType::kGranuleState && type != TraceType::kOwner &&
-      type != TraceType::kPlacement) {
+      type != TraceType::kPlacement && type != TraceType::kTransition) {
     return;
   }
   switch (type) {
@@ -112,7 +112,8 @@ void Summary::Add(const TraceEvent& event) {
       freed_[r.cause] += r.args[2];
       break;
     case TraceType::kPlanRollback: ++rollbacks_; break;
-    case TraceType::kPlacement: evicted_bytes_ = r.args[3]; break;
+    case TraceType::kPlacement:
+    case TraceType::kTransition: evicted_bytes_ = r.args[3]; break;
     case TraceType::kStepBegin: open_steps_.Begin(r); break;
     case TraceType::kStepEnd:
       if (const auto begun = open_steps_.End(r.args[0]);

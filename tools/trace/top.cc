@@ -117,8 +117,8 @@ int RunTop(const TopOptions& options) {
        {TraceType::kMap, TraceType::kUnmap, TraceType::kCreate, TraceType::kPlanCommit,
         TraceType::kGranuleState, TraceType::kOwner, TraceType::kFill, TraceType::kCopy,
         TraceType::kFaultMajor, TraceType::kFaultMinor, TraceType::kWriteBack,
-        TraceType::kPlacement, TraceType::kStepBegin, TraceType::kStepEnd, TraceType::kQueue,
-        TraceType::kRequest, TraceType::kPolicyDecision, TraceType::kPressure}) {
+        TraceType::kPlacement, TraceType::kTransition, TraceType::kStepBegin, TraceType::kStepEnd,
+        TraceType::kQueue, TraceType::kRequest, TraceType::kPolicyDecision, TraceType::kPressure}) {
     mask |= uint64_t{1} << static_cast<unsigned>(type);
   }
   TraceSegmentView segment(options.pid);
