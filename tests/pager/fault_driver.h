@@ -26,6 +26,8 @@ class FaultDriver final : public Driver {
   // Asked before each Copy and Map; empty: nothing wrong.
   std::function<CopyFault()> on_copy;
   std::function<bool()> map_fails;
+  std::function<bool(VirtAddr)> read_fails;  // of a Read, from where
+  std::function<Status(Tier)> create_fails;
   std::function<bool()> create_stream_fails;
   // How far a stamp is off, and how far the driver says it may be.
   std::function<int64_t()> stamp_off;
@@ -37,6 +39,7 @@ class FaultDriver final : public Driver {
   const DriverProperties& properties() const override { return inner_.properties(); }
   Result<AllocId> Create(Tier tier, uint64_t bytes) override {
     ++calls;
+    if (Status failed = create_fails ? create_fails(tier) : OkStatus(); !failed.ok()) return failed;
     return inner_.Create(tier, bytes);
   }
   Status Release(AllocId alloc) override {
@@ -178,6 +181,7 @@ class FaultDriver final : public Driver {
   }
   Status Read(VirtAddr src, std::span<std::byte> dst) override {
     ++calls;
+    if (read_fails && read_fails(src)) return DriverError("injected: read");
     return inner_.Read(src, dst);
   }
   Status Write(VirtAddr dst, std::span<const std::byte> src) override {
