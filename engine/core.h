@@ -219,8 +219,8 @@ class EngineCore {
   Scheduler scheduler_;
   CostModel cost_;
   LinkWatch link_;
-  Status weights_missing_;        // copies failed in so many steps that weights are to come home
-  TimeNs probed_ns_ = 0;          // when the link was last read from before weights left
+  Status weights_missing_;         // copies failed in so many steps that weights are to come home
+  TimeNs probed_ns_ = 0;           // when the link was last read from before weights left
   uint64_t link_transitions_ = 0;  // of the pager, when a step was last looked at
   RequestWork work_;
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;

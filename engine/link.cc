@@ -1,6 +1,6 @@
 // EngineCore's part when the link to the backing copy, or the copy itself, fails: weights come home
-// from what can still be read, stay there for a while, and the link is tried again. What is known of
-// the link is LinkWatch's.
+// from what can still be read, stay there for a while, and the link is tried again. What is known
+// of the link is LinkWatch's.
 #include <algorithm>
 #include <utility>
 #include <vector>

@@ -111,8 +111,7 @@ bool LinkWatch::OnProbe(const Result<double>& rate, TimeNs now) {
 
 void LinkWatch::Enter(LinkState state, std::string cause, TimeNs now) {
   // A trouble soon after the one before, or out of it, is the same one.
-  const bool anew =
-      report_.backoff_ns == 0 || (good() && now - good_since_ >= kMostBackoffNs);
+  const bool anew = report_.backoff_ns == 0 || (good() && now - good_since_ >= kMostBackoffNs);
   if (anew) {
     report_.backoff_ns = kLeastBackoffNs;
   } else {

@@ -8,8 +8,8 @@
 //   any --copies failed, weights cannot come home--> lost    nothing runs
 //   slow, held, lost --a probe is as fast as it should be (lost: succeeds at all)--> good
 //
-// Out of good a probe is due when a back-off has passed: 1 s, doubled by each probe that fails and by
-// each trouble that comes within a minute of the one before, up to 60 s. Engine thread only.
+// Out of good a probe is due when a back-off has passed: 1 s, doubled by each probe that fails and
+// by each trouble that comes within a minute of the one before, up to 60 s. Engine thread only.
 #pragma once
 
 #include <cstdint>

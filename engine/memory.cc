@@ -20,8 +20,8 @@ uint64_t ChooseGranule(const WeightLayout& weights, uint64_t granularity) {
   return std::clamp<uint64_t>(wanted, granularity, std::max(granularity, 32 * kMiB));
 }
 
-// What the system or the device answers when it will not give, or pin, memory of a tier: that varies
-// with the release and with what is short. Anything else is a mistake of whoever asked.
+// What the system or the device answers when it will not give, or pin, memory of a tier: that
+// varies with the release and with what is short. Anything else is a mistake of whoever asked.
 bool RefusedByDevice(const Status& status, Tier tier) {
   switch (status.code()) {
     case StatusCode::kNoMemory:

@@ -54,8 +54,8 @@ Status WeightPager::Arrive(uint32_t gate) {
               stats_.steps, chunk, waited);
   }
   if (!status.ok()) {
-    return m.step.copy_error = status.WithContext(
-               m.DescribeChunk(*pass.plan, layout_.segments_per_layer(), chunk));
+    return m.step.copy_error =
+               status.WithContext(m.DescribeChunk(*pass.plan, layout_.segments_per_layer(), chunk));
   }
   m.step.passed[chunk] = 1;
   TraceEmit(TraceType::kGatePass, 0, gate, stats_.steps, chunk, waited);

@@ -134,8 +134,8 @@ class Policy {
   virtual ~Policy() = default;
   virtual std::string_view name() const = 0;
   virtual PolicyDecision Decide(const PolicySnapshot& snapshot) = 0;
-  // False: Decide answers the same whatever the load. Then the border it wants bounds what a request
-  // may ever hold.
+  // False: Decide answers the same whatever the load. Then the border it wants bounds what a
+  // request may ever hold.
   virtual bool follows_load() const { return true; }
   // Effective parameters, "name = value" lines.
   virtual std::vector<std::pair<std::string, std::string>> Parameters() const = 0;

@@ -71,8 +71,8 @@ enum class TraceType : uint16_t {
   kRequest = 34,     // request, prompt tokens, cached tokens, output tokens, preemptions,
                      // most output tokens (0: not told)               cause: RequestEvent
   kDeviceStep =
-      35,  // step, begin_ns, end_ns, error_ns: when it ran on its device; the times are
-           // within |error_ns| of the records' clock. Before its kStepEnd  cause: StepKind
+      35,      // step, begin_ns, end_ns, error_ns: when it ran on its device; the times are
+               // within |error_ns| of the records' clock. Before its kStepEnd  cause: StepKind
   kLink = 36,  // tier of the backing copy, measured and expected bytes a second (0: not known),
                // back-off in ns until it is probed again                cause: LinkTrouble
   // --- Policy ------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ class FaultDriver final : public Driver {
 
   // Asked before each Copy and Map; empty: nothing wrong.
   std::function<CopyFault()> on_copy;
+  std::function<CopyFault(VirtAddr src)> on_copy_from;  // if set, instead
   std::function<bool()> map_fails;
   std::function<bool(VirtAddr)> read_fails;  // of a Read, from where
   std::function<Status(Tier)> create_fails;
@@ -78,7 +79,7 @@ class FaultDriver final : public Driver {
   }
   Status Copy(StreamId stream, VirtAddr dst, VirtAddr src, uint64_t bytes) override {
     ++calls;
-    switch (on_copy ? on_copy() : CopyFault::kNone) {
+    switch (on_copy_from ? on_copy_from(src) : on_copy ? on_copy() : CopyFault::kNone) {
       case CopyFault::kNone: break;
       case CopyFault::kRefuse: return DriverError("injected: copy refused");
       case CopyFault::kFail:
