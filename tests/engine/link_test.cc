@@ -7,8 +7,10 @@
 #include <gtest/gtest.h>
 
 #include "engine/core.h"
+#include "engine/trace_metadata.h"
 #include "policy/registry.h"
 #include "tests/pager/fault_driver.h"
+#include "tests/support/checked_trace.h"
 #include "tests/support/iterations.h"
 #include "tests/support/sim_model.h"
 #include "vmm/sim_driver.h"
@@ -18,6 +20,7 @@ namespace {
 
 using test::CopyFault;
 using test::FaultDriver;
+using testing::CheckedTrace;
 using testing::SimCompute;
 using testing::SimModel;
 using testing::SimModelShape;
@@ -29,6 +32,7 @@ struct WorldOptions {
   std::string policy = "tide";
   uint64_t budget_percent = 118;  // of weights and step buffers
   uint64_t seed = 1;
+  bool traced = false;
 };
 
 // A model of 512 KiB behind a link that hides half of it in a step; few requests fit beside it.
@@ -58,8 +62,10 @@ class World {
     m.backing = BackingTier::kPeer;
     m.pager.max_steps_under_way = depth;
     m.pager.device_gates = options.gates == Gates::kDevice;
-    m.hbm_budget_bytes =
-        (m.weights.region_bytes + m.scratch_bytes) * options.budget_percent / 100;
+    m.hbm_budget_bytes = (m.weights.region_bytes + m.scratch_bytes) * options.budget_percent / 100;
+    if (options.traced) {
+      trace = std::make_unique<CheckedTrace>([this] { return sim_->Now(); });
+    }
     memory_ = Memory::Create(driver, m).value();
     WeightPager& weights = memory_->weights();
     EXPECT_TRUE(weights.Write(0, SimModel::WeightBytes(shape_)).ok());
@@ -86,13 +92,29 @@ class World {
     EXPECT_TRUE(core->Calibrate().ok());
   }
   ~World() {
-    driver.on_copy_from = {};
-    core.reset();
-    compute_.reset();
-    memory_.reset();
+    Close();
     EXPECT_EQ(sim_->violations(), 0U) << sim_->violation_list()[0];
     EXPECT_EQ(sim_->mapping_count(), 0U);
     EXPECT_EQ(sim_->allocation_count(), 0U);
+  }
+
+  // Everything is given back.
+  void Close() {
+    Mend();
+    core.reset();
+    compute_.reset();
+    memory_.reset();
+  }
+  // Ends the engine; what `weir-trace check` finds.
+  testing::TraceFindings CheckTrace() {
+    EngineInfo info;
+    info.granule_bytes = 4096;
+    info.kv_block_bytes = 4096;
+    const std::string metadata = TraceMetadata({}, info, *memory_, *policy_);
+    Close();
+    trace->Drain();
+    EXPECT_EQ(trace->tracer().dropped(), 0U);
+    return trace->Check(metadata, true);
   }
 
   bool InBacking(VirtAddr at) const {
@@ -132,6 +154,7 @@ class World {
       open_.erase(out.id);
     }
     if (!*worked) sim_->AdvanceBy(200'000'000);
+    if (trace) trace->Drain();
   }
   void Steps(uint32_t n) {
     for (uint32_t i = 0; i < n; ++i) ASSERT_NO_FATAL_FAILURE(Step());
@@ -155,6 +178,7 @@ class World {
   void Pass(TimeNs ns) { sim_->AdvanceBy(ns); }
   SimDriver& sim() { return *sim_; }
 
+  std::unique_ptr<CheckedTrace> trace;
   // Status of the last request that was refused.
   Status refused;
 
@@ -363,6 +387,60 @@ TEST_P(LinkTest, WhereTheOnlyCopyIsGoneRequestsFailAndTheEngineWaitsForIt) {
   }
 }
 
+TEST_P(LinkTest, EachTroubleIsInATraceThatIsSound) {
+  World world({.gates = GetParam(), .traced = true});
+  world.set_load(24);
+  world.Steps(200);
+  world.sim().faults().link_slowdown = 10;
+  world.Steps(40);
+  world.Pass(1'000'000'000);
+  world.Steps(1);  // a probe, in vain
+  world.sim().faults().link_slowdown = 1;
+  world.Pass(60'000'000'000);
+  world.Steps(200);
+  ASSERT_GT(world.away(), 0U);
+  world.Break(World::Reach::kStreamsFail);
+  world.Steps(20);
+  world.Mend();
+  world.Pass(60'000'000'000);
+  world.Steps(200);
+  ASSERT_GT(world.away(), 0U);
+  world.Break(World::Reach::kGone);
+  world.Steps(20);
+  world.Mend();
+  world.Pass(60'000'000'000);
+  world.Steps(20);  // they come home, and stay
+  world.Pass(60'000'000'000);
+  world.Steps(20);
+  world.Finish();
+  const testing::TraceFindings found = world.CheckTrace();
+  EXPECT_TRUE(found.conclusive);
+  // `check` does not know that weights may be remapped in a step whose gates are held closed.
+  if (GetParam() == Gates::kHost) {
+    EXPECT_EQ(found.violations, 0U) << found.first;
+  }
+  std::vector<LinkTrouble> causes;
+  uint32_t probes_failed = 0;
+  for (const TraceRecord& r : world.trace->records()) {
+    if (r.type != static_cast<uint16_t>(TraceType::kLink)) continue;
+    const auto cause = static_cast<LinkTrouble>(r.cause);
+    if (cause == LinkTrouble::kProbeFailed) {
+      ++probes_failed;
+      continue;
+    }
+    causes.push_back(cause);
+    EXPECT_EQ(r.args[0], static_cast<uint64_t>(Tier::kPeer));
+    EXPECT_NEAR(static_cast<double>(r.args[2]), 0.2e9, 0.01e9);  // expected
+    EXPECT_EQ(r.args[3] == 0, causes.back() == LinkTrouble::kRecovered);
+    if (causes.back() == LinkTrouble::kSlow) {
+      EXPECT_NEAR(static_cast<double>(r.args[1]), 0.02e9, 0.002e9);
+    }
+  }
+  using enum LinkTrouble;
+  EXPECT_EQ(causes, (std::vector{kSlow, kRecovered, kHeld, kRecovered, kLost, kHeld, kRecovered}));
+  EXPECT_GT(probes_failed, 0U);
+}
+
 // A budget that does not hold all weights.
 TEST_P(LinkTest, WhereWeightsDoNotFitTheyWaitForTheLink) {
   World world({.gates = GetParam(), .policy = "tide", .budget_percent = 80});
@@ -403,7 +481,8 @@ INSTANTIATE_TEST_SUITE_P(Gates, LinkTest, ::testing::Values(Gates::kHost, Gates:
                            return gates.param == Gates::kHost ? "Host" : "Device";
                          });
 
-// Whatever a device answers when memory cannot be pinned: what fits stays, what does not is refused.
+// Whatever a device answers when memory cannot be pinned: what fits stays, what does not is
+// refused.
 TEST(BackingRefusal, WeightsStayWhereNoHostMemoryCanBePinned) {
   const SimModelShape shape;
   for (const StatusCode code : {StatusCode::kNoMemory, StatusCode::kDriver, StatusCode::kIo,
@@ -425,13 +504,22 @@ TEST(BackingRefusal, WeightsStayWhereNoHostMemoryCanBePinned) {
         m.weights = SimModel::Layout({.layers = 6, .segments = 1, .segment_bytes = 6 << 20});
         const uint64_t all = m.weights.region_bytes + m.scratch_bytes;
         m.hbm_budget_bytes = fits ? all + (64 << 10) : all * 7 / 10;
+        Tracer tracer({.mask = Tracer::MaskOf(TraceType::kLink)});
+        SetTracer(&tracer);
         const auto made = Memory::Create(driver, m);
+        SetTracer(nullptr);
+        std::vector<TraceRecord> said;
+        tracer.Drain([&](const TraceRecord& r) { said.push_back(r); });
         if (fits && code != StatusCode::kInvalidArgument) {
           ASSERT_TRUE(made.ok()) << made.status().ToString();
           EXPECT_EQ((*made)->backing_refusal().code(), code);
           EXPECT_EQ((*made)->max_granules_per_layer(), 0U);
           EXPECT_EQ((*made)->max_layers(), 0U);
+          ASSERT_EQ(said.size(), 1U);
+          EXPECT_EQ(said[0].cause, static_cast<uint8_t>(LinkTrouble::kRefused));
+          EXPECT_EQ(said[0].args[0], static_cast<uint64_t>(Tier::kHost));
         } else {
+          EXPECT_TRUE(said.empty());
           EXPECT_EQ(made.status().code(), code);
         }
       }
