@@ -188,7 +188,7 @@ uint32_t EngineCore::depth() const {
 Result<bool> EngineCore::Step() {
   FollowRecorder();
   AdvanceBorder(UINT64_MAX);
-  if (!WatchLink()) return !outputs_.empty();
+  if (!WEIR_TRY(WatchLink())) return !outputs_.empty();
   if (scheduler_.idle() && under_way_.empty()) {
     // Nothing to run, but weights may still be away: let the policy bring them home.
     ++idle_steps_;

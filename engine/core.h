@@ -202,7 +202,7 @@ class EngineCore {
   void Keep(const StepUnderWay& step, TimeNs step_ns, TimeNs stall_ns);
   void HandleStarvation();
   // --- link.cc: the backing copy or the link to it fails
-  bool WatchLink();
+  Result<bool> WatchLink();
   void RetryLink();
   Status BringWeightsHome();
   void LoseLink(const Status& why, const Status& home);

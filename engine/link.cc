@@ -17,9 +17,10 @@ constexpr int kAttempts = 3;
 
 }  // namespace
 
-// Between steps; false: nothing can run.
-bool EngineCore::WatchLink() {
+// Between steps; false: nothing can run. An error: the device is gone, and waiting is in vain.
+Result<bool> EngineCore::WatchLink() {
   if (!weights_missing_.ok()) {
+    WEIR_TRY(driver_.device_lost());
     Drain();
     const Status why = std::exchange(weights_missing_, OkStatus());
     const Status home = BringWeightsHome();
@@ -29,6 +30,7 @@ bool EngineCore::WatchLink() {
       LoseLink(why, home);
     }
   } else if (link_.ProbeDue(driver_.Now())) {
+    WEIR_TRY(driver_.device_lost());
     RetryLink();
   }
   return link_.state() != LinkState::kLost;

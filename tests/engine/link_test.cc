@@ -441,6 +441,19 @@ TEST_P(LinkTest, EachTroubleIsInATraceThatIsSound) {
   EXPECT_GT(probes_failed, 0U);
 }
 
+// Waiting for such a copy would be in vain: whoever supervises the process is to start another one.
+TEST_P(LinkTest, ALostDeviceIsAnErrorOfTheStep) {
+  World world({.gates = GetParam()});
+  world.set_load(24);
+  world.Steps(100);
+  ASSERT_GT(world.away(), 0U);
+  world.Break(World::Reach::kGone);
+  world.driver.lost = DriverError("device lost: injected");
+  Status error;
+  for (int i = 0; i < 12 && error.ok(); ++i) error = world.core->Step().status();
+  EXPECT_EQ(error.message(), "device lost: injected");
+}
+
 // A budget that does not hold all weights.
 TEST_P(LinkTest, WhereWeightsDoNotFitTheyWaitForTheLink) {
   World world({.gates = GetParam(), .policy = "tide", .budget_percent = 80});

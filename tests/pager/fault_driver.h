@@ -29,6 +29,7 @@ class FaultDriver final : public Driver {
   std::function<bool()> map_fails;
   std::function<bool(VirtAddr)> read_fails;  // of a Read, from where
   std::function<Status(Tier)> create_fails;
+  Status lost;  // as device_lost() has it; calls go on
   std::function<bool()> create_stream_fails;
   // How far a stamp is off, and how far the driver says it may be.
   std::function<int64_t()> stamp_off;
@@ -190,6 +191,7 @@ class FaultDriver final : public Driver {
     return inner_.Write(dst, src);
   }
   TimeNs Now() override { return inner_.Now(); }
+  Status device_lost() const override { return lost; }
 
  private:
   Driver& inner_;
