@@ -114,6 +114,12 @@ Status EngineCore::Calibrate() {
   for (const Shape& shape : shapes) WEIR_TRY(measure(shape));
   if (memory_.max_granules_per_layer() > 0) {
     cost_.SetLinkSpeed(memory_.link_bytes_per_ns());
+    const Result<double> probed = memory_.ProbeLink();
+    if (probed.ok()) {
+      link_.SetExpectedOfProbe(*probed);
+    } else if (probed.status().code() != StatusCode::kShouldWait) {
+      return probed.status();
+    }
     // The same small shapes with weights away tell how much copying disturbs the compute.
     const EvictionTarget home = memory_.weights().plan().target();
     WEIR_TRY(MoveBorder({.granules_per_layer = memory_.max_granules_per_layer(),

@@ -71,6 +71,7 @@ EngineCore::EngineCore(Driver& driver, Memory& memory, Compute& compute, Policy&
   WEIR_CHECK(options.scheduler.max_batched_tokens <= compute.limits().max_rows, "step rows");
   WEIR_CHECK(options.scheduler.max_sequences <= compute.limits().max_sequences, "sequences");
   WEIR_CHECK(options.max_model_len <= compute.limits().max_context, "context");
+  link_.SetExpected(memory.backing_tier(), memory.link_bytes_per_ns());
   SetPolicy(policy);
 }
 
@@ -91,7 +92,9 @@ void EngineCore::SetPolicy(Policy& policy) {
   uint64_t blocks = memory_.most_kv_blocks();
   if (!policy.follows_load()) {
     // Where its border has no room for the weights it keeps, the one in force stays.
-    const PolicySnapshot snapshot = Snapshot();
+    PolicySnapshot snapshot = Snapshot();
+    snapshot.weights.max_granules_per_layer = memory_.max_granules_per_layer();
+    snapshot.weights.max_layers_away = memory_.max_layers();
     const auto wanted = memory_.KvBlocksAt(Clip(policy.Decide(snapshot), snapshot.weights));
     blocks = wanted ? *wanted : memory_.KvBlocksAt(memory_.weights().plan().target()).value_or(0);
   }
@@ -100,6 +103,7 @@ void EngineCore::SetPolicy(Policy& policy) {
 }
 
 Result<RequestId> EngineCore::Add(CoreRequest request) {
+  if (link_.state() == LinkState::kLost) return BadState(link_.report().cause);
   const uint32_t vocab = compute_.limits().vocab_size;
   if (request.prompt.empty()) return InvalidArgument("the prompt has no tokens");
   for (const int32_t token : request.prompt) {
@@ -185,6 +189,7 @@ uint32_t EngineCore::depth() const {
 Result<bool> EngineCore::Step() {
   FollowRecorder();
   AdvanceBorder(UINT64_MAX);
+  if (!WEIR_TRY(WatchLink())) return !outputs_.empty();
   if (scheduler_.idle() && under_way_.empty()) {
     // Nothing to run, but weights may still be away: let the policy bring them home.
     ++idle_steps_;
@@ -223,7 +228,10 @@ void EngineCore::HandleStarvation() {
   Retire(*first, FinishReason::kError,
          NoMemory("the request holds " + std::to_string(first->length()) + " tokens and needs " +
                   std::to_string(need) + " KV blocks, but only " + std::to_string(available) +
-                  " can be had under policy " + std::string(policy_->name())));
+                  " can be had under policy " + std::string(policy_->name()) +
+                  (link_.state() == LinkState::kHeld
+                       ? "; no weights make room, for " + link_.report().cause
+                       : "")));
 }
 
 PolicySnapshot EngineCore::Snapshot() const {
@@ -231,6 +239,7 @@ PolicySnapshot EngineCore::Snapshot() const {
   const EvictionPlan& plan = memory_.weights().planned();
   const BlockCounts& blocks = memory_.blocks().counts();
   const KvGeometry& geometry = memory_.kv().geometry();
+  const bool held = link_.state() == LinkState::kHeld;
   PolicySnapshot s;
   s.step = stats_.steps + idle_steps_;
   s.now_ns = driver_.Now();
@@ -239,12 +248,12 @@ PolicySnapshot EngineCore::Snapshot() const {
   s.pool_free = view.pool.free - view.pool.committed;
   s.weights = {.bytes = memory_.weights().layout().region_bytes,
                .layers = static_cast<uint32_t>(memory_.weights().layout().layers.size()),
-               .max_granules_per_layer = memory_.max_granules_per_layer(),
+               .max_granules_per_layer = held ? 0 : memory_.max_granules_per_layer(),
                .granules_per_layer = view.granules_per_layer,
                .ring_slots = memory_.ring_slots(),
                .placement = plan.target().placement,
                .layers_away = plan.target().layers,
-               .max_layers_away = memory_.max_layers(),
+               .max_layers_away = held ? 0 : memory_.max_layers(),
                .granules_per_whole_layer = memory_.least_layer_granules(),
                .freed_granules = plan.freed_granules()};
   s.kv = {.granules_per_extent = geometry.granules_per_extent,
@@ -271,6 +280,7 @@ PolicySnapshot EngineCore::Snapshot() const {
   s.cost = cost_.cost();
   s.step_ns = smoothed_step_ns_;
   s.stall_ns_per_step = smoothed_stall_ns_;
+  s.link_slow = link_.state() == LinkState::kSlow;
   return s;
 }
 
@@ -298,6 +308,10 @@ void EngineCore::MoveTowardsGoal() {
   const EvictionTarget& planned = weights.planned().target();
   const bool there = *border_goal_ == planned || (border_goal_->empty() && planned.empty());
   if (there && weights.settled()) {
+    border_goal_.reset();
+    return;
+  }
+  if (planned.empty() && weights.settled() && !MayLeaveHome()) {
     border_goal_.reset();
     return;
   }
@@ -455,9 +469,10 @@ bool EngineCore::SubmitStep() {
     std::vector<RequestId> requests;
     for (const ScheduledSequence& s : step->scheduled) requests.push_back(s.sequence->id);
     (void)step->trace.Failed(status);
-    RollBack(*step);
+    const Status missing = memory_.weights().copy_error();
+    RollBack(*step, missing);
     Drain();  // those before it are not concerned
-    CountFailure(requests, status);
+    CountFailure(requests, status, missing);
     return true;
   }
   under_way_.push_back(std::move(step));
@@ -515,9 +530,10 @@ void EngineCore::CollectStep() {
   const uint64_t output_before = stats_.output_tokens;
   AcceptAll(*step, outcome);
   ++stats_.steps;
-  failed_in_a_row_ = 0;
+  failed_in_a_row_ = missing_in_a_row_ = 0;
   const TimeNs step_ns =
       compute_.depth() > 1 ? outcome.compute_ns : driver_.Now() - step->trace.start_ns();
+  ObserveLink(bytes, stall_ns, step_ns);
   Observe(step->batch, step_ns, stall_ns, bytes);
   work_.ObserveStep(memory_.blocks().counts().used, scheduler_.running(),
                     stats_.output_tokens - output_before);
@@ -619,6 +635,7 @@ void EngineCore::OnStepError(std::unique_ptr<StepUnderWay> step, const Status& e
   std::vector<RequestId> requests;
   for (const ScheduledSequence& s : step->scheduled) requests.push_back(s.sequence->id);
   (void)step->trace.Failed(error);
+  const Status missing = memory_.weights().copy_error();
   // What was submitted after it read KV and tokens that are not there.
   std::vector<std::unique_ptr<StepUnderWay>> failed;
   failed.push_back(std::move(step));
@@ -632,13 +649,14 @@ void EngineCore::OnStepError(std::unique_ptr<StepUnderWay> step, const Status& e
     (void)memory_.weights().EndStep();
     (void)failed.back()->trace.Failed(error);
   }
-  for (auto it = failed.rbegin(); it != failed.rend(); ++it) RollBack(**it);
-  CountFailure(requests, error);
+  for (auto it = failed.rbegin(); it != failed.rend(); ++it) RollBack(**it, missing);
+  CountFailure(requests, error, missing);
 }
 
 // As if |step|, the last one submitted, had never been.
-void EngineCore::RollBack(StepUnderWay& step) {
+void EngineCore::RollBack(StepUnderWay& step, const Status& missing) {
   ++stats_.failed_steps;
+  if (!missing.ok()) ++stats_.steps_without_weights;
   scheduler_.OnFailed(step.scheduled);
   for (size_t i = 0; i < step.scheduled.size(); ++i) {
     Sequence& sequence = *step.scheduled[i].sequence;
@@ -648,9 +666,18 @@ void EngineCore::RollBack(StepUnderWay& step) {
   }
 }
 
-void EngineCore::CountFailure(const std::vector<RequestId>& requests, const Status& error) {
+void EngineCore::CountFailure(const std::vector<RequestId>& requests, const Status& error,
+                              const Status& missing) {
+  missing_in_a_row_ = missing.ok() ? 0 : missing_in_a_row_ + 1;
   if (++failed_in_a_row_ < options_.max_failed_steps) return;  // the same work is tried again
   failed_in_a_row_ = 0;
+  if (missing_in_a_row_ >= options_.max_failed_steps) {
+    // No request's fault. The next step begins with bringing weights home: here the border may be
+    // in the middle of a move.
+    missing_in_a_row_ = 0;
+    weights_missing_ = missing;
+    return;
+  }
   for (const RequestId id : requests) {
     const auto it = sequences_.find(id);
     if (it == sequences_.end()) continue;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "engine/compute.h"
+#include "engine/link_watch.h"
 #include "engine/memory.h"
 #include "engine/request_work.h"
 #include "engine/scheduler.h"
@@ -64,6 +65,7 @@ struct QueuedDemand {
 struct CoreStats {
   uint64_t steps = 0;
   uint64_t failed_steps = 0;
+  uint64_t steps_without_weights = 0;  // of those: a copy of weights failed, or did not come
   uint64_t prompt_tokens_computed = 0;
   uint64_t output_tokens = 0;
   uint64_t requests_finished = 0;
@@ -106,7 +108,8 @@ class EngineCore {
 
   // Queues a request; max_tokens is cut to what the context leaves (0: all that may be held).
   // kInvalidArgument: empty prompt, a token outside the vocabulary, sampling parameters out of
-  // range, longer than max_model_len. kNoMemory: at its end it could not fit even alone.
+  // range, longer than max_model_len. kNoMemory: at its end it could not fit even alone. kBadState:
+  // weights are away and cannot be read (LinkState::kLost).
   Result<RequestId> Add(CoreRequest request);
   // Ends a request now; its blocks are free at once. The next TakeOutputs reports |reason|.
   // kNotFound when it is unknown or already finished.
@@ -138,6 +141,8 @@ class EngineCore {
   // Why the border last stayed where it was although the policy wished otherwise; ok if it never
   // did.
   const Status& last_border_error() const { return last_border_error_; }
+  // The backing copy of the weights and the link to it.
+  const LinkReport& link() const { return link_.report(); }
   // Whether the border has not got yet where the policy wants it.
   bool border_under_way() const {
     return border_goal_ && *border_goal_ != memory_.weights().planned().target();
@@ -190,10 +195,19 @@ class EngineCore {
   void Retire(Sequence& sequence, FinishReason reason, Status error);
   // |step| failed, and with it those submitted after it.
   void OnStepError(std::unique_ptr<StepUnderWay> step, const Status& error);
-  void RollBack(StepUnderWay& step);
-  void CountFailure(const std::vector<RequestId>& requests, const Status& error);
+  // |missing|: why the step lacked weights, if it did.
+  void RollBack(StepUnderWay& step, const Status& missing);
+  void CountFailure(const std::vector<RequestId>& requests, const Status& error,
+                    const Status& missing);
   void Keep(const StepUnderWay& step, TimeNs step_ns, TimeNs stall_ns);
   void HandleStarvation();
+  // --- link.cc: the backing copy or the link to it fails
+  Result<bool> WatchLink();
+  void RetryLink();
+  Status BringWeightsHome();
+  void LoseLink(const Status& why, const Status& home);
+  bool MayLeaveHome();
+  void ObserveLink(uint64_t bytes, TimeNs stall_ns, TimeNs step_ns);
   void Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns, uint64_t streamed);
 
   Driver& driver_;
@@ -204,6 +218,10 @@ class EngineCore {
   uint64_t max_request_tokens_ = 0;
   Scheduler scheduler_;
   CostModel cost_;
+  LinkWatch link_;
+  Status weights_missing_;         // copies failed in so many steps that weights are to come home
+  TimeNs probed_ns_ = 0;           // when the link was last read from before weights left
+  uint64_t link_transitions_ = 0;  // of the pager, when a step was last looked at
   RequestWork work_;
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
   std::deque<std::unique_ptr<StepUnderWay>> under_way_;  // oldest first
@@ -220,6 +238,7 @@ class EngineCore {
   Status last_border_error_;
   RequestId next_id_ = 1;
   uint32_t failed_in_a_row_ = 0;
+  uint32_t missing_in_a_row_ = 0;  // of those: steps that lacked weights, with no other since
   uint32_t starved_in_a_row_ = 0;
   uint64_t starved_blocks_ = 0;
   double smoothed_step_ns_ = 0;

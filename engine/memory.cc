@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bit>
 
+#include "vmm/trace.h"
+
 namespace weir {
 namespace {
 
@@ -16,6 +18,19 @@ uint64_t ChooseGranule(const WeightLayout& weights, uint64_t granularity) {
   }
   const uint64_t wanted = std::bit_floor(std::max<uint64_t>(smallest / 8, 1));
   return std::clamp<uint64_t>(wanted, granularity, std::max(granularity, 32 * kMiB));
+}
+
+// What the system or the device answers when it will not give, or pin, memory of a tier: that
+// varies with the release and with what is short. Anything else is a mistake of whoever asked.
+bool RefusedByDevice(const Status& status, Tier tier) {
+  switch (status.code()) {
+    case StatusCode::kNoMemory:
+    case StatusCode::kIo:
+    case StatusCode::kDriver: return true;
+    // A device that cannot reach host memory; a peer that is not there was asked for by mistake.
+    case StatusCode::kUnsupported: return tier == Tier::kHost;
+    default: return false;
+  }
 }
 
 std::string Mebibytes(uint64_t bytes) {
@@ -122,9 +137,10 @@ Status Memory::Build() {
     auto made = CreateMemoryBackingStore(driver_, tier, options_.weights.region_bytes);
     if (made.ok()) {
       backing_ = std::move(*made);
-    } else if (initial == 0 && made.status().code() == StatusCode::kNoMemory) {
+    } else if (initial == 0 && RefusedByDevice(made.status(), tier)) {
       // Everything fits: the weights stay, and whoever opened the engine is told.
       backing_refusal_ = made.status();
+      TraceEmit(TraceType::kLink, static_cast<uint8_t>(LinkTrouble::kRefused), tier, 0, 0, 0);
       max_granules_per_layer_ = max_layers_ = least_layer_granules_ = 0;
       most_freed = 0;
     } else {
@@ -283,30 +299,6 @@ Status Memory::CopyBlocks(const std::vector<BlockMoveRequest>& requests) {
     WEIR_TRY(driver_.Read(kv_->base() + m.to * kv_->block_stride(), to));
     if (from != to) return DataLoss("KV block " + std::to_string(m.from) + " was lost in its move");
   }
-  return OkStatus();
-}
-
-Status Memory::MeasureLink() {
-  if (max_granules_per_layer_ == 0) return OkStatus();
-  constexpr uint64_t kMostBytes = 32 * kMiB;
-  const uint64_t bytes =
-      std::min({kMostBytes, space_->region(scratch_).bytes(), AlignDown(backing_->bytes(), 4096)});
-  const StreamId stream = WEIR_TRY(driver_.CreateStream("weir-link"));
-  TimeNs best = ~TimeNs{0};
-  Status status;
-  for (int i = 0; i < 3 && status.ok(); ++i) {
-    const TimeNs start = driver_.Now();
-    status = backing_->Fetch(stream, 0, bytes, scratch());
-    if (!status.ok()) break;
-    const Result<EventId> done = driver_.Record(stream);
-    status = done.ok() ? driver_.Wait(*done) : done.status();
-    best = std::min(best, driver_.Now() - start);
-  }
-  Status destroyed = driver_.DestroyStream(stream);
-  WEIR_TRY(std::move(status));
-  WEIR_TRY(std::move(destroyed));
-  link_bytes_per_ns_ = static_cast<double>(bytes) / static_cast<double>(std::max<TimeNs>(best, 1));
-  weights_->SetLinkRate(link_bytes_per_ns_);
   return OkStatus();
 }
 

@@ -55,8 +55,9 @@ inline constexpr uint32_t kLeastRequestTokens = 256;
 class Memory {
  public:
   // Evicts at once what a budget smaller than everything requires; kNoMemory with the least budget
-  // that would do when even full eviction is not enough. Where the tier has no room for a backing
-  // copy in memory (nothing more can be pinned, say) and all weights fit, they stay for good.
+  // that would do when even full eviction is not enough. Where the device or the system refuses
+  // memory for a backing copy (nothing more can be pinned, say) and all weights fit, they stay for
+  // good.
   static Result<std::unique_ptr<Memory>> Create(Driver& driver, const MemoryOptions& options);
   // The least budget, in bytes, with which all weights stay at home.
   static Result<uint64_t> LeastAtHome(const Driver& driver, const MemoryOptions& options);
@@ -83,6 +84,10 @@ class Memory {
   // be called after loading, before a step is recorded. Does nothing where nothing can be evicted.
   Status MeasureLink();
   double link_bytes_per_ns() const { return link_bytes_per_ns_; }  // 0: not measured
+  // Times fetches of other bytes each time, into a KV block that nobody uses, while steps run or do
+  // not: bytes/ns. kShouldWait: every block is used. Other errors: the backing copy cannot be read.
+  Result<double> ProbeLink();
+  Tier backing_tier() const { return backing_ ? backing_->tier() : Tier::kHbm; }
   // The largest number of KV blocks any border can give.
   uint64_t most_kv_blocks() const { return most_kv_blocks_; }
   // How many |target| gives; nothing when there is no room for the weights it keeps.
@@ -130,6 +135,7 @@ class Memory {
   static Result<Needs> NeedsOf(const Driver& driver, const MemoryOptions& options);
   Status Build();
   Status MapScratch();
+  Result<double> TimeFetch(uint64_t offset, uint64_t bytes, VirtAddr to);
   // Extents that KV must give up for |target|, beyond what the pool has.
   Result<uint32_t> ExtentsFor(const EvictionTarget& target);
   // KV gives them up.
@@ -154,6 +160,7 @@ class Memory {
   uint32_t max_layers_ = 0;
   uint32_t least_layer_granules_ = 0;
   double link_bytes_per_ns_ = 0;
+  uint64_t probe_offset_ = 0;
 };
 
 }  // namespace weir

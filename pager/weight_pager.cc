@@ -186,8 +186,13 @@ const EvictionPlan& WeightPager::planned() const {
   return *impl_->after();
 }
 
+const Status& WeightPager::copy_error() const {
+  return impl_->copy_error;
+}
+
 Status WeightPager::BeginStep() {
   Impl& m = *impl_;
+  m.copy_error = OkStatus();
   if (m.state != Impl::State::kInStep) WEIR_TRY(m.CheckServing());
   if (m.passes.size() == m.options.max_steps_under_way) return BadState("a step is under way");
   if (!m.passes.empty() && m.passes.back().held) {
@@ -197,7 +202,7 @@ Status WeightPager::BeginStep() {
     if (!m.passes.empty()) {
       return BadState("a step was given up; those under way must end first");
     }
-    WEIR_TRY(m.BringToRest());
+    if (Status rest = m.BringToRest(); !rest.ok()) return m.copy_error = std::move(rest);
     m.Restart(&stats_);
   }
   Pass pass{.plan = m.after(), .to = std::exchange(m.heading, nullptr)};
@@ -214,7 +219,7 @@ Status WeightPager::BeginStep() {
       const Status queued = m.QueuePass(&pass, &stats_);
       if (!queued.ok()) {
         m.queued_in_vain = true;
-        return queued.WithContext("queueing the copies of a step");
+        return m.copy_error = queued.WithContext("queueing the copies of a step");
       }
     }
   }
@@ -255,6 +260,7 @@ Status WeightPager::EndStep() {
   const auto missed = std::find(m.step.passed.begin(), m.step.passed.end(), 0);
   const auto missed_chunk = static_cast<uint32_t>(missed - m.step.passed.begin());
   const uint32_t departed = m.step.departed;
+  if (!m.step.copy_error.ok()) m.copy_error = std::move(m.step.copy_error);
   m.ExpectOldest();
   const EvictionPlan& plan = *pass.plan;
   if (!m.armed(plan)) return OkStatus();
@@ -269,7 +275,9 @@ Status WeightPager::EndStep() {
     // All of the pass has arrived, so this waits for nothing. It is the last look at errors that a
     // driver reports through events only, while its counters go on (CUDA's host functions).
     failed = m.driver.Wait(pass.copied);
-    if (failed.ok()) {
+    if (!failed.ok()) {
+      m.copy_error = failed;
+    } else {
       m.first_round = false;
       if (pass.to) EndTransition(pass);
       return OkStatus();
@@ -292,6 +300,7 @@ Status WeightPager::EndStep() {
 
 void WeightPager::Impl::ExpectOldest() {
   step.stats = {};
+  step.copy_error = OkStatus();
   step.departed = 0;
   step.passed.assign(passes.empty() ? 0 : passes.front().plan->chunks().size(), 0);
 }

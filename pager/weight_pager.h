@@ -126,6 +126,10 @@ class WeightPager final : public StepGates {
   // results are void, and the next step begins afresh.
   Status EndStep();
 
+  // Why the step that failed last lacked weights: a copy was refused, failed or did not come. Ok
+  // when something else failed, or another step has begun since.
+  const Status& copy_error() const;
+
   Status Arrive(uint32_t gate) override;
   void Depart(uint32_t gate) override;
   DeviceGates device_gates() const override;

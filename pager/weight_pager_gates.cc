@@ -54,7 +54,8 @@ Status WeightPager::Arrive(uint32_t gate) {
               stats_.steps, chunk, waited);
   }
   if (!status.ok()) {
-    return status.WithContext(m.DescribeChunk(*pass.plan, layout_.segments_per_layer(), chunk));
+    return m.step.copy_error =
+               status.WithContext(m.DescribeChunk(*pass.plan, layout_.segments_per_layer(), chunk));
   }
   m.step.passed[chunk] = 1;
   TraceEmit(TraceType::kGatePass, 0, gate, stats_.steps, chunk, waited);
@@ -110,10 +111,11 @@ Status WeightPager::Report(const DeviceGateLog& log) {
   std::fill_n(m.step.passed.begin(), passed, uint8_t{1});
   if (!failed) return OkStatus();
   const int32_t chunk = plan.chunk_of_gate()[static_cast<size_t>(log.failed_gate)];
-  return DriverError("has not arrived within " +
-                     std::to_string(m.options.gate_timeout_ns / 1'000'000) + " ms")
-      .WithContext(m.DescribeChunk(plan, layout_.segments_per_layer(),
-                                   static_cast<uint32_t>(std::max(chunk, 0))));
+  return m.step.copy_error =
+             DriverError("has not arrived within " +
+                         std::to_string(m.options.gate_timeout_ns / 1'000'000) + " ms")
+                 .WithContext(m.DescribeChunk(plan, layout_.segments_per_layer(),
+                                              static_cast<uint32_t>(std::max(chunk, 0))));
 }
 
 std::string WeightPager::Impl::DescribeChunk(const EvictionPlan& plan, uint32_t segments,

@@ -144,10 +144,12 @@ struct WeightPager::Impl {
   // The step under way; written by the compute thread, read after it has ended.
   struct Step {
     std::vector<uint8_t> passed;  // by chunk
+    Status copy_error;            // of the stripe that did not come
     uint32_t departed = 0;        // chunks, in order
     WeightPagerStats stats;       // only the counts that gates make
   };
   Step step;
+  Status copy_error;  // WeightPager::copy_error
 
   // Loading.
   std::vector<WeightSegment> covered;    // the layout's segments in address order, merged
@@ -245,6 +247,7 @@ struct WeightPager::Impl {
   std::vector<WeightSlotRun> Unfilled(const EvictionPlan& plan) const;
   Status Fill(const std::vector<WeightSlotRun>& runs);
   Status FillOnce(const std::vector<WeightSlotRun>& runs);
+  Status FillThroughHost(const WeightSlotRun& run);
 
   // --- weight_pager_transition.cc
   Status BeginHeld(const Pass& pass, uint64_t number);

@@ -160,6 +160,11 @@ Status WeightPager::Impl::Fill(const std::vector<WeightSlotRun>& runs) {
       if (status.ok()) status = FillOnce({run});
       if (status.ok()) break;
     }
+    if (!status.ok()) {
+      // No stream carries it. What the host can still read saves the weights, however slowly.
+      (void)ReplaceStream();
+      if (FillThroughHost(run).ok()) status = OkStatus();
+    }
     if (!status.ok()) break;
   }
   // M2: some of the copies may be queued, and the caller is about to unmap what they write.
@@ -186,6 +191,21 @@ Status WeightPager::Impl::FillOnce(const std::vector<WeightSlotRun>& runs) {
     if (options.verify_stripes) intact = intact && WEIR_TRY(SumsMatch(run.first, run.count));
   }
   if (!intact) return DataLoss("restored weights differ from the backing copy's checksums");
+  return OkStatus();
+}
+
+Status WeightPager::Impl::FillThroughHost(const WeightSlotRun& run) {
+  const TimeNs begin = driver.Now();
+  std::vector<std::byte> bytes(granule_bytes);
+  for (uint32_t s = run.first; s < run.first + run.count; ++s) {
+    WEIR_TRY(backing->Load(s * granule_bytes, bytes));
+    WEIR_TRY(driver.Write(SlotAddress(s), bytes));
+  }
+  TraceEmit(TraceType::kFill, static_cast<uint8_t>(backing->tier()), weights.value, run.first,
+            run.count, run.count * granule_bytes, begin, driver.Now());
+  if (options.verify_stripes && !WEIR_TRY(SumsMatch(run.first, run.count))) {
+    return DataLoss("restored weights differ from the backing copy's checksums");
+  }
   return OkStatus();
 }
 

@@ -164,7 +164,7 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns) {
   const auto give_up = [&](Status status) {
     m.restart_pending = true;
     m.LetGo(&pass);
-    return status.WithContext("opening the gates of a step");
+    return m.copy_error = status.WithContext("opening the gates of a step");
   };
   if (pass.advanced == 0) {
     if (Status rest = m.BeginHeld(pass, stats_.steps); !rest.ok()) return give_up(std::move(rest));

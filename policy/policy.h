@@ -2,7 +2,8 @@
 //
 // Plain data and the interface; touches no driver, clock, lock or log. D1 same snapshots, same
 // decisions. D2 a decision is a wish: the engine clips what breaks an invariant and says so.
-// D3 decisions are hysteretic: two opposite moves within the hold-off are a defect of the policy.
+// D3 decisions are hysteretic: two opposite moves within the hold-off are a defect of the policy,
+// but for weights that come home because the link has failed them.
 // Called by the engine thread at step boundaries.
 #pragma once
 
@@ -108,6 +109,9 @@ struct PolicySnapshot {
   StepCost cost;
   double step_ns = 0;            // smoothed, measured
   double stall_ns_per_step = 0;  // smoothed time in gates, measured
+  // The link has dropped to a fraction of what it gave, which cost.link_bytes_per_ns says by now: a
+  // hold-off need not keep weights away.
+  bool link_slow = false;
 };
 
 // What the policy wants from now on. The engine moves towards it at step boundaries: evicting gives
@@ -130,8 +134,8 @@ class Policy {
   virtual ~Policy() = default;
   virtual std::string_view name() const = 0;
   virtual PolicyDecision Decide(const PolicySnapshot& snapshot) = 0;
-  // False: Decide answers the same whatever the load. Then the border it wants bounds what a request
-  // may ever hold.
+  // False: Decide answers the same whatever the load. Then the border it wants bounds what a
+  // request may ever hold.
   virtual bool follows_load() const { return true; }
   // Effective parameters, "name = value" lines.
   virtual std::vector<std::pair<std::string, std::string>> Parameters() const = 0;

@@ -315,7 +315,10 @@ TidePolicy::Choice TidePolicy::Choose(const PolicySnapshot& s, uint32_t current)
   const std::string move =
       Format("%u waiting: %+.0f %% tokens/s, %.0f -> %.0f running for %u -> %u granules/layer",
              s.demand.waiting, gain, now.running, best.running, current, best.granules_per_layer);
-  if (best.tokens_per_s >= now.tokens_per_s * (1 + LeastGain(s.step))) {
+  // What was not worth moving for yet is, when the link is no longer the one that was moved for.
+  const bool flees = s.link_slow && best.granules_per_layer < current;
+  const double least_gain = flees ? config_.min_gain : LeastGain(s.step);
+  if (best.tokens_per_s >= now.tokens_per_s * (1 + least_gain)) {
     return {best.granules_per_layer, move, true};
   }
   // Worse for tokens/s or hardly better: only a latency target asks for it.
@@ -362,7 +365,8 @@ PolicyDecision TidePolicy::Decide(const PolicySnapshot& snapshot) {
   }
   if (choice.target == target_) return answer(std::move(choice.reason));
   const Direction direction = choice.target > target_ ? Direction::kEvict : Direction::kRestore;
-  if (!starved && !MayMove(s.step, direction)) {
+  const bool flees = s.link_slow && direction == Direction::kRestore;
+  if (!starved && !flees && !MayMove(s.step, direction)) {
     return answer(Format("holding %u granules/layer after a move at step %llu: ", target_,
                          static_cast<unsigned long long>(moved_at_)) +
                   choice.reason);

@@ -112,6 +112,7 @@ class CudaDriver final : public Driver {
   Result<TimeNs> TakeStamp(StampId stamp) override;
   void DropStamp(StampId stamp) override;
   uint64_t stamp_error_ns() const override;
+  Status device_lost() const override { return sticky(); }
   static constexpr TimeNs kCompareEveryNs = 100'000'000;
 
   Result<VirtAddr> CreateCounter() override;

@@ -139,6 +139,9 @@ class Driver {
   virtual Status Write(VirtAddr dst, std::span<const std::byte> src) = 0;
 
   virtual TimeNs Now() = 0;
+
+  // Why no call can succeed any more, whatever is tried: the device's context is gone. Ok: not so.
+  virtual Status device_lost() const { return OkStatus(); }
 };
 
 }  // namespace weir

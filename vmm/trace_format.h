@@ -83,8 +83,10 @@ enum class TraceType : uint16_t {
   kRequest = 34,     // request, prompt tokens, cached tokens, output tokens, preemptions,
                      // most output tokens (0: not told)               cause: RequestEvent
   kDeviceStep =
-      35,  // step, begin_ns, end_ns, error_ns: when it ran on its device; the times are
-           // within |error_ns| of the records' clock. Before its kStepEnd  cause: StepKind
+      35,      // step, begin_ns, end_ns, error_ns: when it ran on its device; the times are
+               // within |error_ns| of the records' clock. Before its kStepEnd  cause: StepKind
+  kLink = 36,  // tier of the backing copy, measured and expected bytes a second (0: not known),
+               // back-off in ns until it is probed again                cause: LinkTrouble
   // --- Policy ------------------------------------------------------------------------------------
   kPolicyDecision =
       40,             // decision, granules a layer wanted, granules a layer before, 1 if clipped,
@@ -147,6 +149,7 @@ constexpr std::string_view TraceTypeName(TraceType type) {
     case TraceType::kQueue: return "queue";
     case TraceType::kRequest: return "request";
     case TraceType::kDeviceStep: return "device_step";
+    case TraceType::kLink: return "link";
     case TraceType::kPolicyDecision: return "policy_decision";
     case TraceType::kPolicyInput: return "policy_input";
     case TraceType::kPressure: return "pressure";
@@ -196,6 +199,16 @@ enum class RequestEvent : uint8_t {
   kFinished,
   kCancelled,
   kFailed,
+};
+
+// What became of the backing copy of the weights, or of the link to it.
+enum class LinkTrouble : uint8_t {
+  kSlow,         // steps stood at gates for longer than such a link explains
+  kHeld,         // copies failed: weights came home, and stay
+  kLost,         // copies failed, and weights that are away cannot come home: nothing runs
+  kProbeFailed,  // tried again in vain
+  kRecovered,
+  kRefused,  // at start there was no backing copy to be had: weights stay for good
 };
 
 struct TraceRecord {

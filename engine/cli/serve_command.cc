@@ -128,6 +128,7 @@ class Server {
       AwaitTermination(kHealthCheckMs);
       const AsyncStats stats = async_->stats();
       if (stats.health == Health::kFailed) return EndFailed(stats.failure);
+      LogLink(stats.link);
       if (Terminations() > 0) return Drain(stats.unfinished);
     }
   }
@@ -151,6 +152,27 @@ class Server {
     if (!load.staging_reason.empty()) {
       LogWarn("no pinned memory to load through: weights took the way through ordinary memory",
               {{"reason", load.staging_reason}});
+    }
+  }
+
+  // Once for each change: troubles are a back-off apart.
+  void LogLink(const LinkReport& now) {
+    const LinkReport before = std::exchange(logged_link_, now);
+    const uint64_t backoff_ms = now.backoff_ns / 1'000'000;
+    if (now.slow != before.slow) {
+      LogWarn("streaming weights is slow: tide keeps fewer away",
+              {{"cause", now.cause}, {"tried_again_after_ms", backoff_ms}});
+    }
+    if (now.held != before.held) {
+      LogWarn("weights came home and stay there",
+              {{"cause", now.cause}, {"tried_again_after_ms", backoff_ms}});
+    }
+    if (now.lost != before.lost) {
+      LogError("not ready: requests fail until the weights can be read",
+               {{"cause", now.cause}, {"tried_again_after_ms", backoff_ms}});
+    }
+    if (now.recovered != before.recovered) {
+      LogInfo("weights may leave again: the link does what it should", {{"was", now.cause}});
     }
   }
 
@@ -294,6 +316,7 @@ class Server {
   const Settings& settings_;
   std::string name_;
   std::string kv_cache_dtype_;
+  LinkReport logged_link_;
   std::unique_ptr<server::ServerMetrics> metrics_;
   std::unique_ptr<AsyncEngine> async_;
   std::shared_ptr<server::ServedEngine> served_;

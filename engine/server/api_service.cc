@@ -29,6 +29,7 @@ std::string_view HealthName(Health health) {
   switch (health) {
     case Health::kStarting: return "starting";
     case Health::kReady: return "ready";
+    case Health::kNotReady: return "not ready";
     case Health::kDraining: return "draining";
     case Health::kFailed: return "failed";
   }

@@ -66,12 +66,14 @@ struct AsyncRequest {
   TimeNs deadline_ns = 0;  // monotonic; 0: AsyncOptions::default_deadline_ns from now
 };
 
-enum class Health : uint8_t { kStarting, kReady, kDraining, kFailed };
+// kNotReady: weights are away and cannot be read (LinkState::kLost). Requests end with kBadState
+// until they can.
+enum class Health : uint8_t { kStarting, kReady, kNotReady, kDraining, kFailed };
 
 // A consistent picture, renewed after each step; health and what is queued are of now.
 struct AsyncStats {
   Health health = Health::kStarting;
-  Status failure;       // of Health::kFailed
+  Status failure;       // of Health::kFailed and kNotReady
   uint32_t queued = 0;  // in front of the engine
   uint64_t queued_tokens = 0;
   uint32_t unfinished = 0;  // submitted, last output not yet given to the sink
@@ -88,14 +90,16 @@ struct AsyncStats {
   uint64_t bytes_streamed = 0;
   MemoryView memory;
   WeightPagerStats pager;
+  LinkReport link;
   uint64_t prefix_evicted_blocks = 0;
   uint64_t kv_blocks_moved = 0;
   uint64_t kv_block_bytes = 0;
   uint64_t leaked_blocks = 0;  // used by nobody when the engine was last idle: a defect
 };
 
-// States:  kReady --Drain--> kDraining --> (destroyed);  kReady, kDraining --a failed step-->
-// kFailed When the engine fails every request ends with kError and BadState; nothing more is taken.
+// States:  kReady <--> kNotReady;  those --Drain--> kDraining --> (destroyed);  kReady, kDraining
+// --a failed step--> kFailed When the engine fails every request ends with kError and BadState;
+// nothing more is taken.
 class AsyncEngine {
  public:
   static Result<std::unique_ptr<AsyncEngine>> Start(std::unique_ptr<Engine> engine,

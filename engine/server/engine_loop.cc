@@ -13,6 +13,9 @@ constexpr TimeNs kIdleTurnNs = 5'000'000;
 constexpr uint32_t kIdleTurns = 400;
 // With nothing to do at all: how often a step looks whether a recorder outside has come.
 constexpr TimeNs kLookForRecorderNs = 200'000'000;
+// While weights are away and cannot be read: how often the engine is asked whether they can again.
+// It keeps a back-off of its own.
+constexpr TimeNs kLookForLinkNs = 200'000'000;
 
 }  // namespace
 
@@ -53,6 +56,7 @@ Room EngineLoop::RoomLeft() const {
 
 TimeNs EngineLoop::WaitTime() const {
   if (!running_.empty()) return 0;
+  if (link_lost_) return kLookForLinkNs;
   if (idle_turns_ > 0) return kIdleTurnNs;
   return GetTracer() != nullptr ? kLookForRecorderNs : Mailbox::kForever;
 }
@@ -94,14 +98,18 @@ Status EngineLoop::Step() {
     options_.metrics->OnIteration(std::exchange(iteration_tokens_, 0));
   }
   engine_.FillStats(&settlement_.stats);
+  link_lost_ = settlement_.stats.link.state == LinkState::kLost;
   WEIR_TRY(CheckProgress());
   if (!running_.empty()) {
     was_busy_ = true;
     return OkStatus();
   }
   const bool first = std::exchange(was_busy_, false);
-  if (first) WEIR_TRY(engine_.CheckIdle().WithContext("idle check"));
   const AsyncStats& stats = settlement_.stats;
+  // It compares weights with a copy that may just now not be readable.
+  const bool readable =
+      stats.link.state != LinkState::kHeld && stats.link.state != LinkState::kLost;
+  if (first && readable) WEIR_TRY(engine_.CheckIdle().WithContext("idle check"));
   const bool moved = std::exchange(border_moves_, stats.core.border_moves) != border_moves_;
   if (stats.evicted_bytes == 0) {
     idle_turns_ = 0;
@@ -114,15 +122,16 @@ Status EngineLoop::Step() {
 }
 
 // The core fails the requests of a step that fails again and again; when the next ones' fail too,
-// the device is lost.
+// the device is lost. Steps that lacked weights are the engine's to judge (LinkState).
 Status EngineLoop::CheckProgress() {
   const CoreStats& core = settlement_.stats.core;
+  const uint64_t failed = core.failed_steps - core.steps_without_weights;
   if (core.steps != steps_) {
     steps_ = core.steps;
-    failed_before_ = core.failed_steps;
+    failed_before_ = failed;
   }
-  if (core.failed_steps - failed_before_ < options_.max_failed_steps) return OkStatus();
-  return DriverError(std::to_string(core.failed_steps - failed_before_) +
+  if (failed - failed_before_ < options_.max_failed_steps) return OkStatus();
+  return DriverError(std::to_string(failed - failed_before_) +
                      " steps failed in a row; the last request's error: " + last_error_);
 }
 

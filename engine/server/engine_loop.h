@@ -51,7 +51,8 @@ class EngineLoop {
   uint32_t idle_turns_ = 0;    // until the thread sleeps for good
   uint64_t border_moves_ = 0;  // at the last idle turn
   uint64_t steps_ = 0;
-  uint64_t failed_before_ = 0;  // failed steps when the last one succeeded
+  uint64_t failed_before_ = 0;  // failed steps when the last one succeeded, but for want of weights
+  bool link_lost_ = false;      // nothing can run, and the engine looks whether it can again
   std::string last_error_;      // of a request that failed
 };
 

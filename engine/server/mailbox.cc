@@ -29,6 +29,7 @@ Status Mailbox::Reserve(const std::string& tenant) {
   const MutexLock lock(mutex_);
   WEIR_TRY(CheckOpen());
   if (health_ == Health::kDraining) return BadState("the server is shutting down");
+  if (stats_.link.state == LinkState::kLost) return BadState(stats_.link.cause);
   if (reserved_ + queue_.size() >= options_.max_queued_requests) {
     return NoMemory("the queue holds its " + std::to_string(options_.max_queued_requests) +
                     " requests (max_queued_requests); try again later");
@@ -156,6 +157,10 @@ AsyncStats Mailbox::stats() const {
   AsyncStats stats = stats_;
   stats.health = health_;
   stats.failure = failure_;
+  if (health_ == Health::kReady && stats_.link.state == LinkState::kLost) {
+    stats.health = Health::kNotReady;
+    stats.failure = BadState(stats_.link.cause);
+  }
   stats.queued = static_cast<uint32_t>(queue_.size());
   stats.queued_tokens = queue_.prompt_tokens();
   stats.unfinished = unfinished_;

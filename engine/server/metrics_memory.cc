@@ -104,6 +104,18 @@ void ServerMetrics::RenderPager(Exposition& out, const AsyncStats& stats) const 
              Number(stats.kv_blocks_moved * stats.kv_block_bytes));
   CounterOf(out, "weir_copy_repairs_total", "Stripes fetched again after a failed or lost copy.",
             Number(pager.repairs));
+  const LinkReport& link = stats.link;
+  const std::string tier(TierName(link.tier));
+  out.Family("weir_link_troubles_total", Type::kCounter,
+             "Times the link to the backing copy became slow, its copies failed and weights came "
+             "home (held), or weights could not come home (lost).");
+  out.Sample({{"tier", tier}, {"kind", "slow"}}, Number(link.slow));
+  out.Sample({{"tier", tier}, {"kind", "held"}}, Number(link.held));
+  out.Sample({{"tier", tier}, {"kind", "lost"}}, Number(link.lost));
+  Gauge(out, "weir_weights_held_home",
+        "1 while weights stay in device memory because copies of them failed, until the link is "
+        "tried again.",
+        link.state == LinkState::kHeld ? 1 : 0);
   CounterOf(out, "weir_steps_total", "Steps that succeeded.", Number(stats.core.steps));
   CounterOf(out, "weir_failed_steps_total", "Steps that failed and were tried again.",
             Number(stats.core.failed_steps));
@@ -116,7 +128,7 @@ void ServerMetrics::RenderPager(Exposition& out, const AsyncStats& stats) const 
 void ServerMetrics::RenderServer(Exposition& out, const AsyncStats& stats,
                                  const HttpStats& http) const {
   out.Family("weir_health", Type::kGauge, "1 for the state the server is in.");
-  constexpr std::array kNames = {"starting", "ready", "draining", "failed"};
+  constexpr std::array kNames = {"starting", "ready", "not_ready", "draining", "failed"};
   for (size_t i = 0; i < kNames.size(); ++i) {
     out.Sample({{"state", kNames[i]}}, static_cast<size_t>(stats.health) == i ? 1 : 0);
   }

@@ -24,7 +24,7 @@ class QueuePlace {
 
 struct EngineState {
   Health health = Health::kStarting;
-  Status failure;           // of Health::kFailed
+  Status failure;           // of Health::kFailed and kNotReady
   uint32_t unfinished = 0;  // requests queued, waiting and running
 };
 

@@ -50,6 +50,7 @@ class RealEngine final : public StepEngine {
     stats->prefix_evicted_blocks = prefix.evicted_blocks;
     stats->memory = memory.view();
     stats->pager = memory.weights().stats();
+    stats->link = core.link();
     stats->evicted_bytes = stats->memory.evicted_granules * stats->memory.granule_bytes;
     stats->stall_ns = stats->pager.stall_ns;
     stats->faults_major = stats->pager.faults;

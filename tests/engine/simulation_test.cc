@@ -55,7 +55,8 @@ struct Client {
 struct Coverage {
   uint64_t border_moves = 0, placement_changes = 0, preemptions = 0, prefix_hits = 0,
            blocks_moved = 0, repairs = 0, faults_injected = 0, steps = 0, gates = 0, stalls = 0,
-           failed_steps = 0, errors = 0, scrubbed_blocks = 0, hidden_moves = 0, parts = 0;
+           failed_steps = 0, errors = 0, scrubbed_blocks = 0, hidden_moves = 0, parts = 0,
+           links_held = 0, links_lost = 0, links_recovered = 0;
   std::map<std::string, uint64_t> evictions_of;  // moves to a border with weights away, by policy
 };
 
@@ -220,6 +221,8 @@ class World {
       }
       const auto worked = core_->Step();
       ASSERT_TRUE(worked.ok()) << worked.status().ToString();
+      // Nothing runs until the link is tried again.
+      if (core_->link().state == LinkState::kLost) driver_->AdvanceBy(core_->link().backoff_ns);
       Collect();
       NotePlacement();
       const Status sound = core_->CheckIntegrity();
@@ -308,6 +311,9 @@ class World {
     }
     c->hidden_moves += memory_->weights().stats().hidden_transitions;
     c->parts += parts_;
+    c->links_held += core_->link().held;
+    c->links_lost += core_->link().lost;
+    c->links_recovered += core_->link().recovered;
   }
 
  private:
@@ -334,7 +340,9 @@ class World {
       c.id = *id;
       tenant_by_request_[c.id] = c.tenant;
     } else {
-      EXPECT_EQ(id.status().code(), StatusCode::kNoMemory) << id.status().ToString();
+      const bool lost = core_->link().state == LinkState::kLost;
+      EXPECT_EQ(id.status().code(), lost ? StatusCode::kBadState : StatusCode::kNoMemory)
+          << id.status().ToString();
     }
   }
 
@@ -430,6 +438,8 @@ void RunSeeds(Faults faults, Gates gates = Gates::kHost) {
       coverage.hidden_moves, coverage.parts, coverage.preemptions, coverage.prefix_hits,
       coverage.blocks_moved, coverage.scrubbed_blocks, coverage.faults_injected, coverage.repairs,
       coverage.gates, coverage.stalls, coverage.failed_steps, coverage.errors);
+  std::printf("  weights came home for good %lu times, could not %lu times, %lu links recovered\n",
+              coverage.links_held, coverage.links_lost, coverage.links_recovered);
   for (const auto& [policy, evictions] : coverage.evictions_of) {
     std::printf("  %s: %lu borders with weights away\n", policy.c_str(), evictions);
   }

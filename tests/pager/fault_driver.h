@@ -25,7 +25,11 @@ class FaultDriver final : public Driver {
 
   // Asked before each Copy and Map; empty: nothing wrong.
   std::function<CopyFault()> on_copy;
+  std::function<CopyFault(VirtAddr src)> on_copy_from;  // if set, instead
   std::function<bool()> map_fails;
+  std::function<bool(VirtAddr)> read_fails;  // of a Read, from where
+  std::function<Status(Tier)> create_fails;
+  Status lost;  // as device_lost() has it; calls go on
   std::function<bool()> create_stream_fails;
   // How far a stamp is off, and how far the driver says it may be.
   std::function<int64_t()> stamp_off;
@@ -37,6 +41,7 @@ class FaultDriver final : public Driver {
   const DriverProperties& properties() const override { return inner_.properties(); }
   Result<AllocId> Create(Tier tier, uint64_t bytes) override {
     ++calls;
+    if (Status failed = create_fails ? create_fails(tier) : OkStatus(); !failed.ok()) return failed;
     return inner_.Create(tier, bytes);
   }
   Status Release(AllocId alloc) override {
@@ -75,7 +80,7 @@ class FaultDriver final : public Driver {
   }
   Status Copy(StreamId stream, VirtAddr dst, VirtAddr src, uint64_t bytes) override {
     ++calls;
-    switch (on_copy ? on_copy() : CopyFault::kNone) {
+    switch (on_copy_from ? on_copy_from(src) : on_copy ? on_copy() : CopyFault::kNone) {
       case CopyFault::kNone: break;
       case CopyFault::kRefuse: return DriverError("injected: copy refused");
       case CopyFault::kFail:
@@ -178,6 +183,7 @@ class FaultDriver final : public Driver {
   }
   Status Read(VirtAddr src, std::span<std::byte> dst) override {
     ++calls;
+    if (read_fails && read_fails(src)) return DriverError("injected: read");
     return inner_.Read(src, dst);
   }
   Status Write(VirtAddr dst, std::span<const std::byte> src) override {
@@ -185,6 +191,7 @@ class FaultDriver final : public Driver {
     return inner_.Write(dst, src);
   }
   TimeNs Now() override { return inner_.Now(); }
+  Status device_lost() const override { return lost; }
 
  private:
   Driver& inner_;

@@ -186,8 +186,10 @@ TEST_P(WeightPagerFaultTest, WhenRestoredWeightsCannotBeFilledTheyGoAwayAgain) {
   ASSERT_TRUE(w.Step().ok());
   for (const CopyFault fault : {CopyFault::kFail, CopyFault::kRefuse, CopyFault::kLose}) {
     w.driver.on_copy = [fault] { return fault; };
+    w.driver.read_fails = [&w](VirtAddr from) { return from - w.base >= w.bytes.size(); };
     const Status applied = w.pager->Apply({.granules_per_layer = 2});
     w.driver.on_copy = {};
+    w.driver.read_fails = {};
     EXPECT_FALSE(applied.ok());
     EXPECT_EQ(w.pager->plan().target(), kTarget);
     w.CheckAll();
@@ -196,6 +198,26 @@ TEST_P(WeightPagerFaultTest, WhenRestoredWeightsCannotBeFilledTheyGoAwayAgain) {
   }
   ASSERT_TRUE(w.pager->Apply({}).ok());
   EXPECT_TRUE(w.BytesAre(0, w.bytes.size()));
+}
+
+TEST_P(WeightPagerFaultTest, WhatNoStreamCarriesComesHomeThroughTheHost) {
+  World w(Options());
+  for (const CopyFault fault : {CopyFault::kFail, CopyFault::kRefuse, CopyFault::kLose}) {
+    ASSERT_TRUE(w.pager->Apply(kTarget).ok());
+    ASSERT_TRUE(w.Step().ok());
+    EXPECT_TRUE(w.pager->copy_error().ok());
+    w.driver.on_copy = [fault] { return fault; };
+    const Status step = w.Step();
+    EXPECT_FALSE(step.ok());
+    EXPECT_FALSE(w.pager->copy_error().ok());
+    const Status applied = w.pager->Apply({});
+    EXPECT_TRUE(applied.ok()) << applied.ToString();
+    EXPECT_TRUE(w.Step().ok());
+    EXPECT_TRUE(w.pager->copy_error().ok());
+    w.driver.on_copy = {};
+    EXPECT_TRUE(w.BytesAre(0, w.bytes.size()));
+    w.CheckAll();
+  }
 }
 
 TEST_P(WeightPagerFaultTest, AStreamThatCannotBeReplacedIsAnErrorUntilItCan) {

@@ -276,6 +276,28 @@ TEST(Tide, BringsWeightsHomeWhenTheLoadFits) {
   EXPECT_EQ(d.reason, "500 of 2208 blocks expected, load fits: 2 -> 0 granules/layer");
 }
 
+TEST(Tide, ComesHomeWithinTheHoldOffFromALinkThatHasBecomeSlow) {
+  for (const bool said : {false, true}) {
+    TidePolicy tide;
+    PolicySnapshot s = Example();
+    ASSERT_EQ(tide.Decide(s).granules_per_layer, 2u);
+    s.weights.granules_per_layer = 2;
+    s.kv.mapped_extents += 2 * 46;
+    s.kv.used_blocks = 64 * 49;
+    s.demand.running = 64;
+    s.step = 10;
+    s.cost.link_bytes_per_ns = 38;
+    s.link_slow = said;
+    const PolicyDecision d = tide.Decide(s);
+    EXPECT_EQ(d.granules_per_layer, said ? 0u : 2u) << d.reason;
+    // Out again only after the hold-off, whatever is said then.
+    s.weights.granules_per_layer = d.granules_per_layer;
+    s.cost.link_bytes_per_ns = 380;
+    s.step = 11;
+    EXPECT_EQ(tide.Decide(s).granules_per_layer, d.granules_per_layer);
+  }
+}
+
 TEST(Tide, KeepsWeightsAwayWithoutHeadroom) {
   TidePolicy tide;
   PolicySnapshot s = Example();

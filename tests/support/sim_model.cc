@@ -15,9 +15,6 @@ constexpr uint64_t Mix(uint64_t x) {  // splitmix64's finaliser
   return x ^ (x >> 31);
 }
 
-constexpr uint64_t kSegmentNs = 2000;
-constexpr uint64_t kTokenNs = 500;
-
 }  // namespace
 
 WeightLayout SimModel::Layout(const SimModelShape& shape) {
@@ -112,7 +109,7 @@ Result<uint64_t> SimCompute::ReadWeights(Pending& step) {
       bytes.resize(s.bytes);
       WEIR_TRY(driver_.Read(memory_.weights + s.offset, bytes));
       digest = SimModel::Digest(bytes, digest);
-      advance_(kSegmentNs);
+      advance_(shape_.segment_ns);
       WEIR_TRY(Depart(step, gate++));
     }
   }
@@ -216,7 +213,7 @@ Status SimCompute::Run(Pending& step, StepOutcome* outcome) {
       if (tenant != 0) writer_.emplace(word, tenant);
       WEIR_TRY(
           driver_.Write(WordAddress(blocks[p / 16], p % 16), std::as_bytes(std::span(&word, 1))));
-      advance_(kTokenNs);
+      advance_(shape_.token_ns);
     }
     if (!s.wants_logits) continue;
     uint64_t context = 0;

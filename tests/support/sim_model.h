@@ -30,6 +30,9 @@ struct SimModelShape {
   uint64_t resident_bytes = 512;  // embeddings and the like, before the first layer
   uint32_t vocab = 50;
   uint32_t block_bytes = 16 * 8;  // one 8-byte word a token
+  // What a step takes.
+  uint64_t segment_ns = 2000;
+  uint64_t token_ns = 500;
 };
 
 class SimModel {

@@ -165,6 +165,12 @@ constexpr TypeInfo kTypes[] = {
        {"output_tokens", A::kNumber},
        {"preemptions", A::kNumber},
        {"max_tokens", A::kNumber}}}},
+    {T::kLink,
+     C::kLinkTrouble,
+     {{{"tier", A::kTier},
+       {"measured", A::kBytes},
+       {"expected", A::kBytes},
+       {"backoff", A::kDuration}}}},
     {T::kPolicyDecision,
      C::kPlacement,
      {{{"decision", A::kNumber},
@@ -205,6 +211,8 @@ constexpr std::string_view kStepKinds[] = {"serving", "calibration"};
 constexpr std::string_view kPressures[] = {"none", "free-granules", "cached", "full"};
 constexpr std::string_view kCommitments[] = {"taken", "allocated"};
 constexpr std::string_view kTransitions[] = {"copies-only", "moves"};
+constexpr std::string_view kLinkTroubles[] = {"slow",         "held",      "lost",
+                                              "probe-failed", "recovered", "refused"};
 constexpr std::string_view kPlacements[] = {"stripe", "layer"};
 
 template <size_t N>
@@ -254,6 +262,7 @@ std::string CauseName(CauseKind kind, uint8_t cause) {
     case C::kPressureLevel: return NameIn(kPressures, cause);
     case C::kCommitment: return NameIn(kCommitments, cause);
     case C::kLoanState: return NameIn(kLoans, cause);
+    case C::kLinkTrouble: return NameIn(kLinkTroubles, cause);
   }
   return "?";
 }

@@ -27,6 +27,7 @@ enum class CauseKind : uint8_t {
   kStepKind,
   kPressureLevel,
   kCommitment,
+  kLinkTrouble,
 };
 
 // How an argument is shown.

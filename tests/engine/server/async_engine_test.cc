@@ -345,6 +345,25 @@ TEST(AsyncEngine, StepsThatFailAgainAndAgainAreAFailure) {
   ASSERT_TRUE(Eventually([&] { return s.engine->stats().health == Health::kFailed; }));
 }
 
+TEST(AsyncEngine, WeightsThatCannotBeReadAreNotReadyUntilTheyCan) {
+  Server s;
+  s.control->Hold();
+  const auto cut_off = s.MustSend(1000);
+  s.control->link_lost = true;
+  s.control->Release();
+  const GenerationOutput last = cut_off->AwaitEnd();
+  EXPECT_EQ(last.error.code(), StatusCode::kBadState);
+  ASSERT_TRUE(Eventually([&] { return s.engine->stats().health == Health::kNotReady; }));
+  EXPECT_NE(s.engine->stats().failure.message().find("cannot be read"), std::string::npos);
+  const Status refused = s.engine->Admit("t").status();
+  EXPECT_EQ(refused.code(), StatusCode::kBadState);
+  EXPECT_NE(refused.message().find("cannot be read"), std::string::npos);
+  // Nobody asks for anything: the engine looks by itself.
+  s.control->link_lost = false;
+  ASSERT_TRUE(Eventually([&] { return s.engine->stats().health == Health::kReady; }));
+  EXPECT_EQ(s.MustSend(10)->AwaitEnd().reason, FinishReason::kLength);
+}
+
 TEST(AsyncEngine, ALeakFoundWhenIdleIsAFailure) {
   Server s;
   s.control->leak = true;

@@ -48,6 +48,7 @@ class FakeControl {
 
   std::atomic<bool> fail{false};         // the next Step returns an error
   std::atomic<bool> fail_steps{false};   // steps fail as the core's do: counted, not returned
+  std::atomic<bool> link_lost{false};    // weights cannot be read: requests end, nothing runs
   std::atomic<uint32_t> used_blocks{0};  // one for each running request
   std::atomic<uint64_t> steps{0};
   std::atomic<uint64_t> submitted{0};
@@ -113,6 +114,10 @@ class FakeEngine final : public StepEngine {
     CheckThread();
     if (running_.empty() && waiting_.empty()) return false;
     control_->BeginStep();
+    if (control_->link_lost) {
+      EndAll(BadState("injected: weights cannot be read"));
+      return true;
+    }
     if (control_->fail) return DriverError("injected: the device is gone");
     if (control_->fail_steps) return FailStep();
     while (!waiting_.empty() && running_.size() < limits_.max_sequences) {
@@ -139,6 +144,11 @@ class FakeEngine final : public StepEngine {
     stats->running = static_cast<uint32_t>(running_.size());
     stats->waiting = static_cast<uint32_t>(waiting_.size());
     stats->evicted_bytes = control_->evicted_bytes;
+    if (control_->link_lost) {
+      stats->link.state = LinkState::kLost;
+      stats->link.cause = "injected: weights cannot be read";
+      stats->core.failed_steps = stats->core.steps_without_weights = 100;
+    }
   }
   Status CheckIdle() override {
     if (control_->used_blocks != 0) return BadState("blocks are used by nobody");
@@ -183,13 +193,15 @@ class FakeEngine final : public StepEngine {
   }
   bool FailStep() {
     ++stats_.failed_steps;
-    if (++failed_in_a_row_ % 3 != 0) return true;
+    if (++failed_in_a_row_ % 3 == 0) EndAll(DriverError("injected: step"));
+    return true;
+  }
+  void EndAll(const Status& error) {
     for (std::list<Request>* list : {&waiting_, &running_}) {
       if (list == &running_) control_->used_blocks -= static_cast<uint32_t>(list->size());
-      for (const Request& r : *list) End(r, FinishReason::kError, DriverError("injected: step"));
+      for (const Request& r : *list) End(r, FinishReason::kError, error);
       list->clear();
     }
-    return true;
   }
   // One thread and no other.
   void CheckThread() {

@@ -102,6 +102,7 @@ class SimStepEngine final : public StepEngine {
     stats->prefix_evicted_blocks = prefix.evicted_blocks;
     stats->memory = memory_->view();
     stats->pager = memory_->weights().stats();
+    stats->link = core_->link();
     stats->evicted_bytes = stats->memory.evicted_granules * stats->memory.granule_bytes;
     stats->kv_blocks_moved = memory_->blocks_moved();
     stats->kv_block_bytes = options_.shape.block_bytes;
