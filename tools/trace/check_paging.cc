@@ -240,9 +240,10 @@ void InvariantChecker::OnPass() {
   }
   const auto [first, count] = chunk->second;
   if (transition_ && transition_->step == r.args[1]) {
-    transition_->passed.Set(first, count, true);
     std::set<uint64_t>& remapped = transition_->remapped;
-    remapped.erase(remapped.lower_bound(first), remapped.lower_bound(first + count));
+    if (transition_->passed.Set(first, count, true)) {
+      remapped.erase(remapped.lower_bound(first), remapped.lower_bound(first + count));
+    }
   }
   const auto region = static_cast<uint64_t>(meta_.weights_region);
   uint64_t seen = 0;
