@@ -18,35 +18,39 @@ class ExpectedBytes {
   void Add(const TraceRecord& r) {
     switch (static_cast<TraceType>(r.type)) {
       case TraceType::kPlacement:
-        bytes_ = r.args[3];
         sum_ += r.args[5];
-        ahead_ = 0;
-        for (auto& [step, of_step] : by_step_) {
-          if (step != transition_) of_step = bytes_;
+        rounds_.push_back({.bytes = r.args[3]});
+        for (auto& [step, round] : under_way_) {
+          if (step != transition_) round = rounds_.size() - 1;
         }
         break;
       case TraceType::kTransition:
         transition_ = r.args[0];
-        by_step_[transition_] = bytes_ = r.args[3];
-        ahead_ = r.args[5];
+        rounds_.push_back({.bytes = r.args[3], .ahead_of_second = r.args[5]});
+        under_way_[transition_] = rounds_.size() - 1;
         break;
-      case TraceType::kStepBegin: by_step_[r.args[0]] = bytes_; break;
-      case TraceType::kStepFailed: by_step_.erase(r.args[0]); break;
-      case TraceType::kStepEnd:
-        sum_ += by_step_[r.args[0]];
-        // The first step of a round behind closed gates has nothing copied ahead.
-        if (r.args[0] == transition_ + 1 && !by_step_.contains(transition_)) sum_ += ahead_;
-        by_step_.erase(r.args[0]);
+      case TraceType::kStepBegin: under_way_[r.args[0]] = rounds_.size() - 1; break;
+      case TraceType::kStepFailed: under_way_.erase(r.args[0]); break;
+      case TraceType::kStepEnd: {
+        Round& round = rounds_[under_way_[r.args[0]]];
+        sum_ += round.bytes;
+        if (++round.ended == 2) sum_ += round.ahead_of_second;
+        under_way_.erase(r.args[0]);
         break;
+      }
       default: break;
     }
   }
   uint64_t sum() const { return sum_; }
 
  private:
-  uint64_t bytes_ = 0, ahead_ = 0, sum_ = 0;
-  uint64_t transition_ = UINT64_MAX - 1;  // the last one's step
-  std::map<uint64_t, uint64_t> by_step_;  // under way
+  struct Round {
+    uint64_t bytes = 0, ahead_of_second = 0, ended = 0;
+  };
+  uint64_t sum_ = 0;
+  uint64_t transition_ = UINT64_MAX;      // the last one's step
+  std::vector<Round> rounds_{1};          // the first: before any placement
+  std::map<uint64_t, size_t> under_way_;  // the round, by step
 };
 
 void AddTo(TraceFindings& f, const TraceRecord& r, uint64_t& device_end) {

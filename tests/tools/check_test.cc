@@ -245,6 +245,12 @@ TEST(InvariantChecker, AMoveThatAStepMayNoticeIsFoundAndNamed) {
                     IndexOf(r, T::kGatePass, 5));
        },
        T::kUnmap},
+      {"BehindAGateThatIsOpen", "M2",
+       [](Records& r) {
+         MoveBehind(r, IndexOf(r, T::kPlanBegin, 2), IndexOf(r, T::kPlanCommit, 2),
+                    IndexOf(r, T::kCopy, 5));
+       },
+       T::kUnmap},
       {"BeforeTheStepBeforeHasEnded", "M2",
        [](Records& r) {
          const size_t at = IndexOf(r, T::kTransition);

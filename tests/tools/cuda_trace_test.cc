@@ -134,10 +134,11 @@ class GpuLife {
     EXPECT_EQ(trace.tracer().dropped(), 0U);
     const TraceFindings f = trace.Check(metadata, /*complete=*/true);
     std::printf(
-        "%s: %lu records, %lu steps, %lu border moves, %lu gates, %lu faults, stall %.3f ms, "
-        "%lu copies of %.1f MiB, GPU idle %.3f ms; clock error: steps %.1f us (most %.1f), stamps "
+        "%s: %lu records, %lu steps, %lu border moves, %lu behind gates, %lu gates, %lu faults, "
+        "stall %.3f ms, %lu copies of %.1f MiB, GPU idle %.3f ms; clock error: steps %.1f us (most "
+        "%.1f), stamps "
         "%.1f us\n",
-        std::string(policy->name()).c_str(), trace.records().size(), f.steps, border_moves,
+        std::string(policy->name()).c_str(), trace.records().size(), f.steps, border_moves, f.moves,
         f.passes, f.faults, static_cast<double>(f.stall_ns) * 1e-6, f.copies,
         static_cast<double>(f.copied_bytes) / (1 << 20),
         static_cast<double>(f.device_idle_ns) * 1e-6,
@@ -187,6 +188,7 @@ void ExpectSound(const GpuLife& life, const TraceFindings& f) {
   EXPECT_EQ(f.copied_bytes, life.counters.bytes_copied);
   EXPECT_EQ(f.copied_bytes, f.expected_bytes);
   EXPECT_EQ(f.device_steps, f.steps);
+  EXPECT_EQ(f.moves, life.counters.hidden_transitions);
   EXPECT_LT(f.most_clock_error_ns, 500'000U);
 }
 
@@ -208,6 +210,9 @@ TEST_F(CudaTraceTest, LoadSwingsGiveATraceThatChecksAndAddsUp) {
       // tide may find that no border pays on this machine; calibration moves weights all the same.
       if (!std::string_view(policy).starts_with("tide")) {
         EXPECT_GT(life.border_moves, 0U);
+      }
+      if (std::string_view(policy).starts_with("stress_random")) {
+        EXPECT_GT(f.moves, 0U);
       }
       EXPECT_GT(f.copies, 0U);
       EXPECT_FALSE(f.by_cause.contains(FaultCause::kUnknown));

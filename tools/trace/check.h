@@ -100,8 +100,8 @@ class InvariantChecker {
   struct Transition {
     uint64_t step = 0;
     bool moves = false;
-    RangeMap<bool> passed{false};  // weight slots behind gates that the step has passed
-    std::set<uint64_t> remapped;   // weight slots behind gates that it has still to pass
+    RangeMap<bool> open{false};   // weight slots whose stripe has come: behind gates that are open
+    std::set<uint64_t> remapped;  // weight slots behind gates that the step has still to pass
   };
   enum class Block : uint8_t { kUnmapped, kFree, kUsed, kCached, kIdle, kUnknown };
 

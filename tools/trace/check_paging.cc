@@ -86,6 +86,7 @@ void InvariantChecker::OnCopy() {
   }
   SetHolds(r.args[1], r.args[2], slots, r.args[4], r.args[5], "a copy");
   chunk_slots_[r.args[0]] = {r.args[2], slots};
+  if (transition_) transition_->open.Set(r.args[2], slots, true);
 }
 
 // --- Rounds of copies ----------------------------------------------------------------------------
@@ -194,9 +195,9 @@ void InvariantChecker::CheckUnderSteps(uint64_t slot) {
   } else if (youngest > transition_->step) {
     Fail("M2", what + "behind the gates of step " + std::to_string(transition_->step) +
                    ", but step " + std::to_string(youngest) + " has begun too");
-  } else if (transition_->passed.at(slot)) {
-    Fail("M2",
-         what + "behind a gate that step " + std::to_string(transition_->step) + " has passed");
+  } else if (transition_->open.at(slot)) {
+    Fail("M2", what + "behind a gate of step " + std::to_string(transition_->step) +
+                   " that is open: its stripe has come");
   } else {
     transition_->remapped.insert(slot);
   }
@@ -240,9 +241,9 @@ void InvariantChecker::OnPass() {
   }
   const auto [first, count] = chunk->second;
   if (transition_ && transition_->step == r.args[1]) {
-    transition_->passed.Set(first, count, true);
     std::set<uint64_t>& remapped = transition_->remapped;
-    remapped.erase(remapped.lower_bound(first), remapped.lower_bound(first + count));
+    const uint64_t end = first > UINT64_MAX - count ? UINT64_MAX : first + count;
+    remapped.erase(remapped.lower_bound(first), remapped.lower_bound(end));
   }
   const auto region = static_cast<uint64_t>(meta_.weights_region);
   uint64_t seen = 0;
