@@ -14,9 +14,9 @@ constexpr double kSmoothing = 0.1;
 // A border that moves while requests are served moves in parts. At rest each part makes a step late
 // by its remaps and fills; so much of a step may go into them.
 constexpr double kLateShare = 0.1;
-// Behind closed gates remaps hide as long as they are faster than the layers compute. Half leaves
-// time for KV to map what they free, and for the engine's own work.
-constexpr double kHiddenShare = 0.5;
+// Behind closed gates remaps hide as long as they are faster than the layers compute. On 2xH200
+// parts that took 1.25 of a step made it late by a fifth (docs/performance.md).
+constexpr double kHiddenShare = 0.9;
 // When a step has ended the gates of the next are opened first, for so long, so that its kernels
 // have work; then the tokens are passed on; then the rest.
 constexpr uint64_t kFirstGatesNs = 1'000'000;
