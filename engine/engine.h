@@ -73,7 +73,7 @@ struct EngineInfo {
   uint32_t max_model_len = 0;
   uint64_t max_request_tokens = 0;  // EngineCore::max_request_tokens: max_model_len or less
   uint64_t clock_error_ns = 0;      // Compute::clock_error_ns, after calibration
-  std::string backing_refusal;  // why weights cannot leave although they were to; "": they can
+  std::string backing_refusal;      // why weights cannot leave although they were to; "": they can
   WeightLoadReport load;
   StartupTimes startup;
 };

@@ -55,7 +55,8 @@ constexpr FieldSpec kFields[] = {
      &ParseTokens},
 
     {"max_tokens", kGenerate, FieldKind::kInteger, 1, kMaxUint32, false, "",
-     "most tokens to generate; default: 16 (completions), what there is room for (chat). Refused if "
+     "most tokens to generate; default: 16 (completions), what there is room for (chat). Refused "
+     "if "
      "the prompt leaves less room than was asked for",
      WEIR_SET(sampling.max_tokens, uint32_t)},
     {"max_completion_tokens", kGenerate, FieldKind::kInteger, 1, kMaxUint32, false, "",

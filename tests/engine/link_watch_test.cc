@@ -21,7 +21,8 @@ class LinkWatchTest : public ::testing::Test {
     const TimeNs step = std::max<TimeNs>(20 * kMs, stream);
     now += step;
     return link.ObserveStep(
-        {.bytes = 900'000'000, .copies = 48, .stall_ns = step - 20 * kMs, .step_ns = step}, 45, now);
+        {.bytes = 900'000'000, .copies = 48, .stall_ns = step - 20 * kMs, .step_ns = step}, 45,
+        now);
   }
 
   LinkWatch link;
@@ -45,8 +46,7 @@ TEST_F(LinkWatchTest, ATenthIsSlowAfterEightStepsInARowAndSaidOnce) {
   EXPECT_NEAR(link.report().measured_bytes_per_ns, 5, 0.1);
   EXPECT_EQ(link.report().expected_bytes_per_ns, 50);
   EXPECT_EQ(link.learnt_before(), 45);
-  EXPECT_NE(link.report().cause.find("tier peer gives 5 GB/s, 50 GB/s expected"),
-            std::string::npos)
+  EXPECT_NE(link.report().cause.find("tier peer gives 5 GB/s, 50 GB/s expected"), std::string::npos)
       << link.report().cause;
   for (int i = 0; i < 100; ++i) EXPECT_FALSE(Step(5));
   EXPECT_EQ(link.report().slow, 1U);
@@ -97,8 +97,8 @@ TEST_F(LinkWatchTest, ATroubleSoonAfterTheOneBeforeWaitsLongerALaterOneStartsAne
 TEST_F(LinkWatchTest, WithoutAMeasuredLinkNoStepIsJudgedAndAnyProbeThatSucceedsIsGood) {
   LinkWatch blind;
   for (int i = 0; i < 100; ++i) {
-    EXPECT_FALSE(
-        blind.ObserveStep({.bytes = 1, .copies = 1, .stall_ns = kSecond, .step_ns = kSecond}, 0, now));
+    EXPECT_FALSE(blind.ObserveStep(
+        {.bytes = 1, .copies = 1, .stall_ns = kSecond, .step_ns = kSecond}, 0, now));
   }
   blind.Held(DriverError("gone"), now);
   EXPECT_TRUE(blind.OnProbe(1e-6, now));
