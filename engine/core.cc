@@ -11,12 +11,6 @@ namespace {
 
 constexpr double kSmoothing = 0.1;
 
-// A border that moves while requests are served moves in parts. At rest each part makes a step late
-// by its remaps and fills; so much of a step may go into them.
-constexpr double kLateShare = 0.1;
-// Behind closed gates remaps hide as long as they are faster than the layers compute. On 2xH200
-// parts that took 1.25 of a step made it late by a fifth (docs/performance.md).
-constexpr double kHiddenShare = 0.9;
 // When a step has ended the gates of the next are opened first, for so long, so that its kernels
 // have work; then the tokens are passed on; then the rest.
 constexpr uint64_t kFirstGatesNs = 1'000'000;
@@ -24,21 +18,6 @@ constexpr double kFirstGatesShare = 1.0 / 16;
 
 double Smooth(double old, double now) {
   return old == 0 ? now : old + kSmoothing * (now - old);
-}
-
-// What of |decision| there can be.
-EvictionTarget Clip(const PolicyDecision& decision, const WeightsView& weights) {
-  EvictionTarget target{.placement = decision.placement};
-  if (decision.placement == Placement::kStripe) {
-    target.granules_per_layer =
-        std::min(decision.granules_per_layer, weights.max_granules_per_layer);
-    target.ring_slots = std::max(2U, decision.ring_slots);
-  } else {
-    target.layers = std::min(decision.layers, weights.max_layers_away);
-    target.ring_slots = std::max(1U, decision.ring_slots);
-    if (target.layers <= target.ring_slots) target.layers = 0;  // would free nothing
-  }
-  return target;
 }
 
 RequestEvent EndEvent(FinishReason reason) {
@@ -232,172 +211,6 @@ void EngineCore::HandleStarvation() {
                   (link_.state() == LinkState::kHeld
                        ? "; no weights make room, for " + link_.report().cause
                        : "")));
-}
-
-PolicySnapshot EngineCore::Snapshot() const {
-  const MemoryView view = memory_.view();
-  const EvictionPlan& plan = memory_.weights().planned();
-  const BlockCounts& blocks = memory_.blocks().counts();
-  const KvGeometry& geometry = memory_.kv().geometry();
-  const bool held = link_.state() == LinkState::kHeld;
-  PolicySnapshot s;
-  s.step = stats_.steps + idle_steps_;
-  s.now_ns = driver_.Now();
-  s.granule_bytes = view.granule_bytes;
-  s.pool_total = view.pool.total;
-  s.pool_free = view.pool.free - view.pool.committed;
-  s.weights = {.bytes = memory_.weights().layout().region_bytes,
-               .layers = static_cast<uint32_t>(memory_.weights().layout().layers.size()),
-               .max_granules_per_layer = held ? 0 : memory_.max_granules_per_layer(),
-               .granules_per_layer = view.granules_per_layer,
-               .ring_slots = memory_.ring_slots(),
-               .placement = plan.target().placement,
-               .layers_away = plan.target().layers,
-               .max_layers_away = held ? 0 : memory_.max_layers(),
-               .granules_per_whole_layer = memory_.least_layer_granules(),
-               .freed_granules = plan.freed_granules()};
-  s.kv = {.granules_per_extent = geometry.granules_per_extent,
-          .blocks_per_extent = geometry.blocks_per_extent,
-          .block_tokens = kBlockTokens,
-          .mapped_extents = view.kv_extents,
-          .max_extents = memory_.kv().max_extents(),
-          .used_blocks = blocks.used,
-          .cached_blocks = blocks.cached,
-          .free_blocks = blocks.free};
-  s.demand = {.running = scheduler_.running(),
-              .waiting = scheduler_.waiting() + queued_.requests,
-              .max_running = options_.scheduler.max_sequences,
-              .waiting_blocks = scheduler_.waiting_blocks() + queued_.blocks,
-              .expected_blocks = scheduler_.expected_blocks() + queued_.expected_blocks,
-              .starved_blocks = starved_blocks_,
-              .tokens_per_seq = scheduler_.mean_running_tokens(),
-              .preemptions = scheduler_.stats().preemptions,
-              .max_batched_tokens = options_.scheduler.max_batched_tokens,
-              .asked_per_request = scheduler_.mean_asked_tokens(),
-              .blocks_per_seq = work_.blocks_per_seq(),
-              .prefill_per_request = work_.prefill_per_request(),
-              .output_per_request = work_.output_per_request()};
-  s.cost = cost_.cost();
-  s.step_ns = smoothed_step_ns_;
-  s.stall_ns_per_step = smoothed_stall_ns_;
-  s.link_slow = link_.state() == LinkState::kSlow;
-  return s;
-}
-
-void EngineCore::ApplyPolicy() {
-  const PolicySnapshot snapshot = Snapshot();
-  const PolicyDecision decision = policy_->Decide(snapshot);
-  // D2: a decision is a wish; what breaks an invariant is clipped.
-  const EvictionTarget wanted = Clip(decision, snapshot.weights);
-  const bool clipped = wanted.amount() != decision.amount();
-  if (clipped) ++stats_.border_refusals;
-  TraceDecision(snapshot, decision, clipped);
-  border_goal_ = wanted;
-  preempt_for_border_ = decision.preempt;
-  MoveTowardsGoal();
-}
-
-void EngineCore::MoveTowardsGoal() {
-  const Status released = memory_.ReleaseVacated();
-  if (!released.ok() && released.code() != StatusCode::kShouldWait) {
-    ++stats_.border_refusals;
-    last_border_error_ = released;
-  }
-  if (!border_goal_) return;
-  const WeightPager& weights = memory_.weights();
-  const EvictionTarget& planned = weights.planned().target();
-  const bool there = *border_goal_ == planned || (border_goal_->empty() && planned.empty());
-  if (there && weights.settled()) {
-    border_goal_.reset();
-    return;
-  }
-  if (planned.empty() && weights.settled() && !MayLeaveHome()) {
-    border_goal_.reset();
-    return;
-  }
-  const auto move = [&] {
-    const EvictionTarget next = NextBorder();
-    if (scheduler_.running() == 0 || !weights.CanMoveBehindGates(next)) {
-      Drain();  // granules move between steps
-      return MoveBorder(next);
-    }
-    const TimeNs start = driver_.Now();
-    Status begun = memory_.BeginMove(next, *border_goal_, Holder());
-    stats_.border_ns += driver_.Now() - start;
-    return begun;
-  };
-  Status moved = move();
-  while (moved.code() == StatusCode::kNoMemory && preempt_for_border_ && scheduler_.running() > 1) {
-    Drain();  // what is preempted may be in the steps under way
-    if (scheduler_.running() <= 1) break;
-    scheduler_.PreemptLast();
-    moved = move();
-  }
-  if (moved.ok()) {
-    ++stats_.border_moves;
-  } else if (moved.code() != StatusCode::kShouldWait) {
-    ++stats_.border_refusals;
-    last_border_error_ = std::move(moved);
-    border_goal_.reset();  // unless the policy still wants it
-  }
-}
-
-EvictionTarget EngineCore::NextBorder() const {
-  const EvictionTarget& goal = *border_goal_;
-  const EvictionTarget& now = memory_.weights().planned().target();
-  const auto stripes = [](const EvictionTarget& t) {
-    return t.empty() || t.placement == Placement::kStripe;
-  };
-  const bool same_ring = goal.empty() || now.empty() || goal.ring_slots == now.ring_slots;
-  // Nobody waits for the next step, or it takes another ring altogether.
-  if (scheduler_.running() == 0 || !stripes(goal) || !stripes(now) || !same_ring) return goal;
-  const uint32_t from = now.amount();
-  const uint32_t to = goal.amount();
-  const uint32_t most = GranulesOfPart(to < from);
-  EvictionTarget next{.ring_slots = goal.empty() ? now.ring_slots : goal.ring_slots};
-  next.granules_per_layer =
-      from < to ? from + std::min(most, to - from) : from - std::min(most, from - to);
-  return next.granules_per_layer == to ? goal : next;
-}
-
-uint32_t EngineCore::GranulesOfPart(bool restoring) const {
-  const WeightPager& weights = memory_.weights();
-  const bool hidden = weights.moves_behind_gates();
-  double granule_ns = weights.remap_ns_per_granule();
-  if (restoring && !hidden && memory_.link_bytes_per_ns() > 0) {
-    granule_ns += static_cast<double>(memory_.pool().granule_bytes()) / memory_.link_bytes_per_ns();
-  }
-  const double part_ns = granule_ns * static_cast<double>(weights.layout().layers.size());
-  if (part_ns <= 0) return UINT32_MAX;
-  const double parts = smoothed_step_ns_ * (hidden ? kHiddenShare : kLateShare) / part_ns;
-  return static_cast<uint32_t>(std::clamp(parts, 1.0, 1e9));
-}
-
-Memory::KvHolder EngineCore::Holder() {
-  return {.rest = [this] { Drain(); },
-          .patch = [this](const auto& moves) { scheduler_.PatchBlocks(moves); },
-          .lost =
-              [this] {
-                scheduler_.PreemptAll();
-                memory_.blocks().ClearPrefixCache();
-              }};
-}
-
-Status EngineCore::MoveBorder(const EvictionTarget& target) {
-  const TimeNs start = driver_.Now();
-  Status status = memory_.MoveBorder(target, Holder());
-  stats_.border_ns += driver_.Now() - start;
-  return status;
-}
-
-void EngineCore::AdvanceBorder(uint64_t limit_ns) {
-  if (!memory_.weights().in_transition()) return;
-  const TimeNs start = driver_.Now();
-  Status advanced = memory_.weights().AdvanceTransition(limit_ns);
-  stats_.border_ns += driver_.Now() - start;
-  if (advanced.ok()) return;
-  ++stats_.border_refusals;
-  last_border_error_ = std::move(advanced);
 }
 
 StepBatch EngineCore::BuildBatch(const std::vector<ScheduledSequence>& scheduled) const {
@@ -695,30 +508,6 @@ void EngineCore::FollowRecorder() {
   scheduler_.TraceState();
   TraceEmit(TraceType::kSnapshotEnd, 0);
   TraceMemory();
-}
-
-void EngineCore::TraceDecision(const PolicySnapshot& snapshot, const PolicyDecision& decision,
-                               bool clipped) {
-  constexpr uint64_t kSample = 64;
-  const uint64_t number = decisions_++;
-  Tracer* const tracer = GetTracer();
-  if (tracer == nullptr ||
-      !(TraceEnabled(TraceType::kPolicyDecision) || TraceEnabled(TraceType::kPolicyInput))) {
-    return;
-  }
-  // Both amounts in one unit: of the placement wanted, or, to bring all home, of that in force.
-  const WeightsView& w = snapshot.weights;
-  const bool in_layers =
-      decision.amount() > 0 ? decision.placement == Placement::kLayer : w.layers_away > 0;
-  const uint32_t before = in_layers ? w.layers_away : w.granules_per_layer;
-  if (decision.amount() == before && !clipped && number % kSample != 0) return;
-  const uint32_t mapped = snapshot.kv.mapped_extents * snapshot.kv.blocks_per_extent;
-  TraceEmit(TraceType::kPolicyInput, 0, number, snapshot.demand.waiting,
-            snapshot.demand.expected_blocks, mapped, snapshot.step_ns, snapshot.stall_ns_per_step);
-  TraceEmit(TraceType::kPolicyDecision,
-            static_cast<uint8_t>(in_layers ? Placement::kLayer : Placement::kStripe), number,
-            decision.amount(), before, clipped ? 1 : 0, decision.ring_slots,
-            tracer->ReasonIndex(decision.reason));
 }
 
 // What there is after a step: the queue, KV, and what is short.

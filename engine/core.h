@@ -168,9 +168,12 @@ class EngineCore {
     // Ended while this step was the last submitted: it may still look at them.
     std::vector<std::unique_ptr<Sequence>> retired;
   };
+
+  // --- border.cc: what a policy wants, and the way there
+  // What of |decision| there can be.
+  static EvictionTarget Clip(const PolicyDecision& decision, const WeightsView& weights);
   void ApplyPolicy();
   void TraceDecision(const PolicySnapshot& snapshot, const PolicyDecision& decision, bool clipped);
-  void TraceMemory();
   // At rest, as a whole.
   Status MoveBorder(const EvictionTarget& target);
   // One part of the way to where the policy wants the border.
@@ -181,6 +184,9 @@ class EngineCore {
   uint32_t GranulesOfPart(bool restoring) const;
   Memory::KvHolder Holder();
   void AdvanceBorder(uint64_t limit_ns);
+
+  // --- core.cc: steps and requests
+  void TraceMemory();
   uint32_t depth() const;
   StepBatch BuildBatch(const std::vector<ScheduledSequence>& scheduled) const;
   // Schedules and submits a step; false when there was nothing to submit.
