@@ -48,7 +48,7 @@ bool WeightPager::settled() const {
 
 double WeightPager::remap_ns_per_granule() const {
   // A remap also unmaps, which takes about as long (docs/drivers.md); while kernels and copies run
-  // driver calls take longer (2xH200: 148 us a remap in all, 66 with a GPU that does little).
+  // driver calls take longer (32B on 2xH200: 148 us a remap in all; a small model on an H100: 66).
   if (stats_.granules_remapped == 0) return (moves_behind_gates() ? 5 : 2) * impl_->map_ns;
   return static_cast<double>(stats_.remap_ns) / static_cast<double>(stats_.granules_remapped);
 }

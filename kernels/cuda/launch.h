@@ -42,8 +42,8 @@ class [[nodiscard]] LaunchStatus {
 enum class Overlap : uint8_t {
   kNone,
   // Programmatic dependent launch (sm_90 and later): the kernel's blocks may be placed while its
-  // predecessor ends. It touches no memory before the predecessor's writes are visible. Ignored on
-  // older GPUs.
+  // predecessor ends. It touches nothing that a predecessor writes before those writes are visible
+  // (weights that are at home nobody writes). Ignored on older GPUs.
   kPrologue,
 };
 

@@ -16,7 +16,6 @@ constexpr int kWarps = kConsumers / 32;
 constexpr int kThreads = kConsumers + 32;  // the last warp asks for copies
 constexpr int kWeightBytes = kTileRows * kBlockK * 2;
 constexpr int kWarpBytes = 32 * sizeof(float4);  // four values of each thread of a warp
-constexpr int kMaxCluster = 8;
 constexpr int kAlignment = 1024;  // of swizzled boxes
 constexpr int kBarrierBytes = 256;
 // A block takes so much that a multiprocessor holds one, but for kernels that need none: blocks
@@ -30,7 +29,7 @@ struct Shape {
   static constexpr int kInputBytes = kM * kBlockK * 2;
   static constexpr int kStageBytes = kWeightBytes + kInputBytes;
   // What the blocks of a cluster send to one of them; rounding adds a piece each at most.
-  static constexpr int kSentBytes = (kM + kMaxCluster) * kWarpBytes;
+  static constexpr int kSentBytes = (kM + kMaxSkinnyCluster) * kWarpBytes;
   static constexpr int kStages =
       (kSharedBytes - kAlignment - kBarrierBytes - kSentBytes) / kStageBytes;
   static constexpr int kBytes = kAlignment + kBarrierBytes + kSentBytes + kStages * kStageBytes;
@@ -354,7 +353,7 @@ LaunchStatus SkinnyGemm::Create(SkinnyGemm* skinny) {
   if (error == cudaSuccess) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kAlone);
   }
-  for (int size = 1; size <= kMaxCluster && error == cudaSuccess; ++size) {
+  for (int size = 1; size <= kMaxSkinnyCluster && error == cudaSuccess; ++size) {
     cudaLaunchAttribute cluster = {};
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
@@ -389,7 +388,7 @@ int SkinnyGemm::ClusterFor(int64_t tiles, int64_t k_blocks) const {
   constexpr double kAddUp = 1;  // blocks of k that are read in the time a tile is added up in
   int best = 1;
   double least = 0;
-  for (int size = 1; size <= kMaxCluster && size <= k_blocks; ++size) {
+  for (int size = 1; size <= kMaxSkinnyCluster && size <= k_blocks; ++size) {
     const int held = clusters_[static_cast<size_t>(size)];
     if (held == 0) continue;
     const auto round = [&](int64_t clusters) {

@@ -21,6 +21,7 @@
 namespace weir::cuda {
 
 inline constexpr int64_t kMaxSkinnyRows = 64;
+inline constexpr int kMaxSkinnyCluster = 8;  // blocks; what every Hopper GPU can place
 
 // Represents what such products need of a device; made once, outside captures.
 class SkinnyGemm {
@@ -36,12 +37,11 @@ class SkinnyGemm {
   LaunchStatus Run(const GemmParams& params, const Launch& launch) const;
 
  private:
-  static constexpr int kMaxCluster = 8;
   int ClusterFor(int64_t tiles, int64_t k_blocks) const;
 
   int processors_ = 0;  // 0: nothing is supported
   // Clusters of so many blocks that the GPU holds at once, a block a multiprocessor.
-  std::array<int, kMaxCluster + 1> clusters_{};
+  std::array<int, kMaxSkinnyCluster + 1> clusters_{};
   void* encode_ = nullptr;  // the driver's cuTensorMapEncodeTiled
 };
 
