@@ -35,31 +35,35 @@ if(WEIR_NUMA_INCLUDE AND WEIR_NUMA_LIBRARY)
 endif()
 get_filename_component(WEIR_URING_NAME ${WEIR_URING_LIBRARY} NAME)
 
-# weir_install_headers(folder name...): folder/name.h for each name. The list is the closure of
-# engine/engine.h plus the interfaces of the layers below; tests/package_test.sh compiles it.
-function(weir_install_headers folder)
-  list(TRANSFORM ARGN PREPEND ${PROJECT_SOURCE_DIR}/${folder}/ OUTPUT_VARIABLE headers)
-  list(TRANSFORM headers APPEND .h)
-  install(FILES ${headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/weir/${folder} COMPONENT dev)
+# weir_install_headers(header...): these, and every header they include, at their places under
+# include/weir. Followed, not listed by hand; tests/package_test.sh compiles what was installed.
+function(weir_install_headers)
+  set(queue ${ARGN})
+  set(seen)
+  while(queue)
+    list(POP_FRONT queue header)
+    if(header IN_LIST seen)
+      continue()
+    endif()
+    list(APPEND seen ${header})
+    set(path ${PROJECT_SOURCE_DIR}/${header})
+    set_property(DIRECTORY ${PROJECT_SOURCE_DIR} APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${path})
+    file(STRINGS ${path} included REGEX "^#include \"")
+    list(TRANSFORM included REPLACE "^#include \"([^\"]+)\".*" "\\1")
+    list(APPEND queue ${included})
+    cmake_path(GET header PARENT_PATH folder)
+    install(FILES ${path} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/weir/${folder} COMPONENT dev)
+  endwhile()
 endfunction()
 
-weir_install_headers(engine block_manager compute core engine kv_demand memory options sampler
-                     scheduler sequence step_trace weight_loader weight_map)
-weir_install_headers(engine/model byte_source checkpoint checkpoint_names dtype model_config
-                     tensor_file text_files)
-weir_install_headers(engine/text chat_template detokenizer tokenizer tokenizer_spec)
-weir_install_headers(kernels/cpu attention elementwise gemm isa kv norm rope thread_pool)
-weir_install_headers(pager backing_store block_copier eviction_plan file_ring gates kv_arena
-                     weight_pager)
-weir_install_headers(policy cost_model params policy registry)
-weir_install_headers(vmm address_space check driver fence granule granule_pool host_counters
-                     host_driver host_memory mapping_table mutex remap_plan sim_driver sim_faults
-                     status thread_annotations trace trace_audit trace_file trace_format trace_segment
-                     types)
+# The engine, then what the layers below offer to who implements or drives them.
+weir_install_headers(engine/engine.h engine/weight_loader.h
+                     vmm/address_space.h vmm/host_driver.h vmm/sim_driver.h vmm/sim_faults.h
+                     vmm/trace_audit.h vmm/trace_file.h policy/registry.h)
 get_target_property(weir_vmm_definitions weir_vmm INTERFACE_COMPILE_DEFINITIONS)
 set(WEIR_PC_CFLAGS "")
 if("WEIR_HAVE_CUDA=1" IN_LIST weir_vmm_definitions)
-  weir_install_headers(vmm cuda_driver)
+  weir_install_headers(vmm/cuda_driver.h)
   set(WEIR_PC_CFLAGS " -DWEIR_HAVE_CUDA=1")
 endif()
 
