@@ -19,9 +19,7 @@ constexpr double kShareOfFreeMemory = 0.9;
 class CudaBackend final : public Backend {
  public:
   CudaBackend(const ModelConfig& config, const ComputeLimits& limits)
-      : config_(config), limits_(limits) {
-    map_ = WeightMap::Make(config, WeightFormat::kCuda);
-  }
+      : config_(config), limits_(limits) {}
 
   Status Open(const EngineOptions& options) {
     CudaDriverOptions cuda;
@@ -40,6 +38,10 @@ class CudaBackend final : public Backend {
       return DriverError(std::string("cudaSetDevice: ") + cudaGetErrorString(error));
     }
     stream_ = WEIR_TRY(driver_->CreateStream("weir-compute"));
+    // Memory's own choice for layers so small that it matters here.
+    const uint64_t granule =
+        options.granule != 0 ? options.granule : driver_->properties().granularity_bytes;
+    map_ = WeightMap::Make(config_, WeightFormat::kCuda, granule);
     scratch_bytes_ = WEIR_TRY(CudaCompute::ScratchBytes(config_, map_, limits_));
     return OkStatus();
   }

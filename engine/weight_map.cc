@@ -28,12 +28,21 @@ class Cursor {
   uint64_t TakeMatrix(uint64_t rows, uint64_t cols) { return Take(map_.MatrixBytes(rows, cols)); }
   uint64_t TakeNorm(uint64_t n) { return Take(n * sizeof(float)); }
   uint64_t TakeBias(uint64_t n) { return Take(map_.BiasBytes(n)); }
+  void Skip(uint64_t bytes) { offset_ += bytes; }
   uint64_t offset() const { return offset_; }
 
  private:
   const WeightMap& map_;
   uint64_t offset_ = 0;
 };
+
+// How far a segment of |bytes| at |offset| must move to hold a whole granule; 0 where it does so
+// already or never can.
+uint64_t ShiftToHoldGranule(uint64_t offset, uint64_t bytes, uint64_t granule) {
+  if (granule == 0 || bytes < granule) return 0;
+  const uint64_t first_end = AlignUp(offset, granule) + granule;
+  return first_end <= offset + bytes ? 0 : AlignUp(first_end - (offset + bytes), kAlignment);
+}
 
 }  // namespace
 
@@ -42,7 +51,7 @@ uint64_t WeightMap::MatrixBytes(uint64_t rows, uint64_t cols) const {
   return cpu::PackedWeightBytes(static_cast<int64_t>(rows), static_cast<int64_t>(cols));
 }
 
-WeightMap WeightMap::Make(const ModelConfig& c, WeightFormat format) {
+WeightMap WeightMap::Make(const ModelConfig& c, WeightFormat format, uint64_t granule) {
   WeightMap map;
   map.format = format;
   map.head_stride = HeadStride(c.head_dim, format);
@@ -67,8 +76,12 @@ WeightMap WeightMap::Make(const ModelConfig& c, WeightFormat format) {
       l.down_bias = at.TakeBias(c.hidden_size);
     }
   }
+  const uint64_t before_mlp = AlignUp(map.MatrixBytes(qkv_size, c.hidden_size), kAlignment) +
+                              AlignUp(map.MatrixBytes(c.hidden_size, q_size), kAlignment);
+  const uint64_t mlp_bytes = map.MatrixBytes(2 * uint64_t{c.intermediate_size}, c.hidden_size);
   for (LayerOffsets& l : map.layers) {
     std::vector<WeightSegment> segments(kSegmentsPerLayer);
+    at.Skip(ShiftToHoldGranule(at.offset() + before_mlp, mlp_bytes, granule));
     segments[0].offset = at.offset();
     l.qkv = at.TakeMatrix(qkv_size, c.hidden_size);
     l.o = at.TakeMatrix(c.hidden_size, q_size);

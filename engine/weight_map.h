@@ -46,7 +46,9 @@ struct WeightMap {
   uint64_t MatrixBytes(uint64_t rows, uint64_t cols) const;
   uint64_t BiasBytes(uint64_t n) const { return n * (format == WeightFormat::kCpu ? 4 : 2); }
 
-  static WeightMap Make(const ModelConfig& config, WeightFormat format);
+  // With |granule| (bytes; 0: none) the largest segment of each layer holds a whole granule if it
+  // is long enough for one: without that nothing could leave, so there a layer begins later.
+  static WeightMap Make(const ModelConfig& config, WeightFormat format, uint64_t granule = 0);
 };
 
 }  // namespace weir
