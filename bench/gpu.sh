@@ -1,29 +1,46 @@
 #!/usr/bin/env bash
 # The GPU figures of docs/performance.md, again: builds what is needed, runs one section after the
 # other and keeps every report. A section that fails is named at the end.
-#   bench/gpu.sh OUT [SECTION...]      sections: tests kernels latency throughput border overload
-#                                                swing context
+#   bench/gpu.sh [--built DIR] OUT [SECTION...]
+#     --built DIR   programs are in DIR, a build folder made elsewhere: builds and installs nothing
+#     sections      tests kernels latency throughput prefix border overload swing context
 # The last four need a second GPU (it holds what is away); border also 96 GiB on the first for the
 # 32B shape. overload, swing and context take about 5, 2 and 1 minutes. With everything built:
-# about 17 minutes on an H200.
+# about 18 minutes on an H200.
 set -uo pipefail
-cd "$(dirname "$0")/.."
-[ $# -ge 1 ] || { sed -n '2,8s/^# //p' "$0" >&2; exit 2; }
+cd "$(dirname "$0")/.." || exit 2
+usage() {
+  sed -n '2,10s/^# //p' "$0" >&2
+  exit 2
+}
+build=
+if [ "${1:-}" = --built ]; then
+  build=${2:-}
+  [ -x "$build/engine/cli/weir" ] || { echo "no program $build/engine/cli/weir" >&2; exit 2; }
+  shift 2
+fi
+[ $# -ge 1 ] || usage
 out=$1
 shift
+all="tests kernels latency throughput prefix border overload swing context"
 sections=("$@")
-[ ${#sections[@]} -gt 0 ] || sections=(tests kernels latency throughput border overload swing context)
+[ ${#sections[@]} -gt 0 ] || read -ra sections <<<"$all"
+for section in "${sections[@]}"; do
+  [[ " $all " == *" $section "* ]] || { echo "no section $section; there are $all" >&2; exit 2; }
+done
 mkdir -p "$out"
-build=build/release
-weir=$build/engine/cli/weir
 small=bench/models/llama-3.1-8b.json
 large=bench/models/qwen3-32b.json
 failed=()
 
-tools/setup.sh test || exit 1
-cmake --preset release -DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DWEIR_BUILD_TESTS=ON \
-  -DWEIR_BUILD_BENCH=ON -DWEIR_CUDA_KERNELS=ON >/dev/null || exit 1
-cmake --build $build -- --quiet || exit 1
+if [ -z "$build" ]; then
+  build=build/release
+  tools/setup.sh test || exit 1
+  cmake --preset release -DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DWEIR_BUILD_TESTS=ON \
+    -DWEIR_BUILD_BENCH=ON -DWEIR_CUDA_KERNELS=ON >/dev/null || exit 1
+  cmake --build $build -- --quiet || exit 1
+fi
+weir=$build/engine/cli/weir
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv | tee "$out/machine.txt"
 
 report() { # report NAME COMMAND...: keeps what it prints
@@ -36,24 +53,25 @@ report() { # report NAME COMMAND...: keeps what it prints
 latency() { # latency NAME MODEL BATCH CONTEXT
   report "latency_$1_$3_$4" "$weir" bench latency -m "$2" --dummy-weights --device cuda --quiet \
     --backing none --policy resident --max-num-batched-tokens 8192 --max-model-len $(($4 + 1024)) \
+    --gemm-algorithm-file "$out/algorithms_$1" \
     --batch-size "$3" --context "$4" --output-len 100 --num-iters 1 --json "$out/latency_$1_$3_$4.json"
 }
 overload() { # overload NAME OPTION...: Llama-3.1-8B's shape; NAME.json and NAME.svg
   local name=$1
   shift
-  report "$name" $build/bench/engine/weir_overload_bench $small --dummy --device cuda \
+  report "$name" "$build"/bench/engine/weir_overload_bench $small --dummy --device cuda \
     --backing peer --algorithms "$out/algorithms" --json "$out/$name.json" "$@"
   python3 bench/engine/plot_overload.py "$out/$name.json" "$out/$name.svg" || failed+=("$name.svg")
 }
 
 for section in "${sections[@]}"; do
   case $section in
-    tests) report tests ctest --test-dir $build -L gpu --output-on-failure ;;
+    tests) report tests ctest --test-dir "$build" -L gpu --output-on-failure ;;
     kernels)
-      report kernels_8b $build/bench/kernels/weir_cuda_kernel_bench $small \
+      report kernels_8b "$build"/bench/kernels/weir_cuda_kernel_bench $small \
         --decode 1x1024,64x1024,256x1024 --prefill 1x8192,1x8192@32768 --json "$out/kernels_8b.json"
-      report kernels_32b $build/bench/kernels/weir_cuda_kernel_bench $large \
-        --decode 1x1024,32x1024,64x1024 --prefill 1x8192 --json "$out/kernels_32b.json"
+      report kernels_32b "$build"/bench/kernels/weir_cuda_kernel_bench $large \
+        --decode 1x1024,32x1024,64x1024 --prefill 1x8192,1x8192@32768 --json "$out/kernels_32b.json"
       ;;
     latency)
       for batch in 1 64 256; do latency 8b $small $batch 1024; done
@@ -69,10 +87,22 @@ for section in "${sections[@]}"; do
         --max-num-seqs 512 --max-num-batched-tokens 8192 --max-model-len 4096 \
         --json "$out/throughput_sharegpt.json"
       ;;
+    prefix)
+      # Prompts of 8,192 tokens, nine tenths of them shared, one at a time.
+      for cache in enable no-enable; do
+        report prefix_$cache "$weir" bench serve-trace -m $small --dummy-weights --device cuda \
+          --backing none --policy resident --quiet --$cache-prefix-caching --num-prompts 40 \
+          --dataset-name prefix_repetition --num-prefixes 1 --prefix-len 7376 --suffix-len 816 \
+          --output-len 16 --request-rate 2.5 --burstiness 100 --max-num-batched-tokens 8192 \
+          --max-model-len 9216 --gemm-algorithm-file "$out/algorithms_8b" --json "$out/prefix_$cache.json"
+      done
+      ;;
     border)
-      report border_32b $build/bench/engine/weir_border_bench $large --dummy --device cuda \
+      report border_32b "$build"/bench/engine/weir_border_bench $large --dummy --device cuda \
         --backing peer --budget $((96 << 30)) --batch 64 --context 1024 --steps 40 \
         --granules 0,2,4,6,7,8,10,14,20,0
+      report transition_32b "$build"/bench/engine/weir_border_bench $large --dummy --device cuda \
+        --backing peer --budget $((96 << 30)) --batch 64 --context 1024 --steps 40 --transition 8
       ;;
     overload)
       overload overload_8b --ratios 0.73,0.8,0.85,0.9 --modes flood --warm 3 --measure 4 --policies \
@@ -88,10 +118,6 @@ for section in "${sections[@]}"; do
       overload context_8b --ratios 0.8 --modes flood --warm 4 --measure 5 --dataset random \
         --input-len 4096 --output-len 256 --range-ratio 0.2 --max-model-len 8192 \
         --policies "resident;static{fraction=0.25};oneiros;fixed{granules_per_layer=10};tide"
-      ;;
-    *)
-      echo "no section $section; there are tests kernels latency throughput border overload swing context" >&2
-      exit 2
       ;;
   esac
 done
