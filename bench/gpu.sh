@@ -2,7 +2,7 @@
 # The GPU figures of docs/performance.md, again: builds what is needed, runs one section after the
 # other and keeps every report. A section that fails is named at the end.
 #   bench/gpu.sh [--built DIR] OUT [SECTION...]
-#     --built DIR   programs are in DIR, a build folder made elsewhere: builds and installs nothing
+#     --built DIR   builds and installs nothing; DIR is what bench/pack_gpu.sh made elsewhere
 #     sections      tests kernels latency throughput prefix border overload swing context
 # The last four need a second GPU (it holds what is away); border also 96 GiB on the first for the
 # 32B shape. overload, swing and context take about 5, 2 and 1 minutes. With everything built:
@@ -17,6 +17,7 @@ build=
 if [ "${1:-}" = --built ]; then
   build=${2:-}
   [ -x "$build/engine/cli/weir" ] || { echo "no program $build/engine/cli/weir" >&2; exit 2; }
+  export LD_LIBRARY_PATH=$build/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
   shift 2
 fi
 [ $# -ge 1 ] || usage
@@ -66,7 +67,10 @@ overload() { # overload NAME OPTION...: Llama-3.1-8B's shape; NAME.json and NAME
 
 for section in "${sections[@]}"; do
   case $section in
-    tests) report tests ctest --test-dir "$build" -L gpu --output-on-failure ;;
+    tests)
+      while read -r test; do report "$(basename "$test")" "$test" --gtest_brief=1; done \
+        < <(find "$build/tests" -name 'weir_*cuda*_test' -type f -perm -u+x)
+      ;;
     kernels)
       report kernels_8b "$build"/bench/kernels/weir_cuda_kernel_bench $small \
         --decode 1x1024,64x1024,256x1024 --prefill 1x8192,1x8192@32768 --json "$out/kernels_8b.json"

@@ -3,8 +3,7 @@
 # every command, and measures what recording costs. Builds nothing, so that it runs with programs
 # that were built elsewhere.
 #   bench/trace_gpu.sh OUT [OPTION VALUE]...
-#     --weir PATH        the program weir                  [build/release/engine/cli/weir]
-#     --weir-trace PATH  the program weir-trace            [build/release/tools/weir-trace]
+#     --built DIR        a build folder, or what bench/pack_gpu.sh made elsewhere [build/release]
 #     --model FILE       a config.json                     [bench/models/llama-3.1-8b.json]
 #     --backing WHERE    host or peer                      [peer if there is a second GPU]
 #     --budget SIZE      device memory for weir            [20GiB]
@@ -16,14 +15,13 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 usage() {
-  sed -n '5,14s/^# //p' "$0" >&2
+  sed -n '5,13s/^# //p' "$0" >&2
   exit 2
 }
 [ $# -ge 1 ] || usage
 out=$1
 shift
-weir=build/release/engine/cli/weir
-trace=build/release/tools/weir-trace
+built=build/release
 model=bench/models/llama-3.1-8b.json
 backing=
 budget=20GiB
@@ -34,8 +32,7 @@ pairs=6
 while [ $# -gt 0 ]; do
   [ $# -ge 2 ] || usage
   case $1 in
-    --weir) weir=$2 ;;
-    --weir-trace) trace=$2 ;;
+    --built) built=$2 ;;
     --model) model=$2 ;;
     --backing) backing=$2 ;;
     --budget) budget=$2 ;;
@@ -47,6 +44,9 @@ while [ $# -gt 0 ]; do
   esac
   shift 2
 done
+weir=$built/engine/cli/weir
+trace=$built/tools/weir-trace
+export LD_LIBRARY_PATH=$built/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 for program in "$weir" "$trace"; do
   [ -x "$program" ] || { echo "$program is not there or not a program" >&2; exit 2; }
 done
