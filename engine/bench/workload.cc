@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <fstream>
 #include <utility>
+
+#include <nlohmann/json.hpp>
 
 #include "engine/bench/random.h"
 
@@ -193,6 +196,18 @@ uint64_t Workload::Digest() const {
     add(r.at_ns);
   }
   return hash;
+}
+
+Status SaveRequests(const Workload& workload, const std::string& path) {
+  std::ofstream out(path, std::ios::binary | std::ios::trunc);
+  for (const WorkloadRequest& r : workload.requests) {
+    out << nlohmann::ordered_json{{"at_ms", static_cast<double>(r.at_ns) * 1e-6},
+                                  {"prompt_tokens", r.prompt},
+                                  {"output_len", r.output_len}}
+        << "\n";
+  }
+  if (!out.flush()) return IoError("cannot write " + path);
+  return OkStatus();
 }
 
 Result<Workload> MakeWorkload(const WorkloadOptions& o) {

@@ -61,6 +61,10 @@ struct Workload {
 // kInvalidArgument names the option or the trace file's line.
 Result<Workload> MakeWorkload(const WorkloadOptions& options);
 
+// Writes the requests for other programs to run, a JSON object a line: {"at_ms": when it arrives,
+// "prompt_tokens": [ids], "output_len": tokens to generate}. kIo names the file.
+Status SaveRequests(const Workload& workload, const std::string& path);
+
 // To max_model_len in all: the output gives way down to half of it, then the prompt's end.
 bool ClipLengths(uint32_t max_model_len, uint32_t* input_len, uint32_t* output_len);
 

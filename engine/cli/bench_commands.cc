@@ -60,6 +60,9 @@ void RealFlag(CLI::App* app, const std::string& names, double* value, double lea
 
 void AddOutput(CLI::App* app, BenchOutput* output) {
   app->add_option("--json", output->json, "write everything measured")->type_name("FILE");
+  app->add_option("--save-requests", output->save_requests,
+                  "write the requests, a JSON object a line, for other programs to run")
+      ->type_name("FILE");
   app->add_flag("--quiet", output->quiet, "no progress, the report alone");
 }
 

@@ -13,8 +13,9 @@
 namespace weir::cli {
 
 struct BenchOutput {
-  std::string json;    // file to write everything measured to; empty: none
-  bool quiet = false;  // no progress, the report alone
+  std::string json;           // file to write everything measured to; empty: none
+  std::string save_requests;  // file; empty: none
+  bool quiet = false;         // no progress, the report alone
 };
 
 struct ThroughputOptions {

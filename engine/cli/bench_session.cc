@@ -97,7 +97,8 @@ Status BenchSession::MakeRequests(bench::WorkloadOptions options) {
   options.max_model_len = max_model_len_;
   workload_options_ = std::move(options);
   workload_ = WEIR_TRY(bench::MakeWorkload(workload_options_));
-  return OkStatus();
+  if (output_.save_requests.empty()) return OkStatus();
+  return bench::SaveRequests(workload_, output_.save_requests);
 }
 
 Status BenchSession::OpenEngine() {

@@ -76,6 +76,21 @@ class Bench(unittest.TestCase):
         other = self.bench(*args, "--seed", 1, "--max-num-seqs", 2, "--policy", "resident")[1]
         self.assertEqual(other["workload"]["digest"], digests[0])
 
+    def test_requests_can_be_saved_for_other_programs(self):
+        path = self.folder / "requests.jsonl"
+        _, report = self.bench("throughput", "--num-prompts", 5, "--dataset-name", "sharegpt_like",
+                               "--save-requests", path)
+        saved = [json.loads(line) for line in path.read_text().splitlines()]
+        workload = report["workload"]
+        self.assertEqual(len(saved), 5)
+        self.assertEqual(sum(len(r["prompt_tokens"]) for r in saved), workload["prompt_tokens"])
+        self.assertEqual(sum(r["output_len"] for r in saved), workload["output_tokens"])
+        self.assertEqual({r["at_ms"] for r in saved}, {0})
+        done = weir("throughput", "-m", SHAPE, "--dummy-weights", "--num-prompts", 1,
+                    "--save-requests", self.folder / "no" / "such" / "folder")
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("no/such/folder", done.stderr)
+
     def test_shared_prefixes_are_found_and_counted(self):
         _, report = self.bench("throughput", "--dataset-name", "prefix_repetition",
                                "--num-prefixes", 2, "--prefix-len", 64, "--suffix-len", 16,
