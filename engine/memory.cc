@@ -134,7 +134,7 @@ Status Memory::Build() {
   WEIR_TRY(MapScratch());
   if (options_.backing == BackingTier::kHost || options_.backing == BackingTier::kPeer) {
     const Tier tier = options_.backing == BackingTier::kHost ? Tier::kHost : Tier::kPeer;
-    auto made = CreateMemoryBackingStore(driver_, tier, options_.weights.region_bytes);
+    auto made = CreateMemoryBackingStore(driver_, tier, options_.weights.region_bytes, granule);
     if (made.ok()) {
       backing_ = std::move(*made);
     } else if (initial == 0 && RefusedByDevice(made.status(), tier)) {

@@ -47,8 +47,9 @@ struct StepCost {
 
 // How evicted weights are spread (pager/eviction_plan.h).
 enum class Placement : uint8_t {
-  kStripe,  // the last granules of every layer's segments
-  kLayer,   // whole layers, evenly spaced
+  kStripe,   // the last granules of every layer's segments, copied into a ring ahead of their use
+  kLayer,    // whole layers, evenly spaced, copied likewise
+  kInPlace,  // the granules of a stripe, read out of the backing copy by the kernels: no ring
 };
 
 struct WeightsView {
