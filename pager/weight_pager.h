@@ -62,7 +62,8 @@ class WeightPager final : public StepGates {
  public:
   // Reserves the region and maps everything |initial| leaves resident (so a budget smaller than the
   // weights can be loaded into). |backing| covers the whole region and may be null when |initial|
-  // is empty and nothing will ever be evicted. kNoMemory says how many granules are missing.
+  // is empty and nothing will ever be evicted; it outlives |space|, where it may be mapped to the
+  // last (Placement::kInPlace). kNoMemory says how many granules are missing.
   static Result<std::unique_ptr<WeightPager>> Create(AddressSpace& space, BackingStore* backing,
                                                      WeightLayout layout,
                                                      const EvictionTarget& initial,

@@ -174,9 +174,9 @@ class World {
  public:
   FaultDriver driver;
   std::vector<std::byte> bytes;
+  std::unique_ptr<BackingStore> backing;
   std::unique_ptr<GranulePool> pool;
   std::unique_ptr<AddressSpace> space;
-  std::unique_ptr<BackingStore> backing;
   Status created;
   std::unique_ptr<WeightPager> pager;
   VirtAddr base = 0;

@@ -194,6 +194,30 @@ TEST_P(WeightPagerInPlaceTest, ComingHomeOverABrokenLinkStaysInPlaceUntilTheHost
   EXPECT_TRUE(w.BytesAre(0, w.bytes.size()));
 }
 
+// The pager's own unmapping fails; the address space's does not, and the store is still there.
+TEST_P(WeightPagerInPlaceTest, AnUnmapThatFailsAtTheEndLeavesNothingBehind) {
+  auto driver = test::MakeDriver(GetParam());
+  test::FaultDriver faulty(*driver);
+  const WeightLayout layout = Options().layout;
+  const auto granules = static_cast<uint32_t>(CeilDiv(layout.region_bytes, kGranule));
+  std::vector<AllocId> made;
+  {
+    auto store = *CreateMemoryBackingStore(faulty, Tier::kHost, layout.region_bytes, kGranule);
+    for (uint32_t s = 0; s < granules; ++s) made.push_back(*store->PieceAt(s * kGranule));
+    auto pool = *GranulePool::Create(
+        faulty, {.tier = Tier::kHbm, .granule_bytes = kGranule, .count = granules});
+    auto space = *AddressSpace::Create(faulty, *pool, {});
+    auto pager = *WeightPager::Create(*space, store.get(), layout, kTarget, {});
+    ASSERT_TRUE(pager->Seal().ok());
+    faulty.unmap_fails = [n = 0]() mutable { return ++n == 7; };
+    pager.reset();
+    EXPECT_GT(space->rollbacks(), 0U);
+  }
+  for (const AllocId alloc : made) {
+    EXPECT_EQ(driver->Release(alloc).code(), StatusCode::kInvalidArgument) << "released already";
+  }
+}
+
 TEST_P(WeightPagerInPlaceTest, TheTraceTellsOfTheCopyThatIsShown) {
   Tracer tracer({});
   SetTracer(&tracer);
