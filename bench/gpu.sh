@@ -107,6 +107,11 @@ for section in "${sections[@]}"; do
         --granules 0,2,4,6,7,8,10,14,20,0
       report transition_32b "$build"/bench/engine/weir_border_bench $large --dummy --device cuda \
         --backing peer --budget $((96 << 30)) --batch 64 --context 1024 --steps 40 --transition 8
+      for batch in 8 64 512; do
+        report border_in_place_32b_$batch "$build"/bench/engine/weir_border_bench $large --dummy \
+          --device cuda --backing peer --budget $((96 << 30)) --batch $batch --context 512 \
+          --steps 40 --placement in_place --granules 0,1,2,4,8,14,20,0
+      done
       ;;
     overload)
       overload overload_8b --ratios 0.73,0.8,0.85,0.9 --modes flood --warm 3 --measure 4 --policies \

@@ -21,14 +21,21 @@ constexpr double kHiddenShare = 0.9;
 
 EvictionTarget EngineCore::Clip(const PolicyDecision& decision, const WeightsView& weights) {
   EvictionTarget target{.placement = decision.placement};
-  if (decision.placement == Placement::kStripe) {
-    target.granules_per_layer =
-        std::min(decision.granules_per_layer, weights.max_granules_per_layer);
-    target.ring_slots = std::max(2U, decision.ring_slots);
-  } else {
-    target.layers = std::min(decision.layers, weights.max_layers_away);
-    target.ring_slots = std::max(1U, decision.ring_slots);
-    if (target.layers <= target.ring_slots) target.layers = 0;  // would free nothing
+  switch (decision.placement) {
+    case Placement::kStripe:
+      target.granules_per_layer =
+          std::min(decision.granules_per_layer, weights.max_granules_per_layer);
+      target.ring_slots = std::max(2U, decision.ring_slots);
+      break;
+    case Placement::kLayer:
+      target.layers = std::min(decision.layers, weights.max_layers_away);
+      target.ring_slots = std::max(1U, decision.ring_slots);
+      if (target.layers <= target.ring_slots) target.layers = 0;  // would free nothing
+      break;
+    case Placement::kInPlace:
+      target.granules_per_layer =
+          std::min(decision.granules_per_layer, weights.max_in_place_per_layer);
+      break;
   }
   return target;
 }
@@ -54,7 +61,8 @@ PolicySnapshot EngineCore::Snapshot() const {
                .layers_away = plan.target().layers,
                .max_layers_away = held ? 0 : memory_.max_layers(),
                .granules_per_whole_layer = memory_.least_layer_granules(),
-               .freed_granules = plan.freed_granules()};
+               .freed_granules = plan.freed_granules(),
+               .max_in_place_per_layer = held ? 0 : memory_.max_in_place_per_layer()};
   s.kv = {.granules_per_extent = geometry.granules_per_extent,
           .blocks_per_extent = geometry.blocks_per_extent,
           .block_tokens = kBlockTokens,
@@ -210,17 +218,16 @@ void EngineCore::TraceDecision(const PolicySnapshot& snapshot, const PolicyDecis
   }
   // Both amounts in one unit: of the placement wanted, or, to bring all home, of that in force.
   const WeightsView& w = snapshot.weights;
-  const bool in_layers =
-      decision.amount() > 0 ? decision.placement == Placement::kLayer : w.layers_away > 0;
-  const uint32_t before = in_layers ? w.layers_away : w.granules_per_layer;
+  const Placement placement = decision.amount() > 0 ? decision.placement : w.placement;
+  const uint32_t before = placement != w.placement         ? 0
+                          : placement == Placement::kLayer ? w.layers_away
+                                                           : w.granules_per_layer;
   if (decision.amount() == before && !clipped && number % kSample != 0) return;
   const uint32_t mapped = snapshot.kv.mapped_extents * snapshot.kv.blocks_per_extent;
   TraceEmit(TraceType::kPolicyInput, 0, number, snapshot.demand.waiting,
             snapshot.demand.expected_blocks, mapped, snapshot.step_ns, snapshot.stall_ns_per_step);
-  TraceEmit(TraceType::kPolicyDecision,
-            static_cast<uint8_t>(in_layers ? Placement::kLayer : Placement::kStripe), number,
-            decision.amount(), before, clipped ? 1 : 0, decision.ring_slots,
-            tracer->ReasonIndex(decision.reason));
+  TraceEmit(TraceType::kPolicyDecision, static_cast<uint8_t>(placement), number, decision.amount(),
+            before, clipped ? 1 : 0, decision.ring_slots, tracer->ReasonIndex(decision.reason));
 }
 
 }  // namespace weir

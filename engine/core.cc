@@ -74,6 +74,7 @@ void EngineCore::SetPolicy(Policy& policy) {
     PolicySnapshot snapshot = Snapshot();
     snapshot.weights.max_granules_per_layer = memory_.max_granules_per_layer();
     snapshot.weights.max_layers_away = memory_.max_layers();
+    snapshot.weights.max_in_place_per_layer = memory_.max_in_place_per_layer();
     const auto wanted = memory_.KvBlocksAt(Clip(policy.Decide(snapshot), snapshot.weights));
     blocks = wanted ? *wanted : memory_.KvBlocksAt(memory_.weights().plan().target()).value_or(0);
   }
@@ -373,6 +374,8 @@ void EngineCore::Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns
                          uint64_t streamed) {
   smoothed_step_ns_ = Smooth(smoothed_step_ns_, static_cast<double>(step_ns));
   smoothed_stall_ns_ = Smooth(smoothed_stall_ns_, static_cast<double>(stall_ns));
+  // Kernels that read weights over the link take longer than what they compute.
+  if (reads_in_place()) return;
   StepSample sample;
   sample.tokens = batch.rows();
   sample.context = static_cast<double>(batch.context_tokens());

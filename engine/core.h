@@ -212,6 +212,8 @@ class EngineCore {
   void RetryLink();
   Status BringWeightsHome();
   void LoseLink(const Status& why, const Status& home);
+  Status LinkReads();
+  bool reads_in_place() const;
   bool MayLeaveHome();
   void ObserveLink(uint64_t bytes, TimeNs stall_ns, TimeNs step_ns);
   void Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns, uint64_t streamed);
@@ -226,7 +228,7 @@ class EngineCore {
   CostModel cost_;
   LinkWatch link_;
   Status weights_missing_;         // copies failed in so many steps that weights are to come home
-  TimeNs probed_ns_ = 0;           // when the link was last read from before weights left
+  TimeNs probed_ns_ = 0;           // when a probe of a good link last succeeded
   uint64_t link_transitions_ = 0;  // of the pager, when a step was last looked at
   RequestWork work_;
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;

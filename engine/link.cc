@@ -10,7 +10,8 @@
 namespace weir {
 namespace {
 
-// While weights leave home again and again a probe that was good holds for so long.
+// While weights leave home again and again, or are read in place, a probe that was good holds for
+// so long.
 constexpr TimeNs kProbeHoldsNs = 1'000'000'000;
 // At a probe or a homecoming, before its error is believed.
 constexpr int kAttempts = 3;
@@ -19,6 +20,8 @@ constexpr int kAttempts = 3;
 
 // Between steps; false: nothing can run. An error: the device is gone, and waiting is in vain.
 Result<bool> EngineCore::WatchLink() {
+  // What is read in place waits at no gate and is never copied: steps do not show that it fails.
+  if (weights_missing_.ok() && link_.good() && reads_in_place()) weights_missing_ = LinkReads();
   if (!weights_missing_.ok()) {
     WEIR_TRY(driver_.device_lost());
     Drain();
@@ -75,23 +78,31 @@ void EngineCore::LoseLink(const Status& why, const Status& home) {
   }
 }
 
-// Weights are about to leave home: their bytes will then be nowhere but in the backing copy.
-bool EngineCore::MayLeaveHome() {
-  if (link_.state() == LinkState::kHeld) return false;
+// Why the backing copy cannot be read. Ok where there is nowhere to read to: every block is used.
+Status EngineCore::LinkReads() {
   const TimeNs now = driver_.Now();
-  if (probed_ns_ != 0 && now - probed_ns_ < kProbeHoldsNs) return true;
+  if (probed_ns_ != 0 && now - probed_ns_ < kProbeHoldsNs) return OkStatus();
   Status failed;
   for (int i = 0; i < kAttempts; ++i) {
     const Result<double> rate = memory_.ProbeLink();
-    // Nowhere to read to: every block is used, and what leaves is all the more wanted.
-    if (rate.ok() || rate.status().code() == StatusCode::kShouldWait) {
-      if (rate.ok()) probed_ns_ = now;
-      return true;
-    }
+    if (rate.ok()) probed_ns_ = now;
+    if (rate.ok() || rate.status().code() == StatusCode::kShouldWait) return OkStatus();
     failed = rate.status();
   }
-  link_.Held(failed, now);
-  return false;
+  return failed;
+}
+
+// Weights are about to leave home: their bytes will then be nowhere but in the backing copy.
+bool EngineCore::MayLeaveHome() {
+  if (link_.state() == LinkState::kHeld) return false;
+  const Status failed = LinkReads();
+  if (!failed.ok()) link_.Held(failed, driver_.Now());
+  return failed.ok();
+}
+
+bool EngineCore::reads_in_place() const {
+  const EvictionTarget& away = memory_.weights().plan().target();
+  return away.placement == Placement::kInPlace && !away.empty();
 }
 
 // A step ended as it should. One in which weights moved stood for other reasons too.

@@ -134,7 +134,7 @@ Status Memory::Build() {
   WEIR_TRY(MapScratch());
   if (options_.backing == BackingTier::kHost || options_.backing == BackingTier::kPeer) {
     const Tier tier = options_.backing == BackingTier::kHost ? Tier::kHost : Tier::kPeer;
-    auto made = CreateMemoryBackingStore(driver_, tier, options_.weights.region_bytes);
+    auto made = CreateMemoryBackingStore(driver_, tier, options_.weights.region_bytes, granule);
     if (made.ok()) {
       backing_ = std::move(*made);
     } else if (initial == 0 && RefusedByDevice(made.status(), tier)) {
@@ -161,9 +161,15 @@ Status Memory::Build() {
         most_lent,
         freed({.placement = Placement::kLayer, .layers = max_layers_, .ring_slots = slots}));
   }
-  const uint64_t most_kv_granules = total + most_lent - fixed;
-  const auto max_extents = static_cast<uint32_t>(most_kv_granules / geometry.granules_per_extent);
-  most_kv_blocks_ = uint64_t{max_extents} * geometry.blocks_per_extent;
+  most_kv_blocks_ =
+      (total + most_lent - fixed) / geometry.granules_per_extent * geometry.blocks_per_extent;
+  if (weights_->CanReadInPlace().ok()) {
+    max_in_place_per_layer_ = weights_->max_granules_per_layer();
+    most_lent = std::max(most_lent, freed({.placement = Placement::kInPlace,
+                                           .granules_per_layer = max_in_place_per_layer_}));
+  }
+  const auto max_extents =
+      static_cast<uint32_t>((total + most_lent - fixed) / geometry.granules_per_extent);
   kv_ = WEIR_TRY(KvArena::Create(*space_, geometry, max_extents));
   blocks_ = std::make_unique<BlockManager>(
       BlockManager::Options{.blocks_per_extent = geometry.blocks_per_extent,

@@ -80,6 +80,9 @@ class Memory {
   // the layer that can give least gives.
   uint32_t max_layers() const { return max_layers_; }
   uint32_t least_layer_granules() const { return least_layer_granules_; }
+  // The most granules of each layer that can be read in place; 0 where the backing copy is in no
+  // memory that can be mapped at the weights' addresses.
+  uint32_t max_in_place_per_layer() const { return max_in_place_per_layer_; }
   // Times fetches from the sealed backing copy into the step buffers, whose contents are lost: to
   // be called after loading, before a step is recorded. Does nothing where nothing can be evicted.
   Status MeasureLink();
@@ -88,7 +91,8 @@ class Memory {
   // not: bytes/ns. kShouldWait: every block is used. Other errors: the backing copy cannot be read.
   Result<double> ProbeLink();
   Tier backing_tier() const { return backing_ ? backing_->tier() : Tier::kHbm; }
-  // The largest number of KV blocks any border can give.
+  // The largest number of KV blocks that any border gives whose weights are copied. Reading in
+  // place gives a ring's more, but only policies that say so beforehand ask for it.
   uint64_t most_kv_blocks() const { return most_kv_blocks_; }
   // How many |target| gives; nothing when there is no room for the weights it keeps.
   std::optional<uint64_t> KvBlocksAt(const EvictionTarget& target) const;
@@ -144,10 +148,10 @@ class Memory {
 
   Driver& driver_;
   MemoryOptions options_;
+  std::unique_ptr<BackingStore> backing_;  // what it shows may be mapped until the space goes
   std::unique_ptr<GranulePool> pool_;
   std::unique_ptr<AddressSpace> space_;
   RegionId scratch_;
-  std::unique_ptr<BackingStore> backing_;
   Status backing_refusal_;
   std::unique_ptr<WeightPager> weights_;
   std::unique_ptr<KvArena> kv_;
@@ -159,6 +163,7 @@ class Memory {
   uint32_t max_granules_per_layer_ = 0;
   uint32_t max_layers_ = 0;
   uint32_t least_layer_granules_ = 0;
+  uint32_t max_in_place_per_layer_ = 0;
   double link_bytes_per_ns_ = 0;
   uint64_t probe_offset_ = 0;
 };

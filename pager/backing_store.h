@@ -31,15 +31,28 @@ class BackingStore {
   virtual Status Fetch(StreamId stream, uint64_t offset, uint64_t bytes, VirtAddr dst) = 0;
   // Synchronous read, for repair and verification.
   virtual Status Load(uint64_t offset, std::span<std::byte> out) = 0;
+  // The store lies in allocations of so many bytes each, back to back from offset 0 on, the last
+  // one whole too: pieces that can be mapped elsewhere as well. 0: not in memory that can be
+  // mapped.
+  virtual uint64_t piece_bytes() const { return 0; }
+  // The piece that holds |offset|. It must be unmapped elsewhere before the store goes.
+  // kUnsupported where there are none.
+  virtual Result<AllocId> PieceAt(uint64_t offset) {
+    (void)offset;
+    return Unsupported("a backing store in tier " + std::string(TierName(tier())) +
+                       " has no memory that could be mapped");
+  }
   // |stream| was destroyed: what was kept for it (staging buffers) may go.
   virtual void StreamGone(StreamId stream) { (void)stream; }
 };
 
 // Memory of another tier that the device's copy engine reaches: host memory (kHost, NUMA-placed) or
-// a peer GPU's (kPeer), mapped once in a region of its own. kUnsupported: the driver has no such
+// a peer GPU's (kPeer), mapped once in a region of its own, in pieces of |piece_bytes|: with the
+// granule size of the weights these can be read in place. kUnsupported: the driver has no such
 // tier.
 Result<std::unique_ptr<BackingStore>> CreateMemoryBackingStore(Driver& driver, Tier tier,
-                                                               uint64_t bytes);
+                                                               uint64_t bytes,
+                                                               uint64_t piece_bytes);
 
 struct FileBackingStoreOptions {
   std::string directory = "/tmp";  // an unlinked file (O_TMPFILE) is made here, mode 0600

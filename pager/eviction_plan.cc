@@ -8,15 +8,15 @@ namespace weir {
 namespace {
 
 // A half-open run of slots.
-struct SlotRun {
+struct InnerRun {
   uint64_t first = 0;
   uint64_t end = 0;
   uint64_t count() const { return end > first ? end - first : 0; }
 };
 
 // The slots that lie wholly inside |segment|.
-SlotRun InnerSlots(const WeightSegment& segment, uint64_t granule_bytes) {
-  SlotRun run;
+InnerRun InnerSlots(const WeightSegment& segment, uint64_t granule_bytes) {
+  InnerRun run;
   run.first = CeilDiv(segment.offset, granule_bytes);
   run.end = (segment.offset + segment.bytes) / granule_bytes;
   if (run.end < run.first) run.end = run.first;
@@ -95,15 +95,25 @@ std::vector<Share> Concentrate(const std::vector<uint32_t>& capacity, uint32_t k
   return shares;
 }
 
+// What each segment gives of |k| granules a layer; kInvalidArgument when there are not so many.
+Result<std::vector<Share>> TakeFromLayers(const WeightLayout& layout, uint64_t granule_bytes,
+                                          uint32_t k) {
+  const std::vector<uint32_t> capacity = StripeCapacity(layout, granule_bytes);
+  const uint32_t most = std::accumulate(capacity.begin(), capacity.end(), 0U);
+  if (k <= most) return Concentrate(capacity, k);
+  return InvalidArgument(std::to_string(k) + " granules per layer asked, at most " +
+                         std::to_string(most) + " lie wholly inside a layer's segments");
+}
+
 // The slots of one whole layer that may leave, by the segment whose gate lets them in.
 //
 // A slot may leave when the layer's segments cover all its bytes. It belongs to the segment that is
 // read first of those touching it, so its gate is reached before any of its bytes is read. If
 // another segment reads it later, that one must have a slot of its own: then a chunk departs after
 // the last reader, and "the layer's last chunk is consumed" covers the shared slot too.
-std::vector<SlotRun> WholeLayerSlots(const std::vector<WeightSegment>& layer,
-                                     uint64_t granule_bytes) {
-  std::vector<SlotRun> runs(layer.size());
+std::vector<InnerRun> WholeLayerSlots(const std::vector<WeightSegment>& layer,
+                                      uint64_t granule_bytes) {
+  std::vector<InnerRun> runs(layer.size());
   struct Touch {
     uint64_t slot;
     size_t segment;
@@ -126,14 +136,14 @@ std::vector<SlotRun> WholeLayerSlots(const std::vector<WeightSegment>& layer,
   std::sort(edges.begin(), edges.end(), [](const Touch& a, const Touch& b) {
     return std::pair(a.slot, a.segment) < std::pair(b.slot, b.segment);
   });
-  const std::vector<SlotRun> inner = runs;
+  const std::vector<InnerRun> inner = runs;
   for (size_t i = 0; i < edges.size();) {
     size_t j = i;
     uint64_t covered = 0;
     for (; j < edges.size() && edges[j].slot == edges[i].slot; ++j) covered += edges[j].bytes;
     const size_t first_reader = edges[i].segment;
     const size_t last_reader = edges[j - 1].segment;
-    SlotRun& run = runs[first_reader];
+    InnerRun& run = runs[first_reader];
     if (covered == granule_bytes && inner[last_reader].count() > 0 &&
         inner[first_reader].count() > 0) {
       if (edges[i].slot == run.end) {
@@ -176,7 +186,7 @@ uint32_t EvictionPlan::LeastLayerGranules(const WeightLayout& layout, uint64_t g
   uint64_t least = UINT32_MAX;
   for (const auto& layer : layout.layers) {
     uint64_t granules = 0;
-    for (const SlotRun& run : WholeLayerSlots(layer, granule_bytes)) granules += run.count();
+    for (const InnerRun& run : WholeLayerSlots(layer, granule_bytes)) granules += run.count();
     least = std::min(least, granules);
   }
   return layout.layers.empty() ? 0 : static_cast<uint32_t>(least);
@@ -189,6 +199,10 @@ Result<EvictionPlan> EvictionPlan::Make(const WeightLayout& layout, uint64_t gra
   plan.target_ = target;
   plan.chunk_of_gate_.assign(layout.gates(), -1);
   if (target.empty()) return plan;
+  if (target.placement == Placement::kInPlace) {
+    WEIR_TRY(plan.PlaceInBackingCopy(layout, granule_bytes));
+    return plan;
+  }
   const uint32_t least_slots = target.placement == Placement::kStripe ? 2 : 1;
   if (target.ring_slots < least_slots) {
     return InvalidArgument("ring_slots is " + std::to_string(target.ring_slots) + "; at least " +
@@ -215,18 +229,12 @@ Status EvictionPlan::PlaceStripes(const WeightLayout& layout, uint64_t granule_b
   const uint32_t segments = layout.segments_per_layer();
   const uint32_t k = target_.granules_per_layer;
   const uint32_t ring = target_.ring_slots;
-  const std::vector<uint32_t> capacity = StripeCapacity(layout, granule_bytes);
-  const uint32_t most = std::accumulate(capacity.begin(), capacity.end(), 0U);
-  if (k > most) {
-    return InvalidArgument(std::to_string(k) + " granules per layer asked, at most " +
-                           std::to_string(most) + " lie wholly inside a layer's segments");
-  }
+  const std::vector<Share> take = WEIR_TRY(TakeFromLayers(layout, granule_bytes, k));
   if (layers <= ring) {
     return InvalidArgument("a ring of " + std::to_string(ring) + " slots needs more than " +
                            std::to_string(ring) + " layers, the model has " +
                            std::to_string(layers));
   }
-  const std::vector<Share> take = Concentrate(capacity, k);
   const auto per_layer = static_cast<uint32_t>(
       std::count_if(take.begin(), take.end(), [](const Share& s) { return s.count > 0; }));
   for (uint32_t l = 0; l < layers; ++l) {
@@ -238,7 +246,7 @@ Status EvictionPlan::PlaceStripes(const WeightLayout& layout, uint64_t granule_b
     for (uint32_t s = 0; s < segments; ++s) {
       const uint32_t count = take[s].count;
       if (count == 0) continue;
-      const SlotRun run = InnerSlots(layout.layers[l][s], granule_bytes);
+      const InnerRun run = InnerSlots(layout.layers[l][s], granule_bytes);
       StripeChunk chunk;
       chunk.gate = l * segments + s;
       chunk.first = SlotIndex(static_cast<uint32_t>(run.end - count));
@@ -277,7 +285,7 @@ Status EvictionPlan::PlaceLayers(const WeightLayout& layout, uint64_t granule_by
   uint32_t widest = 0;
   for (uint32_t j = 0; j < n; ++j) {
     const uint32_t layer = EvictedLayer(j, n, layers);
-    const std::vector<SlotRun> runs = WholeLayerSlots(layout.layers[layer], granule_bytes);
+    const std::vector<InnerRun> runs = WholeLayerSlots(layout.layers[layer], granule_bytes);
     uint32_t offset = 0;  // inside the ring slot; made absolute below
     for (uint32_t s = 0; s < segments; ++s) {
       if (runs[s].count() == 0) continue;
@@ -312,18 +320,39 @@ Status EvictionPlan::PlaceLayers(const WeightLayout& layout, uint64_t granule_by
   return OkStatus();
 }
 
-std::vector<int32_t> EvictionPlan::RingOfSlots(size_t slots) const {
-  std::vector<int32_t> ring(slots, -1);
-  for (const StripeChunk& c : chunks_) {
-    for (uint32_t i = 0; i < c.count; ++i) {
-      ring[c.first.value + i] = static_cast<int32_t>(c.RingGranule(i));
+Status EvictionPlan::PlaceInBackingCopy(const WeightLayout& layout, uint64_t granule_bytes) {
+  const std::vector<Share> take =
+      WEIR_TRY(TakeFromLayers(layout, granule_bytes, target_.granules_per_layer));
+  for (const auto& layer : layout.layers) {
+    for (size_t s = 0; s < layer.size(); ++s) {
+      if (take[s].count == 0) continue;
+      const InnerRun run = InnerSlots(layer[s], granule_bytes);
+      in_place_.push_back({static_cast<uint32_t>(run.end - take[s].count), take[s].count});
+      evicted_granules_ += take[s].count;
     }
   }
-  return ring;
+  return OkStatus();
+}
+
+std::vector<SlotPlace> EvictionPlan::PlaceOfSlots(size_t slots) const {
+  std::vector<SlotPlace> place(slots, kAtHome);
+  for (const StripeChunk& c : chunks_) {
+    for (uint32_t i = 0; i < c.count; ++i) {
+      place[c.first.value + i] = static_cast<SlotPlace>(c.RingGranule(i));
+    }
+  }
+  for (const SlotRun& run : in_place_) {
+    std::fill_n(place.begin() + run.first, run.count, kInBackingCopy);
+  }
+  return place;
 }
 
 std::string EvictionPlan::ToString() const {
   if (target_.empty()) return "nothing evicted";
+  if (target_.placement == Placement::kInPlace) {
+    return "in place, " + std::to_string(target_.granules_per_layer) +
+           " granules per layer: " + std::to_string(evicted_granules_) + " evicted and freed";
+  }
   std::string text =
       target_.placement == Placement::kStripe
           ? "stripe, " + std::to_string(target_.granules_per_layer) + " granules per layer"

@@ -1,9 +1,11 @@
 // EvictionPlan: which granules of the weights are away, and which ring granules stand in for them.
 //
-// Pure arithmetic over a weight layout; touches no driver. Two placements (docs/paging.md):
-//   stripe  the last granules of every layer's segments (the sluice, design.md): freeing E bytes
-//           costs E*(1 + R/(L-R)) bytes of streaming per step, spread evenly over the step;
-//   layer   whole layers, evenly spaced, as the published systems do it (Oneiros): bursts.
+// Pure arithmetic over a weight layout; touches no driver. Three placements (docs/paging.md):
+//   stripe    the last granules of every layer's segments (the sluice, design.md): freeing E bytes
+//             costs E*(1 + R/(L-R)) bytes of streaming per step, spread evenly over the step;
+//   layer     whole layers, evenly spaced, as the published systems do it (Oneiros): bursts;
+//   in place  the same granules as a stripe, but kernels read them where the backing copy is: no
+//             ring, so freeing E bytes costs the link E, and nothing hides that.
 #pragma once
 
 #include <cstdint>
@@ -34,18 +36,27 @@ struct WeightLayout {
   uint32_t gates() const { return static_cast<uint32_t>(layers.size()) * segments_per_layer(); }
 };
 
-// How much should be away. Nothing: granules_per_layer == 0 (stripe) or layers == 0 (layer).
+// How much should be away. Nothing: layers == 0 (layer) or granules_per_layer == 0 (the others).
 struct EvictionTarget {
   Placement placement = Placement::kStripe;
-  uint32_t granules_per_layer = 0;  // kStripe: taken from the ends of every layer's segments
+  uint32_t granules_per_layer = 0;  // taken from the ends of every layer's segments
   uint32_t layers = 0;              // kLayer: how many whole layers
   // R >= 2 so that copy and compute overlap; kLayer allows 1, where each copy waits until the
-  // layer before has been computed.
+  // layer before has been computed. kInPlace has no ring, whatever this says.
   uint32_t ring_slots = 2;
   bool empty() const { return amount() == 0; }
-  uint32_t amount() const { return placement == Placement::kStripe ? granules_per_layer : layers; }
+  uint32_t amount() const { return placement == Placement::kLayer ? layers : granules_per_layer; }
   bool operator==(const EvictionTarget&) const = default;
 };
+
+// Where the bytes of a weight slot are: at home, in the backing copy, or, from 0 on, in the ring
+// granule of that number.
+using SlotPlace = int32_t;
+inline constexpr SlotPlace kAtHome = -1;
+inline constexpr SlotPlace kInBackingCopy = -2;  // read in place
+constexpr bool InRing(SlotPlace place) {
+  return place >= 0;
+}
 
 // One stripe: contiguous slots of one segment, copied in one piece ahead of its gate.
 struct StripeChunk {
@@ -74,7 +85,7 @@ class EvictionPlan {
   // or when the ring would not leave anything free.
   static Result<EvictionPlan> Make(const WeightLayout& layout, uint64_t granule_bytes,
                                    const EvictionTarget& target);
-  // The largest granules_per_layer a stripe target may ask for.
+  // The largest granules_per_layer that a stripe, or what is read in place, may ask for.
   static uint32_t MaxGranulesPerLayer(const WeightLayout& layout, uint64_t granule_bytes);
   // The largest n such that with a ring of |ring_slots| every number of whole layers in
   // (ring_slots, n] can be away; 0 when none can.
@@ -92,17 +103,22 @@ class EvictionPlan {
   // Chunks of a pass that can be copied before the pass begins: every earlier user of their ring
   // slots is in the previous pass.
   uint32_t prefix_chunks() const { return prefix_chunks_; }
-  // By weight slot, of |slots|: the ring granule that stands in for it, or -1 where it is home.
-  std::vector<int32_t> RingOfSlots(size_t slots) const;
+  std::vector<SlotPlace> PlaceOfSlots(size_t slots) const;  // by weight slot, of |slots|
   std::string ToString() const;
 
  private:
   Status PlaceStripes(const WeightLayout& layout, uint64_t granule_bytes);
   Status PlaceLayers(const WeightLayout& layout, uint64_t granule_bytes);
+  Status PlaceInBackingCopy(const WeightLayout& layout, uint64_t granule_bytes);
 
+  struct SlotRun {
+    uint32_t first = 0;
+    uint32_t count = 0;
+  };
   EvictionTarget target_;
   std::vector<StripeChunk> chunks_;
   std::vector<int32_t> chunk_of_gate_;
+  std::vector<SlotRun> in_place_;
   uint32_t ring_granules_ = 0;
   uint32_t evicted_granules_ = 0;
   uint32_t prefix_chunks_ = 0;

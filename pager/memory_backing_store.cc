@@ -1,6 +1,5 @@
 // The backing copy in memory the copy engine can reach: LPDDR5X behind NVLink-C2C on a Grace,
 // ordinary host memory behind PCIe elsewhere, or a peer GPU's HBM behind NVLink.
-#include <algorithm>
 #include <vector>
 
 #include "pager/backing_store.h"
@@ -10,13 +9,10 @@
 namespace weir {
 namespace {
 
-// Mapping costs go by the piece, so pieces are large; but no larger than the store.
-constexpr uint64_t kPieceBytes = 32 * kMiB;
-
 class MemoryBackingStore final : public BackingStore {
  public:
-  MemoryBackingStore(Driver& driver, Tier tier, uint64_t bytes)
-      : driver_(driver), tier_(tier), bytes_(bytes) {}
+  MemoryBackingStore(Driver& driver, Tier tier, uint64_t bytes, uint64_t piece_bytes)
+      : driver_(driver), tier_(tier), bytes_(bytes), piece_bytes_(piece_bytes) {}
 
   // Undoes what Map did, also after a partial failure.
   ~MemoryBackingStore() override {
@@ -30,10 +26,8 @@ class MemoryBackingStore final : public BackingStore {
   }
 
   Status Map() {
-    const uint64_t granularity = driver_.properties().granularity_bytes;
-    piece_bytes_ = AlignUp(std::min(kPieceBytes, AlignUp(bytes_, granularity)), granularity);
     const uint64_t count = CeilDiv(bytes_, piece_bytes_);
-    base_ = WEIR_TRY(driver_.Reserve(count * piece_bytes_, granularity));
+    base_ = WEIR_TRY(driver_.Reserve(count * piece_bytes_, driver_.properties().granularity_bytes));
     for (uint64_t i = 0; i < count; ++i) {
       pieces_.push_back(WEIR_TRY(driver_.Create(tier_, piece_bytes_)));
       WEIR_TRY(driver_.Map(base_ + i * piece_bytes_, pieces_.back()));
@@ -44,6 +38,11 @@ class MemoryBackingStore final : public BackingStore {
 
   Tier tier() const override { return tier_; }
   uint64_t bytes() const override { return bytes_; }
+  uint64_t piece_bytes() const override { return piece_bytes_; }
+  Result<AllocId> PieceAt(uint64_t offset) override {
+    WEIR_TRY(CheckRange(offset, 1));
+    return pieces_[offset / piece_bytes_];
+  }
 
   Status Store(uint64_t offset, std::span<const std::byte> data) override {
     if (sealed_) return BadState("the backing store is sealed: weights are clean for good");
@@ -79,7 +78,7 @@ class MemoryBackingStore final : public BackingStore {
   Driver& driver_;
   Tier tier_;
   uint64_t bytes_;
-  uint64_t piece_bytes_ = 0;
+  uint64_t piece_bytes_;
   VirtAddr base_ = 0;
   std::vector<AllocId> pieces_;
   size_t mapped_ = 0;
@@ -89,11 +88,18 @@ class MemoryBackingStore final : public BackingStore {
 }  // namespace
 
 Result<std::unique_ptr<BackingStore>> CreateMemoryBackingStore(Driver& driver, Tier tier,
-                                                               uint64_t bytes) {
-  if (bytes == 0 || !CheckedAlignUp(bytes, kPieceBytes)) {
+                                                               uint64_t bytes,
+                                                               uint64_t piece_bytes) {
+  const uint64_t granularity = driver.properties().granularity_bytes;
+  if (piece_bytes == 0 || piece_bytes % granularity != 0) {
+    return InvalidArgument("a backing store in pieces of " + std::to_string(piece_bytes) +
+                           " bytes; accepted are multiples of " + std::to_string(granularity) +
+                           ", this device's granularity");
+  }
+  if (bytes == 0 || !CheckedAlignUp(bytes, piece_bytes)) {
     return InvalidArgument("a backing store of " + std::to_string(bytes) + " bytes");
   }
-  auto store = std::make_unique<MemoryBackingStore>(driver, tier, bytes);
+  auto store = std::make_unique<MemoryBackingStore>(driver, tier, bytes, piece_bytes);
   const Status mapped = store->Map();
   if (!mapped.ok())
     return mapped.WithContext("backing store in " + std::string(TierName(tier)) + " memory");

@@ -31,6 +31,17 @@ std::vector<WeightSegment> MergedSegments(const WeightLayout& layout) {
   return merged;
 }
 
+// Whether the copy of a slot is an allocation that can be mapped there.
+Status CheckReadInPlace(const BackingStore& backing, uint64_t granule_bytes) {
+  if (backing.piece_bytes() == granule_bytes) return OkStatus();
+  const std::string what = "weights cannot be read in place: their backing copy in tier " +
+                           std::string(TierName(backing.tier()));
+  if (backing.piece_bytes() == 0) return Unsupported(what + " is no memory that can be mapped");
+  return Unsupported(what + " lies in pieces of " + std::to_string(backing.piece_bytes()) +
+                     " bytes, their granules have " + std::to_string(granule_bytes) +
+                     "; accepted are pieces of that size");
+}
+
 }  // namespace
 
 // --- Life ----------------------------------------------------------------------------------------
@@ -51,6 +62,9 @@ Result<std::unique_ptr<WeightPager>> WeightPager::Create(AddressSpace& space, Ba
   }
   const uint64_t granule = space.pool().granule_bytes();
   EvictionPlan plan = WEIR_TRY(EvictionPlan::Make(layout, granule, initial));
+  if (!initial.empty() && initial.placement == Placement::kInPlace) {
+    WEIR_TRY(CheckReadInPlace(*backing, granule));
+  }
 
   auto impl = std::make_unique<Impl>(space, backing, options);
 #ifdef WEIR_VALIDATE
@@ -60,7 +74,7 @@ Result<std::unique_ptr<WeightPager>> WeightPager::Create(AddressSpace& space, Ba
   impl->covered = MergedSegments(layout);
   impl->weights = WEIR_TRY(space.Reserve("weights", layout.region_bytes));
   const size_t slots = space.region(impl->weights).slots.size();
-  impl->ring_of_slot = plan.RingOfSlots(slots);
+  impl->place_of_slot = plan.PlaceOfSlots(slots);
   impl->cover = std::make_shared<const EvictionPlan>(plan);
   // From here on the destructor gives back what was made.
   std::unique_ptr<WeightPager> pager(new WeightPager(std::move(impl)));
@@ -79,11 +93,13 @@ Result<std::unique_ptr<WeightPager>> WeightPager::Create(AddressSpace& space, Ba
     remap.MapFresh(m.ring, SlotIndex(i), Owner::kRing);
   }
   for (uint32_t s = 0; s < slots; ++s) {
-    if (m.ring_of_slot[s] < 0) {
-      remap.MapFresh(m.weights, SlotIndex(s), Owner::kWeights);
+    const SlotPlace place = m.place_of_slot[s];
+    if (InRing(place)) {
+      remap.MapAlias(m.weights, SlotIndex(s), m.ring, SlotIndex(static_cast<uint32_t>(place)));
+    } else if (place == kInBackingCopy) {
+      WEIR_TRY(m.MapBackingCopy(&remap, s));
     } else {
-      remap.MapAlias(m.weights, SlotIndex(s), m.ring,
-                     SlotIndex(static_cast<uint32_t>(m.ring_of_slot[s])));
+      remap.MapFresh(m.weights, SlotIndex(s), Owner::kWeights);
     }
   }
   const TimeNs begin = m.driver.Now();
@@ -153,6 +169,11 @@ uint32_t WeightPager::max_steps_under_way() const {
 
 uint32_t WeightPager::max_granules_per_layer() const {
   return EvictionPlan::MaxGranulesPerLayer(layout_, impl_->granule_bytes);
+}
+
+Status WeightPager::CanReadInPlace() const {
+  if (impl_->backing == nullptr) return BadState("there is no backing copy to read in place");
+  return CheckReadInPlace(*impl_->backing, impl_->granule_bytes);
 }
 
 Status WeightPager::Impl::CheckServing() const {
@@ -492,9 +513,10 @@ Status WeightPager::Impl::AwaitRest() {
 
 void WeightPager::Impl::TracePlacement(const EvictionPlan& plan, uint64_t ahead_bytes) const {
   const EvictionTarget& target = plan.target();
-  TraceEmit(TraceType::kPlacement, static_cast<uint8_t>(target.placement),
-            target.granules_per_layer, target.ring_slots, plan.evicted_granules(),
-            plan.evicted_granules() * granule_bytes, plan.chunks().size(), ahead_bytes);
+  TraceEmit(
+      TraceType::kPlacement, static_cast<uint8_t>(target.placement), target.granules_per_layer,
+      target.placement == Placement::kInPlace ? 0 : target.ring_slots, plan.evicted_granules(),
+      plan.evicted_granules() * granule_bytes, plan.chunks().size(), ahead_bytes);
 }
 
 void WeightPager::Impl::TraceTransition(const Pass& pass, uint64_t number) const {

@@ -4,7 +4,8 @@
 // Represents the weight region, its ring, its backing copy and the copy stream that runs ahead of
 // the compute. States: loading (Write) -> sealed (Seal) -> serving (BeginStep, EndStep; the border
 // moves by Apply, at rest, or by BeginTransition and AdvanceTransition, behind closed gates). The
-// evicted slots are mapped onto ring granules by alias; two counters order copy and compute. Per
+// evicted slots are mapped onto ring granules by alias; two counters order copy and compute. (What
+// is read in place is mapped onto the backing copy itself, and neither copied nor waited for.) Per
 // pass (= step) the copies of all chunks are queued: BeginStep(t) queues the rest of pass t and the
 // prefix of pass t+1, so that the copy stream is ahead across the step boundary and still comes to
 // rest by itself when no further step is submitted. Engine thread only, except Arrive and Depart,
@@ -61,7 +62,8 @@ class WeightPager final : public StepGates {
  public:
   // Reserves the region and maps everything |initial| leaves resident (so a budget smaller than the
   // weights can be loaded into). |backing| covers the whole region and may be null when |initial|
-  // is empty and nothing will ever be evicted. kNoMemory says how many granules are missing.
+  // is empty and nothing will ever be evicted; it outlives |space|, where it may be mapped to the
+  // last (Placement::kInPlace). kNoMemory says how many granules are missing.
   static Result<std::unique_ptr<WeightPager>> Create(AddressSpace& space, BackingStore* backing,
                                                      WeightLayout layout,
                                                      const EvictionTarget& initial,
@@ -77,6 +79,9 @@ class WeightPager final : public StepGates {
   const EvictionPlan& planned() const;
   uint32_t max_steps_under_way() const;
   uint32_t max_granules_per_layer() const;
+  // Ok: the backing copy lies in pieces of a granule, which can be mapped at their weights'
+  // addresses (Placement::kInPlace). kUnsupported otherwise; says what it lies in.
+  Status CanReadInPlace() const;
 
   // Loading: bytes go to the backing copy (where a segment lies) and to the region (where
   // resident).
@@ -86,7 +91,8 @@ class WeightPager final : public StepGates {
   Status WriteFrom(StreamId stream, uint64_t offset, uint64_t bytes, VirtAddr src);
   Status Seal();
 
-  // Changes what is away, at a step boundary. Evicting: unmaps, aliases the ring, frees granules.
+  // Changes what is away, at a step boundary. Evicting: unmaps, aliases the ring or maps the
+  // backing copy, frees granules. kUnsupported: what CanReadInPlace says.
   // Restoring: takes granules from the pool, maps, fills from the backing copy. Only the difference
   // is remapped. On an error the previous state is in force (T2). Nothing is recorded anew.
   Status Apply(const EvictionTarget& target);

@@ -217,14 +217,14 @@ Status WeightPager::Impl::VerifyChunk(const EvictionPlan& plan, uint32_t chunk) 
 }
 
 Status WeightPager::Impl::ComputeSums() {
-  const size_t slots = ring_of_slot.size();
+  const size_t slots = place_of_slot.size();
   sums.assign(slots, 0);
   std::vector<std::byte> bytes(granule_bytes);
   for (uint32_t s = 0; s < slots; ++s) {
     if (!MayLeave(s)) continue;
     WEIR_TRY(backing->Load(s * granule_bytes, bytes));
     sums[s] = XXH3_64bits(bytes.data(), bytes.size());
-    if (ring_of_slot[s] < 0 && WEIR_TRY(SumOfSlot(s)) != sums[s]) {
+    if (!InRing(place_of_slot[s]) && WEIR_TRY(SumOfSlot(s)) != sums[s]) {
       return DataLoss("slot " + std::to_string(s) +
                       " of the weights differs from its backing copy");
     }

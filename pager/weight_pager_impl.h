@@ -154,8 +154,7 @@ struct WeightPager::Impl {
   // Loading.
   std::vector<WeightSegment> covered;    // the layout's segments in address order, merged
   std::map<uint64_t, uint64_t> written;  // begin -> end of what has been written
-  // By weight slot: the ring granule it is mapped to, or -1: home.
-  std::vector<int32_t> ring_of_slot;
+  std::vector<SlotPlace> place_of_slot;
   std::vector<uint64_t> sums;      // by weight slot, xxh3 of what may leave; if verifying
   std::vector<std::byte> scratch;  // one granule, for drivers that are not host-addressable
 
@@ -237,8 +236,11 @@ struct WeightPager::Impl {
 
   // --- weight_pager_remap.cc
   // |ring_after|: by ring slot, whether it holds a granule afterwards.
-  WeightTransition MakeTransition(const std::vector<int32_t>& from, const std::vector<int32_t>& to,
-                                  const std::vector<bool>& ring_after) const;
+  Result<WeightTransition> MakeTransition(const std::vector<SlotPlace>& from,
+                                          const std::vector<SlotPlace>& to,
+                                          const std::vector<bool>& ring_after) const;
+  // The backing copy of |slot|, at its own address.
+  Status MapBackingCopy(RemapPlan* plan, uint32_t slot) const;
   std::vector<bool> RingOf(const EvictionPlan& plan) const;
   Status CommitTransition(WeightTransition& t, WeightPagerStats* stats);
   Status MoveAllTo(const EvictionPlan& plan, RemapCause cause, std::vector<WeightSlotRun>* restored,

@@ -50,13 +50,13 @@ Status WeightPager::Impl::ForCovered(uint64_t offset, uint64_t end, Fn fn) const
   return OkStatus();
 }
 
-// What is away has its ring slot overwritten by the first step anyway.
+// What is away has its ring slot overwritten by the first step anyway, or is the backing copy.
 template <typename Fn>
 Status WeightPager::Impl::ForResident(uint64_t offset, uint64_t end, Fn fn) const {
   for (uint64_t at = offset; at < end;) {
-    const bool resident = ring_of_slot[at / granule_bytes] < 0;
+    const bool resident = place_of_slot[at / granule_bytes] == kAtHome;
     uint64_t stop = std::min(end, AlignDown(at, granule_bytes) + granule_bytes);
-    while (stop < end && (ring_of_slot[stop / granule_bytes] < 0) == resident) {
+    while (stop < end && (place_of_slot[stop / granule_bytes] == kAtHome) == resident) {
       stop = std::min(end, stop + granule_bytes);
     }
     if (resident) WEIR_TRY(fn(at, stop));
@@ -141,13 +141,13 @@ Status WeightPager::CheckIntegrity() {
   const Region& weights = m.space.region(m.weights);
   const auto broken = [](std::string what) { return BadState("weight pager: " + std::move(what)); };
   const EvictionPlan& cover = *m.cover;
-  const std::vector<int32_t> covered = cover.RingOfSlots(weights.slots.size());
+  const std::vector<SlotPlace> covered = cover.PlaceOfSlots(weights.slots.size());
   for (uint32_t s = 0; s < weights.slots.size(); ++s) {
-    if (m.ring_of_slot[s] >= 0 && m.ring_of_slot[s] != covered[s]) {
-      return broken("slot " + std::to_string(s) + " is away, and no pass copies it");
+    if (m.place_of_slot[s] != kAtHome && m.place_of_slot[s] != covered[s]) {
+      return broken("slot " + std::to_string(s) + " is away, and the plan knows nothing of it");
     }
   }
-  const bool whole = m.ring_of_slot == covered;
+  const bool whole = m.place_of_slot == covered;
   if (m.settled && (!whole || cover.target() != plan_.target())) {
     return broken("the plan in force is not what is away");
   }
@@ -156,14 +156,25 @@ Status WeightPager::CheckIntegrity() {
   for (uint32_t s = 0; s < weights.slots.size(); ++s) {
     const std::string name = "slot " + std::to_string(s);
     if (!weights.slots[s].valid()) return broken(name + " is unmapped");
+    const bool foreign = AddressSpace::IsForeign(weights.slots[s]);
+    if (foreign != (m.place_of_slot[s] == kInBackingCopy)) {
+      return broken(name + (foreign ? " shows" : " does not show") + " the backing copy");
+    }
+    if (foreign) {
+      const ForeignGranule& copy = m.space.foreign(weights.slots[s]);
+      if (copy.number != s || copy.alloc != WEIR_TRY(m.backing->PieceAt(s * m.granule_bytes))) {
+        return broken(name + " shows the backing copy of slot " + std::to_string(copy.number));
+      }
+      continue;
+    }
     const Granule& granule = m.space.pool().granule(weights.slots[s]);
-    if (m.ring_of_slot[s] < 0) {
+    if (m.place_of_slot[s] == kAtHome) {
       if (granule.owner != Owner::kWeights) return broken(name + " belongs to somebody else");
       if (granule.map_count != 1) return broken(name + " is at home but mapped elsewhere too");
       if (!homes.insert(weights.slots[s]).second) return broken(name + " shares its granule");
       continue;
     }
-    const auto i = static_cast<uint32_t>(m.ring_of_slot[s]);
+    const auto i = static_cast<uint32_t>(m.place_of_slot[s]);
     if (weights.slots[s] != m.space.region(m.ring).slots[i]) {
       return broken(name + " is not an alias of ring granule " + std::to_string(i));
     }
@@ -189,7 +200,7 @@ Status WeightPager::CheckIntegrity() {
   std::vector<std::byte> here(m.granule_bytes);
   for (uint32_t s = 0; s < weights.slots.size(); ++s) {
     // What came home in the pass under way may not have arrived.
-    if (covered[s] >= 0 || !m.MayLeave(s)) continue;
+    if (InRing(covered[s]) || !m.MayLeave(s)) continue;
     if (!m.sums.empty()) {
       if (WEIR_TRY(m.SumOfSlot(s)) == m.sums[s]) continue;
       return DataLoss("slot " + std::to_string(s) + " differs from its checksum");

@@ -5,7 +5,8 @@
 //   1. The copy stream comes to rest (it does by itself: all it waits for is in steps that ended).
 //   2. The difference of the two plans becomes one RemapPlan. A granule that leaves home goes into
 //      a growing ring, and one that leaves a shrinking ring goes home, without passing through the
-//      pool: so evicting works with an empty pool.
+//      pool: so evicting works with an empty pool. Slots that are read in place are mapped onto
+//      the backing copy; no granule goes there or comes from there.
 //   3. Commit: all or nothing. Then owners change; this cannot fail.
 //   4. Slots that came home are filled from the backing copy. If that fails, the opposite
 //      transition is committed.
@@ -35,9 +36,18 @@ std::vector<bool> WeightPager::Impl::RingOf(const EvictionPlan& plan) const {
   return ring_after;
 }
 
-WeightTransition WeightPager::Impl::MakeTransition(const std::vector<int32_t>& from,
-                                                   const std::vector<int32_t>& to,
-                                                   const std::vector<bool>& ring_after) const {
+Status WeightPager::Impl::MapBackingCopy(RemapPlan* plan, uint32_t slot) const {
+  plan->MapForeign(weights, SlotIndex(slot),
+                   {.tier = backing->tier(),
+                    .alloc = WEIR_TRY(backing->PieceAt(slot * granule_bytes)),
+                    .number = slot,
+                    .owner = Owner::kWeights});
+  return OkStatus();
+}
+
+Result<WeightTransition> WeightPager::Impl::MakeTransition(
+    const std::vector<SlotPlace>& from, const std::vector<SlotPlace>& to,
+    const std::vector<bool>& ring_after) const {
   WeightTransition t;
   RemapPlan& plan = t.remap;
   const Region& home = space.region(weights);
@@ -49,10 +59,11 @@ WeightTransition WeightPager::Impl::MakeTransition(const std::vector<int32_t>& f
   for (uint32_t s = 0; s < slots; ++s) {
     if (from[s] == to[s]) continue;
     ++t.slots_changed;
-    if (from[s] < 0) AppendSlot(&t.evicted, s);
-    if (to[s] < 0) AppendSlot(&t.restored, s);
-    const int32_t i = from[s] < 0 ? to[s] : to[s] < 0 ? from[s] : -1;
-    if (i >= 0 && spare.slots[static_cast<size_t>(i)].valid() != ring_after[static_cast<size_t>(i)])
+    if (from[s] == kAtHome) AppendSlot(&t.evicted, s);
+    if (to[s] == kAtHome) AppendSlot(&t.restored, s);
+    const SlotPlace i = from[s] == kAtHome ? to[s] : to[s] == kAtHome ? from[s] : kAtHome;
+    if (InRing(i) &&
+        spare.slots[static_cast<size_t>(i)].valid() != ring_after[static_cast<size_t>(i)])
       heir[static_cast<size_t>(i)] = static_cast<int32_t>(s);
   }
   std::vector<uint32_t> coming, going;  // ring slots without such a weight slot
@@ -67,8 +78,8 @@ WeightTransition WeightPager::Impl::MakeTransition(const std::vector<int32_t>& f
   std::vector<uint32_t> leaving, homeless;
   for (uint32_t s = slots; s-- > 0;) {
     if (from[s] == to[s] || stays[s]) continue;
-    if (from[s] < 0) leaving.push_back(s);
-    if (to[s] < 0) homeless.push_back(s);
+    if (from[s] == kAtHome) leaving.push_back(s);
+    if (to[s] == kAtHome) homeless.push_back(s);
   }
 
   // A growing ring takes granules that leave home, while they are still mapped there.
@@ -107,8 +118,11 @@ WeightTransition WeightPager::Impl::MakeTransition(const std::vector<int32_t>& f
     plan.MapFresh(ring, SlotIndex(coming.back()), Owner::kRing);
   }
   for (uint32_t s = 0; s < slots; ++s) {
-    if (from[s] != to[s] && to[s] >= 0 && !stays[s]) {
+    if (from[s] == to[s] || stays[s]) continue;
+    if (InRing(to[s])) {
       plan.MapAlias(weights, SlotIndex(s), ring, SlotIndex(static_cast<uint32_t>(to[s])));
+    } else if (to[s] == kInBackingCopy) {
+      WEIR_TRY(MapBackingCopy(&plan, s));
     }
   }
   return t;
@@ -129,22 +143,24 @@ Status WeightPager::Impl::CommitTransition(WeightTransition& t, WeightPagerStats
 
 Status WeightPager::Impl::MoveAllTo(const EvictionPlan& plan, RemapCause cause,
                                     std::vector<WeightSlotRun>* restored, WeightPagerStats* stats) {
-  std::vector<int32_t> to = plan.RingOfSlots(ring_of_slot.size());
-  WeightTransition t = MakeTransition(ring_of_slot, to, RingOf(plan));
+  std::vector<SlotPlace> to = plan.PlaceOfSlots(place_of_slot.size());
+  WeightTransition t = WEIR_TRY(MakeTransition(place_of_slot, to, RingOf(plan)));
   t.remap.cause = cause;
   if (last_copy.valid()) t.remap.fence.Add(last_copy);
   WEIR_TRY(CommitTransition(t, stats));
-  ring_of_slot = std::move(to);
+  place_of_slot = std::move(to);
   restored->insert(restored->end(), t.restored.begin(), t.restored.end());
   return OkStatus();
 }
 
 std::vector<WeightSlotRun> WeightPager::Impl::Unfilled(const EvictionPlan& plan) const {
-  const std::vector<int32_t> copied = cover->RingOfSlots(ring_of_slot.size());
-  const std::vector<int32_t> away = plan.RingOfSlots(ring_of_slot.size());
+  const std::vector<SlotPlace> copied = cover->PlaceOfSlots(place_of_slot.size());
+  const std::vector<SlotPlace> away = plan.PlaceOfSlots(place_of_slot.size());
   std::vector<WeightSlotRun> runs;
-  for (uint32_t s = 0; s < ring_of_slot.size(); ++s) {
-    if (ring_of_slot[s] < 0 && copied[s] >= 0 && away[s] < 0) AppendSlot(&runs, s);
+  for (uint32_t s = 0; s < place_of_slot.size(); ++s) {
+    if (place_of_slot[s] == kAtHome && InRing(copied[s]) && away[s] == kAtHome) {
+      AppendSlot(&runs, s);
+    }
   }
   return runs;
 }
@@ -217,9 +233,10 @@ Status WeightPager::Apply(const EvictionTarget& target) {
   if (m.backing == nullptr && !target.empty()) {
     return BadState("weights without a backing copy cannot leave");
   }
+  if (!target.empty() && target.placement == Placement::kInPlace) WEIR_TRY(CanReadInPlace());
   EvictionPlan next = WEIR_TRY(EvictionPlan::Make(layout_, m.granule_bytes, target));
   if (target == plan_.target() && m.settled) return OkStatus();
-  if (!m.armed(next) && !m.armed(*m.cover)) {
+  if (target.empty() && m.cover->target().empty()) {
     plan_ = std::move(next);
     m.cover = std::make_shared<const EvictionPlan>(plan_);
     return OkStatus();

@@ -75,7 +75,7 @@ Status WeightPager::BeginTransition(const EvictionTarget& target) {
   const PoolCounts& counts = m.space.pool().counts();
   const uint64_t owned = uint64_t{counts.by_owner[static_cast<size_t>(Owner::kWeights)]} +
                          counts.by_owner[static_cast<size_t>(Owner::kRing)];
-  const uint64_t needed = m.ring_of_slot.size() - to->freed_granules();
+  const uint64_t needed = m.place_of_slot.size() - to->freed_granules();
   if (needed > owned) {
     m.homecoming = WEIR_TRY(m.space.pool().Commit(static_cast<uint32_t>(needed - owned)));
   }
@@ -113,15 +113,15 @@ Status WeightPager::Impl::BeginHeld(const Pass& pass, uint64_t number) {
 
 Status WeightPager::Impl::RemapChunk(const Pass& pass, const StripeChunk& chunk,
                                      WeightPagerStats* stats) {
-  std::vector<int32_t> to = ring_of_slot;
-  const std::vector<int32_t> target = pass.to->RingOfSlots(ring_of_slot.size());
+  std::vector<SlotPlace> to = place_of_slot;
+  const std::vector<SlotPlace> target = pass.to->PlaceOfSlots(place_of_slot.size());
   std::copy_n(target.begin() + chunk.first.value, chunk.count, to.begin() + chunk.first.value);
-  if (to == ring_of_slot) return OkStatus();
+  if (to == place_of_slot) return OkStatus();
   std::vector<bool> ring_after(space.region(ring).slots.size(), false);
-  for (const int32_t i : to) {
-    if (i >= 0) ring_after[static_cast<size_t>(i)] = true;
+  for (const SlotPlace i : to) {
+    if (InRing(i)) ring_after[static_cast<size_t>(i)] = true;
   }
-  WeightTransition t = MakeTransition(ring_of_slot, to, ring_after);
+  WeightTransition t = WEIR_TRY(MakeTransition(place_of_slot, to, ring_after));
   t.remap.cause = t.restored.empty() ? RemapCause::kEvict : RemapCause::kRestore;
   const auto fresh = static_cast<uint32_t>(
       std::count_if(t.remap.ops.begin(), t.remap.ops.end(),
@@ -129,7 +129,7 @@ Status WeightPager::Impl::RemapChunk(const Pass& pass, const StripeChunk& chunk,
   homecoming.Refund(std::min(fresh, homecoming.count()));
   // No fence: the gate is closed, the step before has ended, and this chunk's copy is not queued.
   WEIR_TRY(CommitTransition(t, stats));
-  ring_of_slot = std::move(to);
+  place_of_slot = std::move(to);
   return OkStatus();
 }
 

@@ -21,19 +21,42 @@ std::string Render(uint64_t v) {
   return std::to_string(v);
 }
 
-template <typename Target>
-std::string RangeOf(const Target& t) {
-  return "[" + Render(t.least) + ", " + Render(t.most) + "]";
+std::string Render(Placement v) {
+  return std::string(kPlacementNames[static_cast<size_t>(v)]);
 }
 
-template <typename Target, typename T>
-Status SetTarget(const Target& target, std::string_view key, std::string_view text, T value) {
-  if (!ParseNumber(text, &value) || !(value >= target.least && value <= target.most)) {
-    return InvalidArgument("parameter " + std::string(key) + " must be a number in " +
-                           RangeOf(target) + ", got \"" + std::string(text) + "\"");
+template <typename Target>
+std::string RangeOf(const Target& t) {
+  if constexpr (requires { t.accepted; }) {
+    std::string names;
+    for (const Placement p : t.accepted) names += (names.empty() ? "" : ", ") + Render(p);
+    return names;
+  } else {
+    return "[" + Render(t.least) + ", " + Render(t.most) + "]";
   }
-  *target.field = value;
-  return OkStatus();
+}
+
+template <typename Target>
+Status SetTarget(const Target& target, std::string_view key, std::string_view text) {
+  const auto refuse = [&](const char* what) {
+    return InvalidArgument("parameter " + std::string(key) + " must be " + what + RangeOf(target) +
+                           ", got \"" + std::string(text) + "\"");
+  };
+  if constexpr (requires { target.accepted; }) {
+    for (const Placement p : target.accepted) {
+      if (text != Render(p)) continue;
+      *target.field = p;
+      return OkStatus();
+    }
+    return refuse("one of ");
+  } else {
+    auto value = *target.field;
+    if (!ParseNumber(text, &value) || !(value >= target.least && value <= target.most)) {
+      return refuse("a number in ");
+    }
+    *target.field = value;
+    return OkStatus();
+  }
 }
 
 // Insertions, deletions, replacements and swaps of neighbours that make |a| from |b|.
@@ -73,13 +96,17 @@ void ParamTable::Bind(std::string name, uint64_t* field, uint64_t least, uint64_
   entries_.push_back({std::move(name), Count{field, least, most}, std::move(help), Render(*field)});
 }
 
+void ParamTable::Bind(std::string name, Placement* field, std::vector<Placement> accepted,
+                      std::string help) {
+  entries_.push_back(
+      {std::move(name), Choice{field, std::move(accepted)}, std::move(help), Render(*field)});
+}
+
 Status ParamTable::Set(std::string_view key, std::string_view value) {
   for (const Entry& entry : entries_) {
     if (entry.name != key) continue;
-    if (const Real* real = std::get_if<Real>(&entry.target)) {
-      return SetTarget(*real, key, value, double{});
-    }
-    return SetTarget(std::get<Count>(entry.target), key, value, uint64_t{});
+    return std::visit([&](const auto& target) { return SetTarget(target, key, value); },
+                      entry.target);
   }
   std::vector<std::string> known;
   for (const Entry& entry : entries_) known.push_back(entry.name);

@@ -1,4 +1,4 @@
-// ParamTable: the named numbers of a policy, with meaning, unit and range.
+// ParamTable: the named numbers and choices of a policy, with meaning, unit and range.
 //
 // Binds names to the fields of a policy's Config, so that a spec string can set them, the contract
 // test can check them and the documentation can list them. Owns nothing: the Config must outlive
@@ -12,6 +12,7 @@
 #include <variant>
 #include <vector>
 
+#include "policy/policy.h"
 #include "vmm/status.h"
 
 namespace weir {
@@ -20,7 +21,7 @@ namespace weir {
 struct ParamInfo {
   std::string name;
   std::string default_value;
-  std::string range;  // "[0, 1]"
+  std::string range;  // "[0, 1]", or "stripe, layer"
   std::string help;   // one line: meaning, unit, what 0 does
 };
 
@@ -28,9 +29,12 @@ class ParamTable {
  public:
   void Bind(std::string name, double* field, double least, double most, std::string help);
   void Bind(std::string name, uint64_t* field, uint64_t least, uint64_t most, std::string help);
+  // By name; |accepted| are those that this policy knows.
+  void Bind(std::string name, Placement* field, std::vector<Placement> accepted, std::string help);
 
   // kNotFound for an unknown key (lists the known ones and the nearest), kInvalidArgument for a
-  // value that is not a number or out of range. The field is unchanged after an error.
+  // value that is not a number, out of range or not accepted. The field is unchanged after an
+  // error.
   Status Set(std::string_view key, std::string_view value);
 
   std::vector<ParamInfo> Describe() const;                          // as bound
@@ -45,9 +49,13 @@ class ParamTable {
     uint64_t* field;
     uint64_t least, most;
   };
+  struct Choice {
+    Placement* field;
+    std::vector<Placement> accepted;
+  };
   struct Entry {
     std::string name;
-    std::variant<Real, Count> target;
+    std::variant<Real, Count, Choice> target;
     std::string help;
     std::string default_value;
   };

@@ -33,6 +33,10 @@ struct StepCost {
   // Tokens whose products cost no more than the weights' read that every step pays.
   double free_tokens = 0;
 
+  // A product reads its weights once for so many tokens at most (tiles of that height), so what is
+  // read in place crosses the link again for each such part: measured on H200s.
+  static constexpr double kTokensARead = 256;
+
   double ComputeNs(double tokens, double context, double pairs, double evicted_bytes) const {
     const double dear = tokens > free_tokens ? tokens - free_tokens : 0;
     return fixed_ns + per_token_ns * dear + per_context_ns * context + per_pair_ns * pairs +
@@ -43,19 +47,27 @@ struct StepCost {
     const double stream = link_bytes_per_ns > 0 ? evicted_bytes / link_bytes_per_ns : 0;
     return compute > stream ? compute : stream;
   }
+  // How much longer a step takes that reads |bytes| of its weights in place: kernels wait for the
+  // link themselves, and nothing hides that.
+  double InPlaceNs(double tokens, double bytes) const {
+    if (link_bytes_per_ns <= 0) return 0;
+    return bytes / link_bytes_per_ns * (tokens > kTokensARead ? tokens / kTokensARead : 1);
+  }
 };
 
 // How evicted weights are spread (pager/eviction_plan.h).
 enum class Placement : uint8_t {
-  kStripe,  // the last granules of every layer's segments
-  kLayer,   // whole layers, evenly spaced
+  kStripe,   // the last granules of every layer's segments, copied into a ring ahead of their use
+  kLayer,    // whole layers, evenly spaced, copied likewise
+  kInPlace,  // the granules of a stripe, read out of the backing copy by the kernels: no ring
 };
+inline constexpr std::array<std::string_view, 3> kPlacementNames = {"stripe", "layer", "in_place"};
 
 struct WeightsView {
   uint64_t bytes = 0;  // the whole region
   uint32_t layers = 0;
   uint32_t max_granules_per_layer = 0;  // what a stripe plan may take from each layer at most
-  uint32_t granules_per_layer = 0;      // evicted now; 0 under another placement
+  uint32_t granules_per_layer = 0;      // evicted now; 0 where whole layers are
   uint32_t ring_slots = 2;              // as configured: what a policy without an opinion asks for
   Placement placement = Placement::kStripe;  // in force
   uint32_t layers_away = 0;                  // whole layers evicted now; 0 under another placement
@@ -64,6 +76,9 @@ struct WeightsView {
   uint32_t max_layers_away = 0;
   uint32_t granules_per_whole_layer = 0;  // what evicting one layer more gives, at least
   uint32_t freed_granules = 0;            // evicted now, less the ring
+  // The most granules of each layer that can be read in place, all of which KV gains; 0 where the
+  // backing copy cannot be read so.
+  uint32_t max_in_place_per_layer = 0;
 };
 
 struct KvView {
@@ -118,15 +133,16 @@ struct PolicySnapshot {
 // KV its granules at once; restoring first needs KV to shrink.
 struct PolicyDecision {
   Placement placement = Placement::kStripe;
-  uint32_t granules_per_layer = 0;  // kStripe: granules to keep away from each layer
+  uint32_t granules_per_layer = 0;  // kStripe, kInPlace: granules to keep away from each layer
   uint32_t layers = 0;              // kLayer: whole layers to keep away, 0 or more than ring_slots
-  uint32_t ring_slots = 2;          // at least 2, or 1 with kLayer: a load waits for the slot
+  // At least 2, or 1 with kLayer: a load waits for the slot. kInPlace has no ring.
+  uint32_t ring_slots = 2;
   // Weights come home although running sequences hold the KV they need: the last admitted ones are
   // preempted until they fit. Otherwise the border stays where it is as long as that is so.
   bool preempt = false;
   std::string reason;  // one clause, for the trace and the log
   // Granules a layer, or whole layers.
-  uint32_t amount() const { return placement == Placement::kStripe ? granules_per_layer : layers; }
+  uint32_t amount() const { return placement == Placement::kLayer ? layers : granules_per_layer; }
 };
 
 class Policy {

@@ -6,13 +6,24 @@
 namespace weir {
 namespace {
 
+// The most a placement can keep away: granules of each layer, or layers.
+uint32_t MostOf(const WeightsView& weights, Placement placement) {
+  switch (placement) {
+    case Placement::kStripe: return weights.max_granules_per_layer;
+    case Placement::kLayer: return weights.max_layers_away;
+    case Placement::kInPlace: return weights.max_in_place_per_layer;
+  }
+  return 0;
+}
+
 // Keeps |wanted| granules of each layer away whatever the load, as far as layers can give.
-PolicyDecision HoldStripes(const WeightsView& weights, uint64_t wanted) {
-  const uint32_t most = weights.max_granules_per_layer;
-  PolicyDecision decision{
-      .granules_per_layer = static_cast<uint32_t>(std::min<uint64_t>(wanted, most)),
-      .ring_slots = std::max(2u, weights.ring_slots)};
+PolicyDecision HoldGranules(const WeightsView& weights, Placement placement, uint64_t wanted) {
+  PolicyDecision decision{.placement = placement,
+                          .granules_per_layer = static_cast<uint32_t>(
+                              std::min<uint64_t>(wanted, MostOf(weights, placement))),
+                          .ring_slots = std::max(2u, weights.ring_slots)};
   decision.reason = "fixed at " + std::to_string(decision.granules_per_layer) + " granules/layer";
+  if (placement == Placement::kInPlace) decision.reason += " read in place";
   if (decision.granules_per_layer < wanted) decision.reason += ", the most a layer can give";
   return decision;
 }
@@ -35,11 +46,11 @@ PolicyDecision HoldLayers(const WeightsView& weights, uint32_t wanted, uint32_t 
   return decision;
 }
 
-PolicyDecision HoldShare(const WeightsView& weights, double share, bool whole_layers) {
-  const uint32_t most = whole_layers ? weights.max_layers_away : weights.max_granules_per_layer;
-  const auto wanted = static_cast<uint32_t>(std::lround(share * most));
-  return whole_layers ? HoldLayers(weights, wanted, std::max(2u, weights.ring_slots))
-                      : HoldStripes(weights, wanted);
+PolicyDecision HoldShare(const WeightsView& weights, double share, Placement placement) {
+  const auto wanted = static_cast<uint32_t>(std::lround(share * MostOf(weights, placement)));
+  return placement == Placement::kLayer
+             ? HoldLayers(weights, wanted, std::max(2u, weights.ring_slots))
+             : HoldGranules(weights, placement, wanted);
 }
 
 }  // namespace
@@ -54,11 +65,13 @@ ParamTable FixedConfig::Params() {
   ParamTable table;
   table.Bind("granules_per_layer", &granules_per_layer, 0, 0xffffffffu,
              "granules to keep away from each layer, clipped to what a layer can give; 0: none");
+  table.Bind("placement", &placement, {Placement::kStripe, Placement::kInPlace},
+             "copied through the ring, or read where their backing copy is");
   return table;
 }
 
 PolicyDecision FixedPolicy::Decide(const PolicySnapshot& snapshot) {
-  return HoldStripes(snapshot.weights, config_.granules_per_layer);
+  return HoldGranules(snapshot.weights, config_.placement, config_.granules_per_layer);
 }
 
 std::vector<std::pair<std::string, std::string>> FixedPolicy::Parameters() const {
@@ -69,13 +82,13 @@ std::vector<std::pair<std::string, std::string>> FixedPolicy::Parameters() const
 ParamTable StaticConfig::Params() {
   ParamTable table;
   table.Bind("fraction", &fraction, 0, 1, "share of the most that may leave; 0: nothing is away");
-  table.Bind("whole_layers", &whole_layers, 0, 1,
-             "1: whole layers, evenly spaced; 0: a stripe of every layer");
+  table.Bind("placement", &placement, {Placement::kStripe, Placement::kLayer, Placement::kInPlace},
+             "whole layers, evenly spaced; a stripe of every layer; or that, read in place");
   return table;
 }
 
 PolicyDecision StaticPolicy::Decide(const PolicySnapshot& snapshot) {
-  return HoldShare(snapshot.weights, config_.fraction, config_.whole_layers != 0);
+  return HoldShare(snapshot.weights, config_.fraction, config_.placement);
 }
 
 std::vector<std::pair<std::string, std::string>> StaticPolicy::Parameters() const {

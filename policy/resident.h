@@ -25,6 +25,7 @@ struct FixedConfig {
   // Granules to keep away from each layer, whatever the load; clipped to what a layer can give.
   // 0 evicts nothing.
   uint64_t granules_per_layer = 0;
+  Placement placement = Placement::kStripe;  // or kInPlace
   ParamTable Params();
 };
 
@@ -43,15 +44,16 @@ class FixedPolicy final : public Policy {
 };
 
 struct StaticConfig {
-  double fraction = 0;        // of the most that may leave; [0, 1]
-  uint64_t whole_layers = 1;  // 1: evenly spaced whole layers; 0: a stripe of every layer
+  double fraction = 0;  // of the most that may leave; [0, 1]
+  Placement placement = Placement::kLayer;
   ParamTable Params();
 };
 
 // Represents a fixed share of the weights away, as vLLM's prefetch offloading has it (vLLM pull
 // request 29941: the last M of each group of N layers are streamed through a static pool of slots).
 // The share stands for M / N; layers that do not exceed the ring's slots stay, since evicting them
-// would free nothing. The same as FixedPolicy but for the unit. Stateless.
+// would free nothing. In place: as engines do whose kernels read offloaded weights through mapped
+// host memory. The same as FixedPolicy but for the unit. Stateless.
 class StaticPolicy final : public Policy {
  public:
   explicit StaticPolicy(const StaticConfig& config) : config_(config) {}

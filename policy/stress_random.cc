@@ -1,6 +1,7 @@
 #include "policy/stress_random.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace weir {
 namespace {
@@ -11,6 +12,10 @@ uint64_t Mix(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
   return x ^ (x >> 31);
+}
+
+uint32_t MostGranules(const WeightsView& w, Placement placement) {
+  return placement == Placement::kInPlace ? w.max_in_place_per_layer : w.max_granules_per_layer;
 }
 
 }  // namespace
@@ -31,33 +36,35 @@ PolicyDecision StressRandomPolicy::Decide(const PolicySnapshot& snapshot) {
     started_ = true;
     target_.placement = w.placement;
     target_.ring_slots = slots;
-    (w.placement == Placement::kStripe ? target_.granules_per_layer : target_.layers) =
-        w.placement == Placement::kStripe ? w.granules_per_layer : w.layers_away;
+    (w.placement == Placement::kLayer ? target_.layers : target_.granules_per_layer) =
+        w.placement == Placement::kLayer ? w.layers_away : w.granules_per_layer;
     moved_at_ = snapshot.step;
   } else if (snapshot.step >= moved_at_ && snapshot.step - moved_at_ >= config_.hold_steps) {
     const uint64_t draw = Mix(config_.seed ^ Mix(++moves_));
     const double share = static_cast<double>(draw >> 11) * 0x1p-53;
     const uint64_t pick = Mix(draw);
-    target_ = {.placement = Mix(pick) % 3 == 0 ? Placement::kLayer : Placement::kStripe,
-               .ring_slots = slots,
-               .reason = {}};
+    constexpr Placement kDrawn[] = {Placement::kStripe, Placement::kStripe, Placement::kLayer,
+                                    Placement::kInPlace};
+    target_ = {
+        .placement = kDrawn[Mix(pick) % std::size(kDrawn)], .ring_slots = slots, .reason = {}};
     if (share < config_.home_share) {
-      // Nothing away, in either placement's words.
-    } else if (target_.placement == Placement::kStripe) {
+      // Nothing away, in any placement's words.
+    } else if (target_.placement != Placement::kLayer) {
       target_.granules_per_layer =
-          static_cast<uint32_t>(pick % (uint64_t{w.max_granules_per_layer} + 1));
+          static_cast<uint32_t>(pick % (uint64_t{MostGranules(w, target_.placement)} + 1));
     } else {
       if (Mix(pick + 1) % 2 == 0) target_.ring_slots = 1;
       target_.layers = static_cast<uint32_t>(pick % (uint64_t{w.max_layers_away} + 1));
     }
     moved_at_ = snapshot.step;
   }
-  target_.granules_per_layer = std::min(target_.granules_per_layer, w.max_granules_per_layer);
+  target_.granules_per_layer =
+      std::min(target_.granules_per_layer, MostGranules(w, target_.placement));
   target_.layers = std::min(target_.layers, w.max_layers_away);
   if (target_.layers <= target_.ring_slots) target_.layers = 0;
   PolicyDecision decision = target_;
   decision.reason = "random target " + std::to_string(target_.amount()) +
-                    (target_.placement == Placement::kStripe ? " granules/layer" : " layers");
+                    (target_.placement == Placement::kLayer ? " layers" : " granules/layer");
   return decision;
 }
 

@@ -18,6 +18,14 @@ using Place = std::pair<RegionId, SlotIndex>;
 // numbered from here.
 constexpr uint32_t kFreshBase = 0x80000000U;
 
+// Where an operation that is no unmap maps.
+Place MappedPlace(const RemapOp& op) {
+  if (const auto* map = std::get_if<MapFreshOp>(&op)) return {map->region, map->slot};
+  if (const auto* alias = std::get_if<MapAliasOp>(&op)) return {alias->region, alias->slot};
+  const auto& foreign = std::get<MapForeignOp>(op);
+  return {foreign.region, foreign.slot};
+}
+
 }  // namespace
 
 // A driver call that was made, and what takes it back.
@@ -72,6 +80,7 @@ AddressSpace::~AddressSpace() {
       if (!g.valid()) continue;
       complain("unmapping " + SlotName(region.id, SlotIndex(i)),
                Persist([&] { return DriverUnmap(region.id, SlotIndex(i), g); }));
+      if (IsForeign(g)) continue;
       pool_.OnUnmapped(g);
       if (pool_.granule(g).map_count != 0) continue;
       pool_.Free(g);
@@ -113,11 +122,24 @@ std::string AddressSpace::SlotName(RegionId region, SlotIndex slot) const {
   return regions_[region.value].name + "[" + std::to_string(slot.value) + "]";
 }
 
+// A number names one allocation, as long as it is mapped anywhere.
+Status AddressSpace::CheckForeign(const ForeignGranule& granule) const {
+  if (!granule.alloc.valid() || granule.number >= kForeignBit || granule.owner == Owner::kNone) {
+    return InvalidArgument("a foreign granule needs an allocation, an owner and a number below " +
+                           std::to_string(kForeignBit));
+  }
+  const auto it = foreign_.find(ForeignId(granule.number));
+  if (it == foreign_.end() || it->second.granule == granule) return OkStatus();
+  return InvalidArgument("foreign granule " + std::to_string(granule.number) +
+                         " is another allocation already");
+}
+
 // --- Planning
 // --------------------------------------------------------------------------------------
 
 Status AddressSpace::CheckOps(const RemapPlan& plan, Scratch* scratch) const {
   uint32_t fresh = 0;
+  std::map<uint32_t, ForeignGranule> foreign_seen;  // by number, of this plan
   for (size_t i = 0; i < plan.ops.size(); ++i) {
     const auto refuse = [&](StatusCode code, const char* verb, RegionId r, SlotIndex s,
                             const std::string& why) {
@@ -153,13 +175,25 @@ Status AddressSpace::CheckOps(const RemapPlan& plan, Scratch* scratch) const {
     }
     const auto* map = std::get_if<MapFreshOp>(&op);
     const auto* alias = std::get_if<MapAliasOp>(&op);
-    const char* verb = map != nullptr ? "map" : "alias";
-    const Place place =
-        map != nullptr ? Place{map->region, map->slot} : Place{alias->region, alias->slot};
+    const auto* foreign = std::get_if<MapForeignOp>(&op);
+    const char* verb = alias != nullptr ? "alias" : "map";
+    const Place place = MappedPlace(op);
     WEIR_TRY(check_place(verb, place.first, place.second));
     if (scratch->At(place).valid()) {
       return refuse(StatusCode::kInvalidArgument, verb, place.first, place.second,
                     "the slot is mapped already");
+    }
+    if (foreign != nullptr) {
+      const ForeignGranule& granule = foreign->granule;
+      Status usable = CheckForeign(granule);
+      if (foreign_seen.try_emplace(granule.number, granule).first->second != granule) {
+        usable = InvalidArgument("its number names another allocation of this plan");
+      }
+      if (!usable.ok()) {
+        return refuse(usable.code(), verb, place.first, place.second, usable.message());
+      }
+      scratch->Set(place, ForeignId(foreign->granule.number));
+      continue;
     }
     if (map != nullptr) {
       if (map->owner == Owner::kNone || static_cast<size_t>(map->owner) >= kOwnerCount) {
@@ -199,17 +233,32 @@ Status AddressSpace::Validate(RemapPlan& plan) {
 // --- Committing
 // ------------------------------------------------------------------------------------
 
+Tier AddressSpace::TierOf(GranuleId granule) const {
+  return IsForeign(granule) ? foreign(granule).tier : pool_.tier();
+}
+
+void AddressSpace::TraceMap(RegionId region, SlotIndex slot, GranuleId granule, bool alias) const {
+  const auto tier = static_cast<uint8_t>(TierOf(granule));
+  if (IsForeign(granule)) {
+    TraceEmit(TraceType::kMap, tier, region.value, slot.value, foreign(granule).number,
+              MapKind::kForeign, foreign(granule).owner);
+  } else {
+    TraceEmit(TraceType::kMap, tier, region.value, slot.value, granule.value,
+              alias ? MapKind::kAlias : MapKind::kOnly, pool_.granule(granule).owner);
+  }
+}
+
 Status AddressSpace::DriverMap(RegionId region, SlotIndex slot, GranuleId granule, bool alias) {
-  WEIR_TRY(driver_.Map(regions_[region.value].SlotAddress(slot), pool_.granule(granule).alloc));
-  TraceEmit(TraceType::kMap, static_cast<uint8_t>(pool_.tier()), region.value, slot.value,
-            granule.value, alias ? 1 : 0, pool_.granule(granule).owner);
+  const AllocId alloc = IsForeign(granule) ? foreign(granule).alloc : pool_.granule(granule).alloc;
+  WEIR_TRY(driver_.Map(regions_[region.value].SlotAddress(slot), alloc));
+  TraceMap(region, slot, granule, alias);
   return OkStatus();
 }
 
 Status AddressSpace::DriverUnmap(RegionId region, SlotIndex slot, GranuleId granule) {
   WEIR_TRY(driver_.Unmap(regions_[region.value].SlotAddress(slot)));
-  TraceEmit(TraceType::kUnmap, static_cast<uint8_t>(pool_.tier()), region.value, slot.value,
-            granule.value);
+  TraceEmit(TraceType::kUnmap, static_cast<uint8_t>(TierOf(granule)), region.value, slot.value,
+            IsForeign(granule) ? foreign(granule).number : granule.value);
   return OkStatus();
 }
 
@@ -225,12 +274,17 @@ Status AddressSpace::Apply(const RemapPlan& plan, const std::vector<GranuleId>& 
       now->Set(place, GranuleId());
       continue;
     }
-    const auto* map = std::get_if<MapFreshOp>(&op);
+    const Place place = MappedPlace(op);
     const auto* alias = std::get_if<MapAliasOp>(&op);
-    const Place place =
-        map != nullptr ? Place{map->region, map->slot} : Place{alias->region, alias->slot};
-    const GranuleId granule =
-        map != nullptr ? fresh[next_fresh++] : now->At({alias->source_region, alias->source_slot});
+    GranuleId granule;
+    if (alias != nullptr) {
+      granule = now->At({alias->source_region, alias->source_slot});
+    } else if (const auto* foreign = std::get_if<MapForeignOp>(&op)) {
+      granule = ForeignId(foreign->granule.number);
+      foreign_.try_emplace(granule, Foreign{foreign->granule, 0});
+    } else {
+      granule = fresh[next_fresh++];
+    }
     WEIR_TRY(DriverMap(place.first, place.second, granule, alias != nullptr));
     undo->push_back({Undo::Kind::kMapped, place, granule});
     now->Set(place, granule);
@@ -245,30 +299,31 @@ Status AddressSpace::GrantAccess(const RemapPlan& plan, const Scratch& now) {
   std::vector<Place> mapped;
   mapped.reserve(plan.ops.size());
   for (const RemapOp& op : plan.ops) {
-    Place place;
-    if (const auto* map = std::get_if<MapFreshOp>(&op)) {
-      place = {map->region, map->slot};
-    } else if (const auto* alias = std::get_if<MapAliasOp>(&op)) {
-      place = {alias->region, alias->slot};
-    } else {
-      continue;
-    }
+    if (std::holds_alternative<UnmapOp>(op)) continue;
+    const Place place = MappedPlace(op);
     if (now.At(place).valid()) mapped.push_back(place);
   }
   std::sort(mapped.begin(), mapped.end());
   mapped.erase(std::unique(mapped.begin(), mapped.end()), mapped.end());
   for (size_t i = 0; i < mapped.size();) {
     size_t end = i + 1;
+    const bool foreign = IsForeign(now.At(mapped[i]));
     while (end < mapped.size() && mapped[end].first == mapped[i].first &&
-           mapped[end].second.value == mapped[end - 1].second.value + 1) {
+           mapped[end].second.value == mapped[end - 1].second.value + 1 &&
+           IsForeign(now.At(mapped[end])) == foreign) {
       ++end;
     }
-    const Region& region = regions_[mapped[i].first.value];
-    WEIR_TRY(driver_.SetAccess(region.SlotAddress(mapped[i].second), (end - i) * region.slot_bytes,
-                               Access::kReadWrite));
+    WEIR_TRY(SetSlotAccess(mapped[i].first, mapped[i].second, end - i, foreign));
     i = end;
   }
   return OkStatus();
+}
+
+// What is not ours is not written to.
+Status AddressSpace::SetSlotAccess(RegionId region, SlotIndex first, uint64_t slots, bool foreign) {
+  const Region& r = regions_[region.value];
+  return driver_.SetAccess(r.SlotAddress(first), slots * r.slot_bytes,
+                           foreign ? Access::kRead : Access::kReadWrite);
 }
 
 // Zeroes new granules that still hold another owner's bytes, through any slot that shows them. A
@@ -317,10 +372,7 @@ Status AddressSpace::RollBack(std::vector<Undo>& undo, Scratch* now) {
       s = Persist([&] { return DriverMap(region, slot, it->granule, /*alias=*/true); });
       if (s.ok()) {
         now->Set(it->place, it->granule);
-        s = Persist([&] {
-          return driver_.SetAccess(regions_[region.value].SlotAddress(slot), pool_.granule_bytes(),
-                                   Access::kReadWrite);
-        });
+        s = Persist([&] { return SetSlotAccess(region, slot, 1, IsForeign(it->granule)); });
       }
     }
     if (s.ok()) continue;
@@ -337,20 +389,31 @@ uint32_t AddressSpace::Publish(const Scratch& now) {
   // Maps first: a granule that only moves never looks unmapped.
   for (const auto& [place, granule] : now.slots) {
     Region& region = regions_[place.first.value];
-    if (granule.valid() && granule != region.slots[place.second.value]) pool_.OnMapped(granule);
+    if (!granule.valid() || granule == region.slots[place.second.value]) continue;
+    if (IsForeign(granule)) {
+      ++foreign_.at(granule).mappings;
+    } else {
+      pool_.OnMapped(granule);
+    }
   }
   for (const auto& [place, granule] : now.slots) {
     Region& region = regions_[place.first.value];
     GranuleId& slot = region.slots[place.second.value];
     if (slot == granule) continue;
     if (slot.valid()) {
-      pool_.OnUnmapped(slot);
-      touched.push_back(slot);
+      if (IsForeign(slot)) {
+        --foreign_.at(slot).mappings;
+      } else {
+        pool_.OnUnmapped(slot);
+        touched.push_back(slot);
+      }
       --region.mapped;
     }
     if (granule.valid()) ++region.mapped;
     slot = granule;
   }
+  // Also those that a plan mapped which was undone.
+  std::erase_if(foreign_, [](const auto& entry) { return entry.second.mappings == 0; });
   std::sort(touched.begin(), touched.end());
   touched.erase(std::unique(touched.begin(), touched.end()), touched.end());
   std::vector<GranuleId> freed;
@@ -443,15 +506,30 @@ Status AddressSpace::CheckIntegrity() const {
                       " mapped slots and has " + std::to_string(mapped));
     }
   }
+  size_t foreign = 0;
   for (const auto& [g, n] : mappings) {
+    if (IsForeign(g)) {
+      ++foreign;
+      const auto it = foreign_.find(g);
+      if (it == foreign_.end() || it->second.mappings != n) {
+        return BadState("foreign granule " + std::to_string(g.value & ~kForeignBit) + " is in " +
+                        std::to_string(n) + " slots and counts another number");
+      }
+      continue;
+    }
     if (pool_.granule(g).map_count != n) {
       return BadState("granule " + std::to_string(g.value) + " is in " + std::to_string(n) +
                       " slots and counts " + std::to_string(pool_.granule(g).map_count));
     }
   }
-  if (mappings.size() != pool_.counts().mapped) {
+  if (foreign != foreign_.size()) {
+    return BadState(std::to_string(foreign_.size()) +
+                    " foreign granules are kept, the slots hold " + std::to_string(foreign));
+  }
+  if (mappings.size() - foreign != pool_.counts().mapped) {
     return BadState("the pool counts " + std::to_string(pool_.counts().mapped) +
-                    " mapped granules, the slots hold " + std::to_string(mappings.size()));
+                    " mapped granules, the slots hold " +
+                    std::to_string(mappings.size() - foreign));
   }
   return pool_.CheckIntegrity();
 }
@@ -467,8 +545,8 @@ void AddressSpace::TraceState() const {
     for (uint32_t i = 0; i < region.slots.size(); ++i) {
       const GranuleId g = region.slots[i];
       if (!g.valid()) continue;
-      TraceEmit(TraceType::kMap, tier, region.id.value, i, g.value, mapped[g.value] ? 1 : 0,
-                pool_.granule(g).owner);
+      TraceMap(region.id, SlotIndex(i), g, !IsForeign(g) && mapped[g.value]);
+      if (IsForeign(g)) continue;
       if (!mapped[g.value]) seen.push_back(g);
       mapped[g.value] = true;
     }

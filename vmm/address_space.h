@@ -7,6 +7,7 @@
 // Engine thread only.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,7 +24,7 @@ struct Region {
   std::string name;  // "weights", "kv", "ring", ... for traces and errors
   VirtAddr base = 0;
   uint64_t slot_bytes = 0;
-  std::vector<GranuleId> slots;  // invalid id: unmapped
+  std::vector<GranuleId> slots;  // invalid id: unmapped; see AddressSpace::IsForeign
   uint32_t mapped = 0;
 
   VirtAddr SlotAddress(SlotIndex slot) const { return base + slot.value * slot_bytes; }
@@ -49,6 +50,9 @@ class AddressSpace {
   // Reserves ceil(bytes / granule) slots, unmapped.
   Result<RegionId> Reserve(std::string name, uint64_t bytes);
   const Region& region(RegionId id) const { return regions_[id.value]; }
+  // Whether the id in a slot names a granule that is not the pool's (MapForeignOp), and which.
+  static bool IsForeign(GranuleId id) { return id.valid() && (id.value & kForeignBit) != 0; }
+  const ForeignGranule& foreign(GranuleId id) const { return foreign_.at(id).granule; }
   GranulePool& pool() { return pool_; }
   Driver& driver() { return driver_; }
 
@@ -74,6 +78,12 @@ class AddressSpace {
  private:
   AddressSpace(Driver& driver, GranulePool& pool, const Options& options)
       : driver_(driver), pool_(pool), options_(options) {}
+  static constexpr uint32_t kForeignBit = 0x40000000U;
+  static GranuleId ForeignId(uint32_t number) { return GranuleId(kForeignBit | number); }
+  struct Foreign {
+    ForeignGranule granule;
+    uint32_t mappings = 0;
+  };
   struct Undo;     // one driver call that was made
   struct Scratch;  // slots and map counts as a plan leaves them, over the real ones
   Status CheckOps(const RemapPlan& plan, Scratch* scratch) const;
@@ -83,6 +93,10 @@ class AddressSpace {
   Status Scrub(const std::vector<GranuleId>& fresh, const Scratch& now);
   Status RollBack(std::vector<Undo>& undo, Scratch* now);
   uint32_t Publish(const Scratch& now);
+  Status CheckForeign(const ForeignGranule& granule) const;
+  Status SetSlotAccess(RegionId region, SlotIndex first, uint64_t slots, bool foreign);
+  void TraceMap(RegionId region, SlotIndex slot, GranuleId granule, bool alias) const;
+  Tier TierOf(GranuleId granule) const;
   void Poison(const std::vector<GranuleId>& freed);
   Status DriverMap(RegionId region, SlotIndex slot, GranuleId granule, bool alias);
   Status DriverUnmap(RegionId region, SlotIndex slot, GranuleId granule);
@@ -92,10 +106,11 @@ class AddressSpace {
   GranulePool& pool_;
   Options options_;
   std::vector<Region> regions_;
-  std::vector<bool> broken_;  // by region: an undo failed
-  StreamId service_stream_;   // poison and scrub
-  VirtAddr window_ = 0;       // one slot, where freed granules are poisoned; 0: none
-  bool window_used_ = false;  // a mapping is stuck in it
+  std::vector<bool> broken_;              // by region: an undo failed
+  std::map<GranuleId, Foreign> foreign_;  // mapped now, or by the plan that is being applied
+  StreamId service_stream_;               // poison and scrub
+  VirtAddr window_ = 0;                   // one slot, where freed granules are poisoned; 0: none
+  bool window_used_ = false;              // a mapping is stuck in it
   uint64_t commits_ = 0;
   uint64_t rollbacks_ = 0;
 };

@@ -14,7 +14,8 @@
 #include "vmm/host_stream.h"
 
 #ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23  // Linux 5.14
+#define MADV_POPULATE_READ 22  // Linux 5.14
+#define MADV_POPULATE_WRITE 23
 #endif
 
 namespace weir {
@@ -184,9 +185,10 @@ Status HostDriver::SetAccess(VirtAddr at, uint64_t bytes, Access access) {
                        errno);
   }
   table_.ApplySetAccess(at, bytes, access);
-  if (options_.populate == HostPopulate::kOnSetAccess && access == Access::kReadWrite) {
+  if (options_.populate == HostPopulate::kOnSetAccess && access != Access::kNone) {
     // An old kernel does without: the first touch faults as ever.
-    (void)::madvise(Pointer(at), bytes, MADV_POPULATE_WRITE);
+    (void)::madvise(Pointer(at), bytes,
+                    access == Access::kRead ? MADV_POPULATE_READ : MADV_POPULATE_WRITE);
   }
   return OkStatus();
 }

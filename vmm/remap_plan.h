@@ -46,7 +46,22 @@ struct MapAliasOp {
   RegionId source_region;
   SlotIndex source_slot;
 };
-using RemapOp = std::variant<UnmapOp, MapFreshOp, MapAliasOp>;
+// An allocation of another owner, of any tier and as large as a slot: the pool does not count it.
+// Its owner keeps it, and its bytes, as long as it is mapped here.
+struct ForeignGranule {
+  Tier tier = Tier::kHost;
+  AllocId alloc;
+  uint32_t number = 0;  // below 2^30: its name in traces (with the tier) and in Region::slots
+  Owner owner = Owner::kNone;  // whose bytes they are
+  bool operator==(const ForeignGranule&) const = default;
+};
+// Binds |granule| at the slot, to be read and not written.
+struct MapForeignOp {
+  RegionId region;
+  SlotIndex slot;
+  ForeignGranule granule;
+};
+using RemapOp = std::variant<UnmapOp, MapFreshOp, MapAliasOp, MapForeignOp>;
 
 struct RemapPlan {
   RemapCause cause = RemapCause::kTest;
@@ -59,6 +74,9 @@ struct RemapPlan {
   }
   void MapAlias(RegionId region, SlotIndex slot, RegionId source_region, SlotIndex source_slot) {
     ops.push_back(MapAliasOp{region, slot, source_region, source_slot});
+  }
+  void MapForeign(RegionId region, SlotIndex slot, const ForeignGranule& granule) {
+    ops.push_back(MapForeignOp{region, slot, granule});
   }
   bool empty() const { return ops.empty(); }
 

@@ -41,6 +41,11 @@ void TraceAudit::OnMap(const TraceRecord& r) {
   Remember(slot);
   if (slots_.contains(slot)) Problem(r, "the slot is mapped already (M1)");
   const auto granule = granules_.find(key);
+  if (r.args[3] == static_cast<uint64_t>(MapKind::kForeign)) {
+    if (granule != granules_.end()) Problem(r, "a granule of a pool is mapped as somebody else's");
+    slots_[slot] = key;
+    return;
+  }
   if (granule == granules_.end()) {
     Problem(r, "granule " + std::to_string(key.second) + " was never created");
     return;

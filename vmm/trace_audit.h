@@ -2,10 +2,11 @@
 //
 // Represents the state that the records so far describe. Rules: granules are created before use and
 // change state as granule.h draws it (G1); a slot is mapped once and unmapped with the granule that
-// is in it (M1); a granule is in two slots only by alias; mapping happens inside a plan (T3); plans
-// are paired, and a clean rollback leaves the slots of before (T2); loans are called, then end;
-// steps and gates are paired per thread. Feed it one thread's records in order, or a drained trace
-// sorted by time. A trace with losses cannot be audited: a kDrop record is a problem.
+// is in it (M1); a granule is in two slots only by alias, and a pool's is never mapped as somebody
+// else's; mapping happens inside a plan (T3); plans are paired, and a clean rollback leaves the
+// slots of before (T2); loans are called, then end; steps and gates are paired per thread. Feed it
+// one thread's records in order, or a drained trace sorted by time. A trace with losses cannot be
+// audited: a kDrop record is a problem.
 #pragma once
 
 #include <array>

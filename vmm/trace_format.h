@@ -19,8 +19,9 @@ inline constexpr uint32_t kTraceVersion = 1;
 enum class TraceType : uint16_t {
   kNone = 0,
   // --- Memory ------------------------------------------------------------------------------------
-  // Granules are numbered by pool; |cause| of the records about one is the tier of its pool.
-  kMap = 1,           // region, slot, granule, 1 if alias, owner                cause: Tier
+  // Granules are numbered by pool, and |cause| of the records about one is the tier of its pool;
+  // but those of kForeign are numbered by their place in the backing copy.
+  kMap = 1,           // region, slot, granule, MapKind, owner                   cause: Tier
   kUnmap = 2,         // region, slot, granule                                   cause: Tier
   kCreate = 3,        // granule, bytes                                          cause: Tier
   kRelease = 4,       // granule, bytes                                          cause: Tier
@@ -30,7 +31,7 @@ enum class TraceType : uint16_t {
   kGranuleState = 8,  // granule, from state, to state, owner                    cause: Tier
   kOwner = 9,         // granule, from owner, to owner: handed over in use       cause: Tier
   // --- Weight paging -----------------------------------------------------------------------------
-  kEvict = 10,       // region, first slot, slots
+  kEvict = 10,       // region, first slot, slots: a ring granule or the backing copy stands in
   kFill = 11,        // region, first slot, slots, bytes, begin_ns, end_ns     cause: source tier
   kGateArrive = 12,  // gate, step, chunk
   kGatePass = 13,    // gate, step, chunk, waited_ns
@@ -46,9 +47,10 @@ enum class TraceType : uint16_t {
                      // stripes a step, bytes of the stripes copied ahead of the first step
                      //                                                 cause: Placement
                      // A fresh round of copies begins. Until the next one the bytes of kCopy are
-                     // (evicted bytes) * (steps that ended) + (bytes copied ahead). To the round
-                     // belong the steps that begin in it and those that have begun, but for the
-                     // step of a kTransition: that one has ended.
+                     // (evicted bytes) * (steps that ended) + (bytes copied ahead); none where
+                     // they are read in place. To the round belong the steps that begin in it and
+                     // those that have begun, but for the step of a kTransition: that one has
+                     // ended.
   kTransition = 50,  // step, granules a layer evicted afterwards, ring slots, bytes a step, stripes
                      // a step, bytes of the stripes copied ahead of each step but the first
                      //                                                 cause: TransitionKind
@@ -161,6 +163,15 @@ constexpr std::string_view TraceTypeName(TraceType type) {
   }
   return "";
 }
+
+// Which mapping of its granule a kMap made.
+enum class MapKind : uint8_t {
+  kOnly,   // the first
+  kAlias,  // a second one, declared
+  // Of the backing copy, at the address of its weights: the granule is no pool's, and neither
+  // created nor released in a trace. Read only.
+  kForeign,
+};
 
 // Why a gate was reached before its stripe.
 enum class FaultCause : uint8_t {

@@ -3,12 +3,16 @@
 //
 //   weir_border_bench MODEL [--dummy] [--device cuda] [--backing peer] [--budget BYTES]
 //                     [--batch N] [--context N] [--steps N] [--granules 0,2,4,...] [--tokens N]
-//                     [--ring N] [--transition K]
+//                     [--ring N] [--transition K] [--placement stripe|in_place]
 //
 // Each row: granules away from each layer, bytes streamed a step, the step's time (median, p99),
 // the time it waited in gates, what the link delivered, and how long the move to this border took.
 // The prediction beside it: the step with nothing away, longer by the bytes written into the ring
 // over the memory's write rate, but no shorter than the link needs (docs/policies.md).
+//
+// With --placement in_place the granules are read where their backing copy is: nothing is streamed,
+// and beside each row stands the step that StepCost::InPlaceNs makes of the first one, which should
+// be of 0 granules.
 //
 // With --transition K, instead: all at home, then K granules a layer away, then home again, each
 // kept for --steps steps; what every step of the move took, on the device and as the caller sees
@@ -37,6 +41,7 @@ struct Args {
   uint32_t steps = 40;
   uint32_t transition = 0;  // granules a layer; 0: rows of steady borders
   std::vector<uint32_t> granules{0, 1, 2, 4};
+  Placement placement = Placement::kStripe;
 };
 
 std::vector<uint32_t> Numbers(const char* text) {
@@ -80,6 +85,12 @@ bool Parse(int argc, char** argv, Args* args) {
       args->steps = small;
     } else if (flag == "--ring") {
       e.ring_slots = small;
+    } else if (flag == "--placement") {
+      if (std::strcmp(value, "in_place") == 0) {
+        args->placement = Placement::kInPlace;
+      } else if (std::strcmp(value, "stripe") != 0) {
+        return false;
+      }
     } else if (flag == "--transition") {
       args->transition = small;
     } else if (flag == "--tokens") {
@@ -211,7 +222,7 @@ Status Transition(Engine& engine, const Args& args, FixedPolicy& policy, uint32_
 Status RunTransitions(Engine& engine, const Args& args) {
   EngineCore& core = engine.core();
   FixedPolicy home(FixedConfig{.granules_per_layer = 0});
-  FixedPolicy away(FixedConfig{.granules_per_layer = args.transition});
+  FixedPolicy away(FixedConfig{.granules_per_layer = args.transition, .placement = args.placement});
   core.SetPolicy(home);
   StepTimes steady;
   for (uint32_t i = 0; i < args.steps; ++i) {
@@ -271,8 +282,10 @@ Status Run(const Args& args) {
   std::printf("%9s %9s %9s %9s %9s %9s %9s %8s %8s %9s\n", "granules", "GiB/step", "p50 ms",
               "p99 ms", "stall ms", "faults", "GB/s", "move ms", "freed G", "first ms");
   std::vector<std::unique_ptr<FixedPolicy>> policies;
+  double first_row_ms = 0;
   for (const uint32_t granules : args.granules) {
-    policies.push_back(std::make_unique<FixedPolicy>(FixedConfig{.granules_per_layer = granules}));
+    policies.push_back(std::make_unique<FixedPolicy>(
+        FixedConfig{.granules_per_layer = granules, .placement = args.placement}));
     core.SetPolicy(*policies.back());
     const TimeNs border_before = core.stats().border_ns;
     const size_t first = core.step_records().size();
@@ -307,6 +320,15 @@ Status Run(const Args& args) {
                 static_cast<double>(core.memory().weights().plan().freed_granules()) *
                     static_cast<double>(engine->info().granule_bytes) / (1 << 30),
                 worst_first);
+    if (first_row_ms == 0) first_row_ms = p50;
+    if (args.placement == Placement::kInPlace) {
+      const EvictionPlan& plan = core.memory().weights().plan();
+      const double read = static_cast<double>(plan.evicted_granules()) *
+                          static_cast<double>(engine->info().granule_bytes);
+      const StepCost link{.link_bytes_per_ns = core.memory().link_bytes_per_ns()};
+      std::printf("  %s; %.3f GiB a step, predicted p50 %.3f ms\n", plan.ToString().c_str(),
+                  read / (1 << 30), first_row_ms + link.InPlaceNs(args.batch, read) * 1e-6);
+    }
     if (!core.last_border_error().ok()) {
       std::printf("  the border stayed: %s\n", core.last_border_error().ToString().c_str());
     }
@@ -331,7 +353,7 @@ int main(int argc, char** argv) {
         stderr,
         "usage: weir_border_bench MODEL [--dummy] [--device cuda|cpu] [--backing peer|host] "
         "[--budget BYTES] [--batch N] [--context N] [--steps N] [--tokens N] "
-        "[--granules 0,2,4] [--ring N] [--transition K]\n");
+        "[--granules 0,2,4] [--ring N] [--transition K] [--placement stripe|in_place]\n");
     return 2;
   }
   const weir::Status status = weir::Run(args);

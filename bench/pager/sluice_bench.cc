@@ -106,7 +106,8 @@ class Bench {
                                                     .granule_bytes = c_.granule_bytes,
                                                     .count = static_cast<uint32_t>(granules)}));
     space_ = WEIR_TRY(AddressSpace::Create(*driver_, *pool_, {}));
-    backing_ = WEIR_TRY(CreateMemoryBackingStore(*driver_, Tier::kHost, layout.region_bytes));
+    backing_ = WEIR_TRY(
+        CreateMemoryBackingStore(*driver_, Tier::kHost, layout.region_bytes, c_.granule_bytes));
     if (c_.link_gb_s > 0) {
       backing_ = std::make_unique<SlowLink>(*driver_, std::move(backing_), c_.link_gb_s);
     }

@@ -120,13 +120,14 @@ class Builder {
         for (uint64_t i = 0; i < Count(r.args[1]); ++i) owner_.erase(r.args[0] + i);
         break;
       case TraceType::kPolicyDecision: {
-        const bool layers = r.cause != 0;
-        const auto wanted = static_cast<uint32_t>(r.args[1]);
+        if (r.cause >= kPlacementNames.size()) break;  // of a later version
+        const auto placement = static_cast<Placement>(r.cause);
+        const uint64_t least_slots = placement == Placement::kLayer ? 1 : 2;
         w_.decisions.push_back(
             {.time_ns = r.time_ns,
-             .granules_per_layer = layers ? 0 : wanted,
-             .ring_slots = static_cast<uint32_t>(std::max<uint64_t>(layers ? 1 : 2, r.args[4])),
-             .layers = layers ? wanted : 0});
+             .placement = placement,
+             .amount = static_cast<uint32_t>(r.args[1]),
+             .ring_slots = static_cast<uint32_t>(std::max(least_slots, r.args[4]))});
         break;
       }
       case TraceType::kPlanBegin: operations_ = r.args[1]; break;

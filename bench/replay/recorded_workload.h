@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "policy/policy.h"
 #include "tools/trace/reader.h"
 
 namespace weir::replay {
@@ -32,8 +33,9 @@ struct RecordedRequest {
 
 struct RecordedDecision {
   uint64_t time_ns = 0;
-  uint32_t granules_per_layer = 0, ring_slots = 0;
-  uint32_t layers = 0;  // not 0: whole layers
+  Placement placement = Placement::kStripe;
+  uint32_t amount = 0;  // granules of each layer, or whole layers
+  uint32_t ring_slots = 0;
 };
 
 // compute time of a step = fixed + per_token x tokens + per_context x context + per_byte x

@@ -35,7 +35,9 @@ class ReplayCompute final : public Compute {
     outcome_ = {};
     const TimeNs start = driver_.Now();
     const double whole = fit_.Ns(batch.rows(), static_cast<double>(batch.context_tokens()),
-                                 static_cast<double>(streamed_bytes));
+                                 static_cast<double>(streamed_bytes)) +
+                         StepCost{.link_bytes_per_ns = link_bytes_per_ns}.InPlaceNs(
+                             batch.rows(), static_cast<double>(in_place_bytes));
     const double each = whole * (1 - kTailShare) / std::max<uint32_t>(1, gates_);
     double done = 0;
     for (uint32_t g = 0; g < gates_; ++g) {
@@ -70,6 +72,8 @@ class ReplayCompute final : public Compute {
   std::string description() const override { return "replayed in simulation"; }
 
   uint64_t streamed_bytes = 0;  // of the last step; those of the coming one are about the same
+  uint64_t in_place_bytes = 0;  // of the weights: in the coming step
+  double link_bytes_per_ns = 0;
 
  private:
   std::span<float> Logits(uint32_t row) {
@@ -109,9 +113,10 @@ class RecordedPolicy final : public Policy {
       wanted_ = w_.decisions[next_];
     }
     if (wanted_.time_ns != 0) {
-      decision.placement = wanted_.layers > 0 ? Placement::kLayer : Placement::kStripe;
-      decision.granules_per_layer = wanted_.granules_per_layer;
-      decision.layers = wanted_.layers;
+      const bool layers = wanted_.placement == Placement::kLayer;
+      decision.placement = wanted_.placement;
+      decision.granules_per_layer = layers ? 0 : wanted_.amount;
+      decision.layers = layers ? wanted_.amount : 0;
       decision.ring_slots = wanted_.ring_slots;
     }
     if (snapshot.demand.starved_blocks == 0) return decision;
@@ -122,7 +127,9 @@ class RecordedPolicy final : public Policy {
                                  std::max(snapshot.weights.layers_away, decision.ring_slots) + 1);
       decision.reason = "a request does not fit where the recorded run had room";
     } else if (decision.granules_per_layer <= snapshot.weights.granules_per_layer) {
-      decision.granules_per_layer = std::min(snapshot.weights.max_granules_per_layer,
+      decision.granules_per_layer = std::min(decision.placement == Placement::kInPlace
+                                                 ? snapshot.weights.max_in_place_per_layer
+                                                 : snapshot.weights.max_granules_per_layer,
                                              snapshot.weights.granules_per_layer + 1);
       decision.reason = "a request does not fit where the recorded run had room";
     }
@@ -270,6 +277,7 @@ class Run {
     core.scheduler.max_prefill_chunk = engine_.max_num_batched_tokens;
     core.scheduler.max_sequences = engine_.max_num_seqs;
     core.max_model_len = info_.max_model_len;
+    compute_->link_bytes_per_ns = memory_->link_bytes_per_ns();
     core_ = std::make_unique<EngineCore>(*driver_, *memory_, *compute_, *policy_, core);
     WEIR_TRY(core_->Calibrate());
     WEIR_TRY(tracer_->SetMetadata(TraceMetadata(engine_, info_, *memory_, *policy_)));
@@ -321,6 +329,10 @@ class Run {
         Arrive(w_.requests[next]);
       }
       const uint64_t before = memory_->weights().stats().bytes_copied;
+      const EvictionPlan& plan = memory_->weights().plan();
+      compute_->in_place_bytes = plan.target().placement == Placement::kInPlace
+                                     ? plan.evicted_granules() * meta_.granule_bytes
+                                     : 0;
       const bool worked = WEIR_TRY(core_->Step());
       compute_->streamed_bytes = memory_->weights().stats().bytes_copied - before;
       WEIR_TRY(Collect());

@@ -70,6 +70,8 @@ class CudaSluiceTest : public ::testing::Test {
     Tokens tokens;
     CoreStats stats;
     WeightPagerStats pager;
+    uint64_t streamed_bytes = 0;  // while serving
+    EvictionTarget away;          // at the end
   };
 
   // The same requests in the same order, with room for all: every policy gives the same schedule.
@@ -95,6 +97,7 @@ class CudaSluiceTest : public ::testing::Test {
     if (algorithms_.empty()) algorithms_ = compute.algorithms();
     if (decide != nullptr) engine.core().SetPolicy(*decide);
     const uint64_t pointers = compute.RecordedPointersDigest();
+    const uint64_t copied_at_start = engine.core().memory().weights().stats().bytes_copied;
     std::mt19937 random(7);
     for (int i = 0; i < 32; ++i) {
       GenerationRequest request;
@@ -114,7 +117,10 @@ class CudaSluiceTest : public ::testing::Test {
     Outcome outcome;
     outcome.tokens = Finish(engine);
     outcome.stats = engine.core().stats();
-    outcome.pager = engine.core().memory().weights().stats();
+    const WeightPager& weights = engine.core().memory().weights();
+    outcome.pager = weights.stats();
+    outcome.streamed_bytes = outcome.pager.bytes_copied - copied_at_start;
+    outcome.away = weights.plan().target();
     EXPECT_EQ(compute.recordings(), 1U);
     EXPECT_EQ(compute.RecordedPointersDigest(), pointers);
     EXPECT_EQ(outcome.stats.failed_steps, 0U) << engine.core().last_border_error().ToString();
@@ -146,6 +152,27 @@ TEST_F(CudaSluiceTest, TheSameScheduleGivesTheSameTokensWhateverIsAway) {
       EXPECT_EQ(moved.stats.steps, resident.stats.steps);
       EXPECT_GT(moved.stats.border_moves, 0U);
       EXPECT_GT(moved.pager.bytes_copied, 0U);
+    }
+  }
+}
+
+TEST_F(CudaSluiceTest, WeightsReadInPlaceGiveTheSameTokensAndNothingIsCopied) {
+  const Outcome resident = Run("resident", BackingChoice::kHost);
+  ASSERT_EQ(resident.tokens.size(), 32U);
+  std::vector<BackingChoice> backings{BackingChoice::kHost};
+  if (Devices() > 1) backings.push_back(BackingChoice::kPeer);
+  for (const BackingChoice backing : backings) {
+    SCOPED_TRACE(backing == BackingChoice::kPeer ? "peer" : "host");
+    for (const char* policy : {"fixed{granules_per_layer=1; placement=in_place}",
+                               "fixed{granules_per_layer=4; placement=in_place}",
+                               "static{fraction=1; placement=in_place}"}) {
+      SCOPED_TRACE(policy);
+      const Outcome moved = Run(policy, backing);
+      EXPECT_EQ(moved.tokens, resident.tokens);
+      EXPECT_EQ(moved.stats.steps, resident.stats.steps);
+      EXPECT_EQ(moved.streamed_bytes, 0U);
+      EXPECT_EQ(moved.away.placement, Placement::kInPlace);
+      EXPECT_GT(moved.away.amount(), 0U);
     }
   }
 }

@@ -74,7 +74,7 @@ class Solo {
 // What must have happened at least once over all traces, or the test shows nothing.
 struct Coverage {
   uint64_t border_moves = 0, preemptions = 0, prefix_hits = 0, cancelled = 0, blocks_moved = 0,
-           bytes_streamed = 0;
+           bytes_streamed = 0, steps_in_place = 0;
 };
 
 class Trace {
@@ -97,7 +97,8 @@ class Trace {
                                          "stress_random",
                                          "stress_random{hold_steps=1; seed=3}",
                                          "oneiros{hold_steps=1; cap=1}",
-                                         "zero-inference"};
+                                         "zero-inference",
+                                         "static{fraction=0.6; placement=in_place}"};
     options_.policy = kPolicies[Below(std::size(kPolicies))];
   }
 
@@ -138,6 +139,8 @@ class Trace {
           ASSERT_EQ(out.error.code(), StatusCode::kNoMemory) << out.error.ToString();
         }
       }
+      const EvictionTarget& away = engine_->core().memory().weights().plan().target();
+      if (away.placement == Placement::kInPlace && !away.empty()) ++coverage->steps_in_place;
       if (step % 8 == 0) {
         const Status sound = engine_->core().CheckIntegrity();
         ASSERT_TRUE(sound.ok()) << sound.ToString();
@@ -228,12 +231,13 @@ void RunTraces(const std::string& model, uint64_t first_seed) {
   EXPECT_GT(coverage.prefix_hits, 0U);
   EXPECT_GT(coverage.cancelled, 0U);
   EXPECT_GT(coverage.bytes_streamed, 0U);
+  EXPECT_GT(coverage.steps_in_place, 0U);
   std::printf(
       "%lu traces: %lu border moves, %lu preemptions, %lu tokens from the prefix cache, "
-      "%lu blocks moved, %lu cancelled, %.1f MB streamed\n",
+      "%lu blocks moved, %lu cancelled, %.1f MB streamed, %lu steps read weights in place\n",
       traces, coverage.border_moves, coverage.preemptions, coverage.prefix_hits,
-      coverage.blocks_moved, coverage.cancelled,
-      static_cast<double>(coverage.bytes_streamed) / 1e6);
+      coverage.blocks_moved, coverage.cancelled, static_cast<double>(coverage.bytes_streamed) / 1e6,
+      coverage.steps_in_place);
 }
 
 // Two shapes with more layers than ring slots: GQA 3 with tied embeddings, and every kind of bias.

@@ -353,6 +353,59 @@ TEST_P(LinkTest, CopiesThatKeepFailingBringWeightsHomeForABackOff) {
   }
 }
 
+// No step waits for what is read in place: a probe notices, once a second.
+TEST_P(LinkTest, WeightsThatAreReadInPlaceComeHomeTooWhenTheyCannotBeCopied) {
+  const uint64_t runs = testing::Iterations("WEIR_LINK_RUNS", 12);
+  for (uint64_t seed = 1; seed <= runs; ++seed) {
+    const auto reach = seed % 2 == 0 ? World::Reach::kStreamsFail : World::Reach::kStreamsRefuse;
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    World world({.gates = GetParam(),
+                 .policy = "fixed{granules_per_layer=8; placement=in_place}",
+                 .seed = seed});
+    world.set_load(seed % 3 == 0 ? 20 : 3);
+    world.Steps(60 + static_cast<uint32_t>(seed * 7 % 50));
+    ASSERT_EQ(world.away(), 64U);
+    world.Break(reach);
+    world.Pass(1'000'000'000);
+    world.set_load(3);  // a probe needs a KV block that nobody uses
+    for (int i = 0; i < 400 && world.core->link().state == LinkState::kGood; ++i) world.Steps(1);
+    EXPECT_EQ(world.core->link().state, LinkState::kHeld) << world.core->link().cause;
+    EXPECT_EQ(world.away(), 0U);
+    world.Steps(100);
+    EXPECT_EQ(world.away(), 0U) << "in place neither";
+    EXPECT_EQ(world.core->stats().failed_steps, 0U) << "no step lacked weights";
+    world.Mend();
+    world.Pass(60'000'000'000);
+    world.Steps(100);
+    EXPECT_EQ(world.core->link().recovered, 1U);
+    EXPECT_EQ(world.away(), 64U);
+    world.Finish();
+    EXPECT_TRUE(world.errors.empty()) << world.errors[0].ToString();
+    if (HasFailure()) return;
+  }
+}
+
+TEST_P(LinkTest, WhereWhatIsReadInPlaceIsGoneRequestsFailUntilItIsThereAgain) {
+  World world({.gates = GetParam(), .policy = "fixed{granules_per_layer=8; placement=in_place}"});
+  world.set_load(3);
+  world.Steps(60);
+  ASSERT_EQ(world.away(), 64U);
+  world.Break(World::Reach::kGone);
+  world.Pass(1'000'000'000);
+  world.Steps(12);
+  EXPECT_EQ(world.core->link().state, LinkState::kLost);
+  EXPECT_EQ(world.away(), 64U);
+  EXPECT_EQ(world.errors.size(), 3U);
+  world.Mend();
+  world.Pass(60'000'000'000);
+  world.errors.clear();
+  world.Steps(150);
+  EXPECT_NE(world.core->link().state, LinkState::kLost);
+  EXPECT_GT(world.finished, 0U);
+  world.Finish();
+  EXPECT_TRUE(world.errors.empty()) << world.errors[0].ToString();
+}
+
 TEST_P(LinkTest, WhereTheOnlyCopyIsGoneRequestsFailAndTheEngineWaitsForIt) {
   const uint64_t runs = testing::Iterations("WEIR_LINK_RUNS", 12);
   for (uint64_t seed = 1; seed <= runs; ++seed) {

@@ -64,8 +64,8 @@ GenerationOutput RunOne(Engine& engine) {
 TEST(RequestLimit, WhatABorderThatNeverMovesCanHoldIsServedAndNoMoreIsTaken) {
   const uint64_t budget = TightBudget();
   uint64_t before = 0;
-  for (const char* policy :
-       {"resident", "static{fraction=0.5; whole_layers=0}", "static{fraction=1; whole_layers=0}"}) {
+  for (const char* policy : {"resident", "static{fraction=0.5; placement=stripe}",
+                             "static{fraction=1; placement=stripe}"}) {
     SCOPED_TRACE(policy);
     const auto engine = Engine::Open(Options(policy, budget)).value();
     const uint64_t most = engine->info().max_request_tokens;

@@ -58,6 +58,7 @@ struct Coverage {
            failed_steps = 0, errors = 0, scrubbed_blocks = 0, hidden_moves = 0, parts = 0,
            links_held = 0, links_lost = 0, links_recovered = 0;
   std::map<std::string, uint64_t> evictions_of;  // moves to a border with weights away, by policy
+  uint64_t steps_in_place = 0;                   // that read weights in place
 };
 
 enum class Faults { kNone, kInjected };
@@ -133,7 +134,8 @@ class World {
     policy_ = WEIR_TRY(MakePolicy(random_.Pick<std::string>(
         {"resident", "tide", "tide{hold_steps=2; settle_steps=1; min_gain=0}", "stress_random",
          "stress_random{hold_steps=1; seed=5}", "static{fraction=0.5}",
-         "static{fraction=0.7; whole_layers=0}", "zero-inference", "oneiros",
+         "static{fraction=0.7; placement=stripe}", "static{fraction=0.7; placement=in_place}",
+         "fixed{granules_per_layer=2; placement=in_place}", "zero-inference", "oneiros",
          "oneiros{hold_steps=2; cap=1}"})));
     CoreOptions options;
     options.scheduler.max_batched_tokens = limits.max_rows;
@@ -295,6 +297,7 @@ class World {
     c->border_moves += core_->stats().border_moves;
     c->placement_changes += placement_changes_;
     c->evictions_of[std::string(policy_->name())] += evictions_;
+    c->steps_in_place += steps_in_place_;
     c->steps += core_->stats().steps;
     c->preemptions += core_->scheduler_stats().preemptions;
     c->prefix_hits += memory_->blocks().prefix_stats().hit_tokens;
@@ -325,6 +328,7 @@ class World {
       ++placement_changes_;
     }
     if (!now.empty() && now != placed_) ++evictions_;
+    if (!now.empty() && now == placed_ && now.placement == Placement::kInPlace) ++steps_in_place_;
     if (core_->border_under_way()) ++parts_;
     placed_ = now;
   }
@@ -376,6 +380,7 @@ class World {
   EvictionTarget placed_;  // after the step before
   uint64_t placement_changes_ = 0;
   uint64_t evictions_ = 0;
+  uint64_t steps_in_place_ = 0;
   uint64_t parts_ = 0;  // steps after which the border was on its way
 };
 
@@ -409,8 +414,10 @@ void RunSeeds(Faults faults, Gates gates = Gates::kHost) {
   if (only != 0) return;
   EXPECT_GT(coverage.border_moves, 0U);
   EXPECT_GT(coverage.placement_changes, 0U);
+  EXPECT_GT(coverage.steps_in_place, 0U);
   if (runs >= 500) {  // fewer seeds need not draw each policy in a world that makes it move
-    for (const char* policy : {"tide", "stress_random", "static", "zero-inference", "oneiros"}) {
+    for (const char* policy :
+         {"tide", "stress_random", "static", "fixed", "zero-inference", "oneiros"}) {
       EXPECT_GT(coverage.evictions_of[policy], 0U) << policy;
     }
   }

@@ -19,12 +19,13 @@ struct Param {
 class BackingStoreContract : public testing::TestWithParam<Param> {
  protected:
   static constexpr uint64_t kBytes = 1'000'003;
+  static constexpr uint64_t kPiece = 64 * kKiB;
 
   void SetUp() override {
     driver_ = test::MakeDriver(GetParam().driver);
     ASSERT_NE(driver_, nullptr);
     auto store = GetParam().tier == Tier::kHost
-                     ? CreateMemoryBackingStore(*driver_, Tier::kHost, kBytes)
+                     ? CreateMemoryBackingStore(*driver_, Tier::kHost, kBytes, kPiece)
                      : CreateFileBackingStore(*driver_, kBytes, {.io_bytes = 64 * kKiB});
     ASSERT_TRUE(store.ok()) << store.status().ToString();
     store_ = std::move(*store);
@@ -153,6 +154,45 @@ TEST_P(BackingStoreContract, RangesOutsideAreRefused) {
   EXPECT_EQ(store_->Store(kBytes - 9, few).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(store_->Load(~uint64_t{0} - 3, few).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(store_->Fetch(stream_, kBytes, 1, device_).code(), StatusCode::kInvalidArgument);
+}
+
+// A piece mapped a second time shows what was stored there, and what a fetch of it would bring.
+TEST_P(BackingStoreContract, PiecesCanBeMappedElsewhereIfThereAreAny) {
+  StoreInPieces(7);
+  ASSERT_TRUE(store_->Seal().ok());
+  if (GetParam().tier == Tier::kNvme) {
+    EXPECT_EQ(store_->piece_bytes(), 0U);
+    const Status none = store_->PieceAt(0).status();
+    EXPECT_EQ(none.code(), StatusCode::kUnsupported);
+    EXPECT_NE(none.message().find("nvme"), std::string::npos) << none.ToString();
+    return;
+  }
+  ASSERT_EQ(store_->piece_bytes(), kPiece);
+  const uint64_t end = AlignUp(kBytes, kPiece);
+  const VirtAddr window = *driver_->Reserve(end, kPiece);
+  for (uint64_t at = 0; at < kBytes; at += kPiece) {
+    const Result<AllocId> piece = store_->PieceAt(at + (at < kBytes - kPiece ? kPiece - 1 : 0));
+    ASSERT_TRUE(piece.ok()) << piece.status().ToString();
+    ASSERT_TRUE(driver_->Map(window + at, *piece).ok());
+  }
+  ASSERT_TRUE(driver_->SetAccess(window, end, Access::kRead).ok());  // also the last one, whole
+  std::vector<std::byte> out(kBytes);
+  ASSERT_TRUE(driver_->Read(window, out).ok());
+  EXPECT_EQ(out, data_);
+  for (uint64_t at = 0; at < kBytes; at += kPiece) {
+    ASSERT_TRUE(driver_->Unmap(window + at).ok());
+  }
+  ASSERT_TRUE(driver_->Free(window).ok());
+  EXPECT_EQ(store_->PieceAt(kBytes).status().code(), StatusCode::kInvalidArgument);
+}
+
+TEST(MemoryBackingStoreTest, PiecesAreWholeUnitsOfTheDevice) {
+  auto driver = test::MakeDriver(DriverKind::kHost);
+  for (const uint64_t piece : {uint64_t{0}, uint64_t{1000}, 4 * kKiB + 1}) {
+    const Status refused = CreateMemoryBackingStore(*driver, Tier::kHost, 10'000, piece).status();
+    EXPECT_EQ(refused.code(), StatusCode::kInvalidArgument) << piece;
+    EXPECT_NE(refused.message().find("granularity"), std::string::npos) << refused.ToString();
+  }
 }
 
 TEST(FileBackingStoreTest, UnusableOptionsAreRefusedWithTheReason) {

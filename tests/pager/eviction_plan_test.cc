@@ -85,7 +85,7 @@ TEST(EvictionPlanTest, AStripeKeepsItsRingGranulesWhateverElseLeaves) {
       const auto plan =
           EvictionPlan::Make(layout, kG, {.granules_per_layer = k, .ring_slots = ring});
       ASSERT_TRUE(plan.ok());
-      const std::vector<int32_t> now = plan->RingOfSlots(slots);
+      const std::vector<SlotPlace> now = plan->PlaceOfSlots(slots);
       for (size_t s = 0; s < slots; ++s) {
         if (before[s] >= 0) {
           EXPECT_EQ(now[s], before[s]) << "k = " << k << ", slot " << s;
@@ -95,6 +95,28 @@ TEST(EvictionPlanTest, AStripeKeepsItsRingGranulesWhateverElseLeaves) {
       before = now;
     }
   }
+}
+
+TEST(EvictionPlanTest, WhatIsReadInPlaceNeedsNoRingAndNoGate) {
+  const auto layout = RegularLayout(2, {kG * 5, kG * 3}, kG / 2);
+  const EvictionTarget target{.placement = Placement::kInPlace, .granules_per_layer = 5};
+  const auto plan = EvictionPlan::Make(layout, kG, target);
+  ASSERT_TRUE(plan.ok()) << plan.status().ToString();  // as many layers as a ring would have slots
+  EXPECT_TRUE(plan->chunks().empty());
+  EXPECT_EQ(plan->chunk_of_gate(), std::vector<int32_t>(4, -1));
+  EXPECT_EQ(plan->evicted_granules(), 10U);
+  EXPECT_EQ(plan->freed_granules(), 10U);
+  EXPECT_EQ(plan->prefix_chunks(), 0U);
+  const std::vector<SlotPlace> place = plan->PlaceOfSlots(18);
+  // Layer 0: [0.5, 5.5) gives 1 to 4, [5.5, 8.5) gives its last whole one.
+  for (const uint32_t s : {1U, 2U, 3U, 4U, 7U}) EXPECT_EQ(place[s], kInBackingCopy) << s;
+  for (const uint32_t s : {0U, 5U, 6U, 8U}) EXPECT_EQ(place[s], kAtHome) << s;
+  EXPECT_EQ(plan->ToString(), "in place, 5 granules per layer: 10 evicted and freed");
+
+  const auto greedy =
+      EvictionPlan::Make(layout, kG, {.placement = Placement::kInPlace, .granules_per_layer = 7});
+  EXPECT_EQ(greedy.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(greedy.status().message().find("at most 6"), std::string::npos);
 }
 
 TEST(EvictionPlanTest, WholeLayersAreEvenlySpacedAndShareTheRingInTurn) {

@@ -23,10 +23,11 @@ class FaultDriver final : public Driver {
  public:
   explicit FaultDriver(Driver& inner) : inner_(inner) {}
 
-  // Asked before each Copy and Map; empty: nothing wrong.
+  // Asked before each Copy, Map and Unmap; empty: nothing wrong.
   std::function<CopyFault()> on_copy;
   std::function<CopyFault(VirtAddr src)> on_copy_from;  // if set, instead
   std::function<bool()> map_fails;
+  std::function<bool()> unmap_fails;
   std::function<bool(VirtAddr)> read_fails;  // of a Read, from where
   std::function<Status(Tier)> create_fails;
   Status lost;  // as device_lost() has it; calls go on
@@ -67,6 +68,7 @@ class FaultDriver final : public Driver {
   }
   Status Unmap(VirtAddr at) override {
     ++calls;
+    if (unmap_fails && unmap_fails()) return DriverError("injected: unmap");
     return inner_.Unmap(at);
   }
   Result<StreamId> CreateStream(std::string_view name) override {

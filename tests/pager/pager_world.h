@@ -53,7 +53,8 @@ struct WorldOptions {
   DriverKind driver = DriverKind::kHost;
   Backing backing = Backing::kHost;
   WeightLayout layout;
-  uint32_t granules = 0;  // in the pool; 0: exactly the weights
+  uint32_t granules = 0;            // in the pool; 0: exactly the weights
+  uint64_t piece_bytes = kGranule;  // of a store in memory
   EvictionTarget initial;
   WeightPagerOptions pager;
   bool load = true;
@@ -77,7 +78,8 @@ class World {
     space = std::move(*AddressSpace::Create(driver, *pool, {.poison_freed = options_.poison}));
     if (options_.backing != Backing::kNone) {
       auto made = options_.backing == Backing::kHost
-                      ? CreateMemoryBackingStore(driver, Tier::kHost, options_.layout.region_bytes)
+                      ? CreateMemoryBackingStore(driver, Tier::kHost, options_.layout.region_bytes,
+                                                 options_.piece_bytes)
                       : CreateFileBackingStore(driver, options_.layout.region_bytes,
                                                {.io_bytes = 8 * kKiB});
       EXPECT_TRUE(made.ok()) << made.status().ToString();
@@ -172,9 +174,9 @@ class World {
  public:
   FaultDriver driver;
   std::vector<std::byte> bytes;
+  std::unique_ptr<BackingStore> backing;
   std::unique_ptr<GranulePool> pool;
   std::unique_ptr<AddressSpace> space;
-  std::unique_ptr<BackingStore> backing;
   Status created;
   std::unique_ptr<WeightPager> pager;
   VirtAddr base = 0;

@@ -23,7 +23,11 @@ struct StressCase {
 EvictionTarget RandomTarget(std::mt19937_64& rng, const WeightPager& pager) {
   EvictionTarget target;
   target.ring_slots = static_cast<uint32_t>(2 + rng() % 3);
-  if (rng() % 3 == 0) {
+  const uint64_t draw = rng() % 4;
+  if (draw == 0 && pager.CanReadInPlace().ok()) {
+    target.placement = Placement::kInPlace;
+    target.granules_per_layer = static_cast<uint32_t>(rng() % (pager.max_granules_per_layer() + 1));
+  } else if (draw == 1) {
     target.placement = Placement::kLayer;
     if (rng() % 3 == 0) target.ring_slots = 1;
     target.layers = static_cast<uint32_t>(rng() % (pager.layout().layers.size() + 1));

@@ -40,6 +40,23 @@ TEST(ParamTable, RejectsWhatIsOutOfRangeOrNoNumberAndKeepsTheField) {
             "parameter steps must be a number in [1, 100], got \"0\"");
 }
 
+TEST(ParamTable, AChoiceIsMadeByNameAmongWhatIsAccepted) {
+  Placement placement = Placement::kStripe;
+  ParamTable table;
+  table.Bind("placement", &placement, {Placement::kStripe, Placement::kInPlace}, "where from");
+  EXPECT_EQ(table.Describe()[0].range, "stripe, in_place");
+  EXPECT_EQ(table.Describe()[0].default_value, "stripe");
+  EXPECT_TRUE(table.Set("placement", "in_place").ok());
+  EXPECT_EQ(placement, Placement::kInPlace);
+  EXPECT_EQ(table.Values()[0].second, "in_place");
+  for (const char* bad : {"layer", "0", "", "in place", "IN_PLACE"}) {
+    EXPECT_EQ(table.Set("placement", bad).code(), StatusCode::kInvalidArgument) << bad;
+  }
+  EXPECT_EQ(placement, Placement::kInPlace);
+  EXPECT_EQ(table.Set("placement", "layer").message(),
+            "parameter placement must be one of stripe, in_place, got \"layer\"");
+}
+
 TEST(ParamTable, AnUnknownKeyListsTheKnownOnesAndTheNearest) {
   Example example;
   ParamTable table = example.Table();

@@ -42,11 +42,12 @@ PolicySnapshot AnySnapshot(std::mt19937_64& random) {
   s.pool_total = any32();
   s.pool_free = any32();
   s.weights = {any64(), any32(), any32(), any32(), any32()};
-  s.weights.placement = random() % 2 ? Placement::kLayer : Placement::kStripe;
+  s.weights.placement = static_cast<Placement>(random() % kPlacementNames.size());
   s.weights.layers_away = any32();
   s.weights.max_layers_away = any32();
   s.weights.granules_per_whole_layer = any32();
   s.weights.freed_granules = any32();
+  s.weights.max_in_place_per_layer = any32();
   s.kv = {any32(), any32(), any32(), any32(), any32(), any32(), any32(), any32()};
   s.demand.running = any32();
   s.demand.waiting = any32();
@@ -69,8 +70,8 @@ PolicySnapshot AnySnapshot(std::mt19937_64& random) {
 
 // What a decision gives KV, in layers or in granules of each layer.
 uint32_t Given(const PolicyDecision& d) {
-  return d.placement == Placement::kStripe ? d.granules_per_layer
-                                           : d.layers - std::min(d.layers, d.ring_slots);
+  return d.placement == Placement::kLayer ? d.layers - std::min(d.layers, d.ring_slots)
+                                          : d.granules_per_layer;
 }
 
 // A server of one geometry under a load that jumps about; |away| is what is in force.
@@ -86,7 +87,9 @@ PolicySnapshot PlausibleSnapshot(std::mt19937_64& random, uint64_t step,
   s.weights.layers_away = away.layers;
   s.weights.max_layers_away = 48;
   s.weights.granules_per_whole_layer = 24;
-  s.weights.freed_granules = Given(away) * (away.placement == Placement::kStripe ? 46 : 24);
+  s.weights.max_in_place_per_layer = 24;
+  constexpr uint32_t kFreed[] = {46, 24, 48};  // by placement: granules a layer's, or a layer
+  s.weights.freed_granules = Given(away) * kFreed[static_cast<size_t>(away.placement)];
   s.kv.blocks_per_extent = 16;
   s.kv.mapped_extents = 600 + s.weights.freed_granules;
   s.kv.max_extents = 3000;
@@ -141,11 +144,14 @@ TEST_P(PolicyContract, DecisionsAreWithinLimitsForAnySnapshot) {
     for (int i = 0; i < 25; ++i) {
       const PolicySnapshot s = AnySnapshot(random);
       const PolicyDecision d = policy->Decide(s);
-      ASSERT_LE(d.granules_per_layer, s.weights.max_granules_per_layer) << d.reason;
-      ASSERT_GE(d.ring_slots, d.placement == Placement::kStripe ? 2u : 1u);
+      ASSERT_LE(d.granules_per_layer, d.placement == Placement::kInPlace
+                                          ? s.weights.max_in_place_per_layer
+                                          : s.weights.max_granules_per_layer)
+          << d.reason;
+      ASSERT_GE(d.ring_slots, d.placement == Placement::kLayer ? 1u : 2u);
       ASSERT_LE(d.layers, s.weights.max_layers_away) << d.reason;
       // One placement at a time, and never so few layers that evicting them frees nothing.
-      ASSERT_EQ(d.placement == Placement::kStripe ? d.layers : d.granules_per_layer, 0u);
+      ASSERT_EQ(d.placement == Placement::kLayer ? d.granules_per_layer : d.layers, 0u);
       ASSERT_TRUE(d.layers == 0 || d.layers > d.ring_slots) << d.reason;
       ASSERT_FALSE(d.reason.empty());
       ASSERT_LT(d.reason.size(), 512u);
@@ -209,15 +215,16 @@ TEST_P(PolicyContract, ReasonsShowNoNan) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Builtins, PolicyContract,
-                         testing::Values("resident", "fixed{granules_per_layer=6}",
-                                         "static{fraction=0.4}",
-                                         "static{fraction=0.4; whole_layers=0}", "zero-inference",
-                                         "oneiros", "oneiros{hold_steps=5; cap=1; slots=2}",
-                                         "oneiros{hold_steps=3; slots=1}", "tide",
-                                         "tide{hold_steps=5; min_gain=0; move_cost=0; quantum=3}",
-                                         "tide{tpot_ms=20; ttft_ms=500}", "stress_random",
-                                         "stress_random{seed=9; hold_steps=1}"));
+INSTANTIATE_TEST_SUITE_P(
+    Builtins, PolicyContract,
+    testing::Values("resident", "fixed{granules_per_layer=6}",
+                    "fixed{granules_per_layer=6; placement=in_place}", "static{fraction=0.4}",
+                    "static{fraction=0.4; placement=stripe}",
+                    "static{fraction=0.4; placement=in_place}", "zero-inference", "oneiros",
+                    "oneiros{hold_steps=5; cap=1; slots=2}", "oneiros{hold_steps=3; slots=1}",
+                    "tide", "tide{hold_steps=5; min_gain=0; move_cost=0; quantum=3}",
+                    "tide{tpot_ms=20; ttft_ms=500}", "stress_random",
+                    "stress_random{seed=9; hold_steps=1}"));
 
 TEST(PolicyContractSuite, CoversEveryBuiltin) {
   // Add the new policy to the list above.

@@ -339,6 +339,62 @@ TEST(InvariantChecker, AMoveThatAStepMayNoticeIsFoundAndNamed) {
   }
 }
 
+TraceBuilder InPlaceLife() {
+  TraceBuilder builder;
+  builder.Pool().Load().ReadInPlace().OpenStep(1).OpenStep(2).HomeFromInPlace().OpenStep(3);
+  return builder;
+}
+
+TEST(InvariantChecker, WeightsReadInPlaceShowTheirBackingCopy) {
+  const InvariantChecker checker = Check(InPlaceLife());
+  EXPECT_EQ(checker.violation_count(), 0U) << First(checker);
+  EXPECT_EQ(checker.steps(), 3U);
+  EXPECT_EQ(checker.plans(), 3U);
+}
+
+TEST(InvariantChecker, WhatIsWrongWithReadingInPlaceIsFoundAndNamed) {
+  // The backing copy's mappings are those of |kMap| 8 to 11.
+  const Planted planted[] = {
+      {"ShowsTheCopyOfAnotherSlot", "M3", [](Records& r) { r[IndexOf(r, T::kMap, 9)].args[2] = 4; },
+       T::kMap},
+      {"OfThePool", "G1", [](Records& r) { r[IndexOf(r, T::kMap, 9)].cause = 0; }, T::kMap},
+      {"NotSaidToBeTheCopy", "G1", [](Records& r) { r[IndexOf(r, T::kMap, 9)].args[3] = 1; },
+       T::kMap},
+      {"OfTheKvCache", "O1", [](Records& r) { r[IndexOf(r, T::kMap, 9)].args[0] = 2; }, T::kMap},
+      {"NothingStandsIn", "M3", [](Records& r) { Erase(r, IndexOf(r, T::kMap, 9)); }, T::kEvict},
+      {"TheCopyIsOverwritten", "O1",
+       [](Records& r) {
+         const TraceRecord fill = r[IndexOf(r, T::kFill)];
+         const auto at = r.begin() + static_cast<ptrdiff_t>(IndexOf(r, T::kStepBegin));
+         r.insert(at, fill)->time_ns = std::next(at)->time_ns;
+       },
+       T::kFill},
+      {"CopiedAllTheSame", "A1", [](Records& r) { r[IndexOf(r, T::kPlacement)].args[4] = 4; },
+       T::kPlacement},
+      {"AStepWithAStripe", "A1",
+       [](Records& r) { r[IndexOf(r, T::kPlacement)].args[5] = TraceBuilder::kGranule; },
+       T::kPlacement},
+      {"NotFilledAtHome", "M3", [](Records& r) { Erase(r, IndexOf(r, T::kFill, 2)); },
+       T::kStepBegin},
+      {"UnmappedUnderAStep", "M2",
+       [](Records& r) {
+         const size_t at = IndexOf(r, T::kStepEnd, 1);
+         MoveBehind(r, at, at, IndexOf(r, T::kPlanCommit, 2));
+       },
+       T::kUnmap},
+  };
+  for (const Planted& p : planted) {
+    TraceBuilder builder = InPlaceLife();
+    p.plant(builder.records());
+    const InvariantChecker checker = Check(builder);
+    bool named = false;
+    for (const Violation& v : checker.violations()) {
+      named = named || (v.rule == p.rule && v.event.record.type == static_cast<uint16_t>(p.named));
+    }
+    EXPECT_TRUE(named) << p.name << ": " << First(checker);
+  }
+}
+
 TEST(InvariantChecker, AMovesRulesThatCannotBeDecidedAreNamed) {
   TraceBuilder builder = MovingLife();
   builder.mask = ~(uint64_t{1} << static_cast<unsigned>(T::kTransition));

@@ -196,7 +196,7 @@ TEST_F(CudaTraceTest, LoadSwingsGiveATraceThatChecksAndAddsUp) {
   for (const BackingTier backing : Backings()) {
     for (const char* policy :
          {"tide{hold_steps=4; settle_steps=2}", "stress_random{hold_steps=3; seed=3}",
-          "fixed{granules_per_layer=4}"}) {
+          "fixed{granules_per_layer=4}", "fixed{granules_per_layer=4; placement=in_place}"}) {
       SCOPED_TRACE(std::string(policy) + (backing == BackingTier::kPeer ? " peer" : " host"));
       GpuLife life;
       ASSERT_NO_FATAL_FAILURE(life.Open(policy, backing));

@@ -209,7 +209,8 @@ TEST(TraceOfDeviceGates, RandomLivesWithFaultsAreSoundAndTheirStallAddsUp) {
                                        "tide{hold_steps=2; settle_steps=1; min_gain=0}",
                                        "fixed{granules_per_layer=3}",
                                        "zero-inference",
-                                       "static{fraction=0.5}"};
+                                       "static{fraction=0.5}",
+                                       "static{fraction=0.5; placement=in_place}"};
   uint64_t failed_steps = 0, faults = 0, moves = 0, regroupings = 0;
   for (uint64_t seed = 0; seed < testing::Iterations("WEIR_TRACE_RUNS", 60); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));

@@ -14,6 +14,7 @@ namespace {
 using T = TraceType;
 enum : uint64_t { kFree, kPinned, kMapped };
 enum : uint8_t { kPlanLoad, kPlanEvict, kPlanRestore, kPlanKvGrow };
+constexpr uint8_t kTierHost = 2, kPlacementInPlace = 2;
 enum : uint64_t { kOwnerWeights = 1, kOwnerRing = 2, kOwnerKv = 3 };
 
 template <typename V>
@@ -107,6 +108,44 @@ TraceBuilder& TraceBuilder::Evict() {
   Add(T::kOwner, 0, {3, kOwnerWeights, kOwnerRing});
   for (const uint64_t s : {1U, 3U, 5U, 7U}) Add(T::kEvict, 0, {kWeights, s, 1});
   return Add(T::kPlacement, 0, {2, 2, 4, 4 * kGranule, 4, 0});
+}
+
+TraceBuilder& TraceBuilder::ReadInPlace() {
+  Add(T::kPlanBegin, kPlanEvict, {++plan_, 8});
+  for (const uint64_t s : {1U, 3U, 5U, 7U}) Add(T::kUnmap, 0, {kWeights, s, s});
+  for (const uint64_t s : {1U, 3U, 5U, 7U}) {
+    Add(T::kMap, kTierHost,
+        {kWeights, s, s, static_cast<uint64_t>(MapKind::kForeign), kOwnerWeights});
+  }
+  for (const uint64_t g : {1U, 3U, 5U, 7U}) {
+    Add(T::kGranuleState, 0, {g, kMapped, kPinned, kOwnerWeights});
+    Add(T::kGranuleState, 0, {g, kPinned, kFree, 0});
+  }
+  Add(T::kPlanCommit, kPlanEvict, {plan_, 0, 4, 50'000});
+  for (const uint64_t s : {1U, 3U, 5U, 7U}) Add(T::kEvict, 0, {kWeights, s, 1});
+  return Add(T::kPlacement, kPlacementInPlace, {2, 0, 4, 4 * kGranule, 0, 0});
+}
+
+TraceBuilder& TraceBuilder::HomeFromInPlace() {
+  Add(T::kPlanBegin, kPlanRestore, {++plan_, 8});
+  for (const uint64_t g : {1U, 3U, 5U, 7U}) {
+    Add(T::kGranuleState, 0, {g, kFree, kPinned, kOwnerWeights});
+  }
+  for (const uint64_t s : {1U, 3U, 5U, 7U}) Add(T::kUnmap, kTierHost, {kWeights, s, s});
+  for (const uint64_t s : {1U, 3U, 5U, 7U}) {
+    Add(T::kMap, 0, {kWeights, s, s, 0, kOwnerWeights});
+    Add(T::kGranuleState, 0, {s, kPinned, kMapped, kOwnerWeights});
+  }
+  Add(T::kPlanCommit, kPlanRestore, {plan_, 4, 0, 50'000});
+  for (const uint64_t s : {1U, 3U, 5U, 7U}) {
+    Add(T::kFill, kTierHost, {kWeights, s, 1, kGranule, now_, now_ + 500});
+  }
+  return Add(T::kPlacement, 0, {0, 2, 0, 0, 0, 0});
+}
+
+TraceBuilder& TraceBuilder::OpenStep(uint64_t number) {
+  Add(T::kStepBegin, 0, {number, 2, 2, 0, 64});
+  return Add(T::kStepEnd, 0, {number, 2, 2, 1000, 0, 0});
 }
 
 TraceBuilder& TraceBuilder::Step(uint64_t number, int late) {

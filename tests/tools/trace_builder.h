@@ -39,6 +39,12 @@ class TraceBuilder {
   TraceBuilder& GrowKv(uint64_t extent, uint64_t granule, uint64_t capacity);
   // Evicts slots 1, 3, 5, 7 (the last of each segment); granules 1 and 3 become the ring.
   TraceBuilder& Evict();
+  // Evicts the same slots, which show their backing copy in host memory from then on.
+  TraceBuilder& ReadInPlace();
+  // Brings them home, onto granules 1, 3, 5 and 7.
+  TraceBuilder& HomeFromInPlace();
+  // One step under that placement: nothing is copied or waited for.
+  TraceBuilder& OpenStep(uint64_t number);
   // One step of |tokens| under that placement: copies on thread 1, gates on thread 0. |late| has
   // the gate that faults, for 80 us; -1: none.
   TraceBuilder& Step(uint64_t number, int late = -1);

@@ -84,6 +84,178 @@ TEST_F(AddressSpaceTest, AGranuleTheSamePlanMapsAndUnmapsGoesBack) {
   EXPECT_EQ(pool_->Available(), 1u);
 }
 
+// An allocation of somebody else, mapped by its owner at a place of its own and written there.
+class ForeignGranuleTest : public MemoryTest {
+ protected:
+  void MakeForeign(uint32_t granules) {
+    Make(granules);
+    home_ = driver_->Reserve(kForeign * kGranule, kGranule).value();
+    for (uint32_t i = 0; i < kForeign; ++i) {
+      allocs_.push_back(driver_->Create(Tier::kHost, kGranule).value());
+      ASSERT_OK(driver_->Map(home_ + i * kGranule, allocs_.back()));
+      ASSERT_OK(driver_->SetAccess(home_ + i * kGranule, kGranule, Access::kReadWrite));
+      ASSERT_OK(driver_->Write(home_ + i * kGranule, Pattern(100 + i, kGranule)));
+    }
+  }
+  void TearDown() override {
+    ASSERT_OK(space_->CheckIntegrity());
+    space_.reset();
+    for (uint32_t i = 0; i < kForeign; ++i) {
+      EXPECT_OK(driver_->Unmap(home_ + i * kGranule));
+      EXPECT_OK(driver_->Release(allocs_[i]));
+    }
+    EXPECT_OK(driver_->Free(home_));
+    MemoryTest::TearDown();
+  }
+  ForeignGranule Foreign(uint32_t i) {
+    return {.tier = Tier::kHost, .alloc = allocs_[i], .number = i, .owner = Owner::kWeights};
+  }
+
+  static constexpr uint32_t kForeign = 3;
+  VirtAddr home_ = 0;
+  std::vector<AllocId> allocs_;
+};
+
+TEST_F(ForeignGranuleTest, ShowsItsBytesCostsThePoolNothingAndIsReadOnly) {
+  MakeForeign(4);
+  const RegionId weights = NewRegion("weights", 4);
+  ASSERT_OK(MapRange(weights, 0, 4));
+  RemapPlan away;
+  for (uint32_t i = 0; i < 3; ++i) away.Unmap(weights, SlotIndex(1 + i));
+  for (uint32_t i = 0; i < 3; ++i) away.MapForeign(weights, SlotIndex(1 + i), Foreign(i));
+  ASSERT_OK(space_->Commit(away));
+  EXPECT_EQ(away.granules_taken, 0u);
+  EXPECT_EQ(away.granules_freed, 3u);
+  EXPECT_EQ(pool_->counts().free, 3u);
+  EXPECT_EQ(space_->region(weights).mapped, 4u);
+  ASSERT_TRUE(AddressSpace::IsForeign(GranuleAt(weights, 2)));
+  EXPECT_FALSE(AddressSpace::IsForeign(GranuleAt(weights, 0)));
+  EXPECT_FALSE(AddressSpace::IsForeign(GranuleId()));
+  EXPECT_EQ(space_->foreign(GranuleAt(weights, 2)), Foreign(1));
+  for (uint32_t i = 0; i < 3; ++i) ExpectPattern(weights, 1 + i, 100 + i);
+  EXPECT_CODE(driver_->Write(At(weights, 2), Pattern(1, kGranule)), kInvalidArgument);
+  ASSERT_OK(space_->CheckIntegrity());
+  // While it is mapped here its owner cannot let it go.
+  EXPECT_CODE(driver_->Release(allocs_[0]), kBadState);
+
+  RemapPlan home;
+  for (uint32_t i = 0; i < 3; ++i) home.Unmap(weights, SlotIndex(1 + i));
+  for (uint32_t i = 0; i < 3; ++i) home.MapFresh(weights, SlotIndex(1 + i), Owner::kWeights);
+  ASSERT_OK(space_->Commit(home));
+  EXPECT_EQ(home.granules_taken, 3u);
+  EXPECT_EQ(home.granules_freed, 0u);
+  PutPattern(weights, 1, 9);  // writable again
+  EXPECT_EQ(ReadBytes(*driver_, home_, kGranule), Pattern(100, kGranule));
+}
+
+TEST_F(ForeignGranuleTest, AFailureAnywhereInAPlanIsUndone) {
+  MakeForeign(4);
+  const RegionId weights = NewRegion("weights", 4);
+  ASSERT_OK(MapRange(weights, 0, 2));
+  RemapPlan setup;
+  setup.MapForeign(weights, SlotIndex(2), Foreign(2));
+  ASSERT_OK(space_->Commit(setup));
+  PutPattern(weights, 0, 40);
+  const auto before = space_->region(weights).slots;
+  bool done = false;
+  for (uint64_t nth = 1; !done; ++nth) {
+    // One leaves home, one comes home, one is in both.
+    RemapPlan plan;
+    plan.Unmap(weights, SlotIndex(0));
+    plan.Unmap(weights, SlotIndex(2));
+    plan.MapForeign(weights, SlotIndex(0), Foreign(0));
+    plan.MapFresh(weights, SlotIndex(2), Owner::kWeights);
+    plan.MapForeign(weights, SlotIndex(3), Foreign(1));
+    driver_->faults().FailNthCall(nth);
+    const Status status = space_->Commit(plan);
+    done = status.ok();
+    driver_->faults().Clear();
+    ASSERT_OK(space_->CheckIntegrity());
+    if (done) {
+      EXPECT_GT(nth, 5u);
+      break;
+    }
+    EXPECT_CODE(status, kDriver);
+    EXPECT_EQ(space_->region(weights).slots, before);
+    ExpectPattern(weights, 0, 40);
+    ExpectPattern(weights, 2, 102);
+    // Still read only.
+    EXPECT_CODE(driver_->Write(At(weights, 2), Pattern(1, kGranule)), kInvalidArgument);
+  }
+  ExpectPattern(weights, 0, 100);
+  ExpectPattern(weights, 3, 101);
+}
+
+TEST_F(ForeignGranuleTest, ANumberNamesOneAllocationAndNeedsAnOwner) {
+  MakeForeign(2);
+  const RegionId weights = NewRegion("weights", 4);
+  const auto refused = [&](uint32_t slot, const ForeignGranule& granule, const char* why) {
+    RemapPlan plan;
+    plan.MapForeign(weights, SlotIndex(slot), granule);
+    const Status status = space_->Commit(plan);
+    EXPECT_CODE(status, kInvalidArgument);
+    EXPECT_NE(status.message().find(why), std::string::npos) << status.ToString();
+  };
+  ForeignGranule wrong = Foreign(0);
+  wrong.owner = Owner::kNone;
+  refused(0, wrong, "an owner");
+  wrong = Foreign(0);
+  wrong.alloc = AllocId();
+  refused(0, wrong, "an allocation");
+  wrong = Foreign(0);
+  wrong.number = 1u << 30;
+  refused(0, wrong, "a number below");
+
+  RemapPlan plan;
+  plan.MapForeign(weights, SlotIndex(0), Foreign(0));
+  ASSERT_OK(space_->Commit(plan));
+  wrong = Foreign(1);
+  wrong.number = 0;
+  refused(1, wrong, "another allocation already");
+  refused(0, Foreign(1), "mapped already");
+  RemapPlan twice;
+  wrong.number = 7;
+  twice.MapForeign(weights, SlotIndex(1), wrong);
+  wrong = Foreign(2);
+  wrong.number = 7;
+  twice.MapForeign(weights, SlotIndex(2), wrong);
+  EXPECT_CODE(space_->Commit(twice), kInvalidArgument);
+}
+
+// A trace that begins while they are mapped, and the audit's own rule.
+TEST_F(ForeignGranuleTest, ASnapshotTellsOfThemAndTheAuditKnowsThemFromThePools) {
+  MakeForeign(2);
+  const RegionId weights = NewRegion("weights", 2);
+  RemapPlan plan;
+  plan.MapForeign(weights, SlotIndex(0), Foreign(0));
+  plan.MapForeign(weights, SlotIndex(1), Foreign(1));
+  ASSERT_OK(space_->Commit(plan));
+  Tracer tracer(Tracer::Options{});
+  Tracer* const before = GetTracer();
+  SetTracer(&tracer);
+  space_->TraceState();
+  SetTracer(before);
+  uint64_t maps = 0;
+  TraceAudit audit;
+  TraceRecord map;
+  tracer.Drain([&](const TraceRecord& r) {
+    audit.Add(r);
+    if (static_cast<TraceType>(r.type) != TraceType::kMap) return;
+    EXPECT_EQ(r.cause, static_cast<uint8_t>(Tier::kHost));
+    EXPECT_EQ(r.args[1], r.args[2]) << "slot and number are the same here";
+    EXPECT_EQ(r.args[3], static_cast<uint64_t>(MapKind::kForeign));
+    EXPECT_EQ(r.args[4], static_cast<uint64_t>(Owner::kWeights));
+    map = r;
+    ++maps;
+  });
+  EXPECT_EQ(maps, 2u);
+  EXPECT_OK(audit.Check());
+  map.cause = static_cast<uint8_t>(Tier::kHbm);  // of which tier the pool is
+  map.args[0] = 5;
+  audit.Add(map);
+  EXPECT_CODE(audit.Check(), kDataLoss);
+}
+
 TEST_F(AddressSpaceTest, ValidateNamesTheOperationThatBreaksARule) {
   Make(4);
   const RegionId r = NewRegion("kv", 4);

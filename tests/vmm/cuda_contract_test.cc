@@ -185,6 +185,40 @@ TEST_F(CudaDriverTest, AccessCanBeTakenAwayAndGivenBack) {
   EXPECT_EQ(ReadBack(at, 2 * granule_), data);
 }
 
+// As weights are read in place: one allocation of another tier at two addresses, written through
+// one and only read through the other.
+TEST_F(CudaDriverTest, MemoryOfAnotherTierIsMappedASecondTimeToBeRead) {
+  const bool two = CudaDriver::Create({.peer_device = 1}).ok();
+  if (two) Start({.peer_device = 1});
+  int tiers = 0;
+  for (const Tier tier : {Tier::kHost, Tier::kPeer}) {
+    if (TierIsMissing(tier)) continue;
+    SCOPED_TRACE(TierName(tier));
+    ++tiers;
+    const AllocId alloc = Ok(driver_->Create(tier, granule_));
+    const VirtAddr store = Ok(driver_->Reserve(granule_, granule_));
+    Bind(store, alloc, granule_);
+    const auto data = Pattern(21, granule_);
+    Ok(driver_->Write(store, data));
+    // Between two granules of the device, as in the weights' region.
+    const VirtAddr weights = MakeRange(Tier::kHbm, 3);
+    Ok(driver_->Unmap(weights + granule_));
+    Ok(driver_->Map(weights + granule_, alloc));
+    Ok(driver_->SetAccess(weights + granule_, granule_, Access::kRead));
+    EXPECT_EQ(ReadBack(weights + granule_, granule_), data);
+    EXPECT_EQ(driver_->Write(weights + granule_, data).code(), StatusCode::kInvalidArgument);
+    const VirtAddr out = MakeRange(Tier::kHbm, 3);
+    const StreamId stream = Ok(driver_->CreateStream("read"));
+    Ok(driver_->Copy(stream, out, weights, 3 * granule_));
+    Finish(stream);
+    EXPECT_EQ(ReadBack(out + granule_, granule_), data);
+    EXPECT_EQ(driver_->Release(alloc).code(), StatusCode::kBadState);
+    Ok(driver_->Unmap(weights + granule_));
+    EXPECT_EQ(ReadBack(store, granule_), data);
+  }
+  if (tiers == 0) GTEST_SKIP() << "neither host nor peer memory can be mapped here";
+}
+
 TEST_F(CudaDriverTest, AMistakenCopyIsAStatusAndNotAFault) {
   const VirtAddr at = MakeRange(Tier::kHbm, 1);
   const StreamId stream = Ok(driver_->CreateStream("copy"));

@@ -3,6 +3,8 @@
 
 #include <thread>
 
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "tests/vmm/test_util.h"
@@ -25,6 +27,38 @@ class HostDriverTest : public ::testing::Test {
 TEST_F(HostDriverTest, TheGranularityIsThePageSize) {
   Start();
   EXPECT_EQ(page_, static_cast<uint64_t>(::sysconf(_SC_PAGESIZE)));
+}
+
+// Memory that is mapped a second time to be read: its page table entries are there too.
+TEST_F(HostDriverTest, SetAccessBuildsThePageTablesOfWhatIsReadOnly) {
+  HostDriver::Options options;
+  options.populate = HostPopulate::kOnSetAccess;
+  Start(options);
+  constexpr uint64_t kPages = 256;
+  const uint64_t bytes = kPages * page_;
+  const AllocId alloc = driver_->Create(Tier::kHost, bytes).value();
+  const VirtAddr written = driver_->Reserve(bytes, page_).value();
+  const VirtAddr read = driver_->Reserve(bytes, page_).value();
+  ASSERT_OK(driver_->Map(written, alloc));
+  ASSERT_OK(driver_->SetAccess(written, bytes, Access::kReadWrite));
+  ASSERT_OK(driver_->Write(written, Pattern(3, bytes)));
+  if (::madvise(reinterpret_cast<void*>(written), page_, 22 /* MADV_POPULATE_READ */) != 0) {
+    GTEST_SKIP() << "this kernel populates nothing on request";
+  }
+  ASSERT_OK(driver_->Map(read, alloc));
+  ASSERT_OK(driver_->SetAccess(read, bytes, Access::kRead));
+  const auto faults = [] {
+    rusage usage{};
+    (void)::getrusage(RUSAGE_THREAD, &usage);
+    return usage.ru_minflt;
+  };
+  const long before = faults();
+  uint64_t sum = 0;
+  for (uint64_t i = 0; i < kPages; ++i) {
+    sum += *reinterpret_cast<const volatile uint8_t*>(read + i * page_);
+  }
+  // A fault maps up to 16 pages around it.
+  EXPECT_LT(faults() - before, static_cast<long>(kPages / 32)) << sum;
 }
 
 TEST_F(HostDriverTest, ReleasedExtentsAreUsedAgainAndTheCapHolds) {

@@ -273,6 +273,29 @@ void InvariantChecker::RememberHeirs(const Granule& granule) {
   }
 }
 
+// A granule of the backing copy is mapped: at the slot whose bytes it has, and at no other.
+void InvariantChecker::AdoptForeign(GranuleKey key, SlotKey slot) {
+  const auto known = granules_.find(key);
+  if (known != granules_.end() && !known->second.foreign) {
+    Fail("G1", GranuleText(key.second) + " of a pool is mapped as one of the backing copy");
+    return;
+  }
+  if (meta_.weights_region >= 0 && static_cast<int64_t>(slot.first) != meta_.weights_region) {
+    Fail("O1",
+         "only weights have backing copies; one is mapped in " + meta_.RegionName(slot.first));
+  }
+  if (slot.second != key.second) {
+    Fail("M3", meta_.RegionName(slot.first) + " slot " + std::to_string(slot.second) +
+                   " shows the backing copy of slot " + std::to_string(key.second));
+  }
+  Granule granule;
+  granule.state = kAnyState;
+  granule.owner = event_.record.args[4];
+  granule.holds = key.second;
+  granule.foreign = true;
+  granules_.emplace(key, std::move(granule));
+}
+
 void InvariantChecker::OnMap() {
   memory_seen_ = true;
   const TraceRecord& r = event_.record;
@@ -286,6 +309,7 @@ void InvariantChecker::OnMap() {
                    " slots and is mapped at slot " + std::to_string(slot.second));
   }
   Remember(slot);
+  if (r.args[3] == static_cast<uint64_t>(MapKind::kForeign)) AdoptForeign(key, slot);
   Granule& granule = GranuleOf(key, r.args[4]);
   if (const auto it = slots_.find(slot); it != slots_.end()) {
     Fail("M1", meta_.RegionName(slot.first) + " slot " + std::to_string(slot.second) +
@@ -341,6 +365,7 @@ void InvariantChecker::OnUnmap() {
   granule.slots.erase(slot);
   if (static_cast<int64_t>(slot.first) == meta_.kv_region) KvSlotGone(slot.second);
   if (static_cast<int64_t>(slot.first) == meta_.ring_region) RememberHeirs(granule);
+  if (granule.foreign && granule.slots.empty()) granules_.erase(key);
   if (static_cast<int64_t>(slot.first) != meta_.weights_region) return;
   unfilled_.erase(slot.second);
   if (unfilled_behind_.erase(slot.second) > 0 && plan_) plan_->unfilled_behind.insert(slot.second);

@@ -60,6 +60,7 @@ class InvariantChecker {
     bool owner_known = true;
     uint64_t bytes = 0;
     uint64_t holds = kNoBytes;  // the weight slot whose bytes are in it
+    bool foreign = false;       // of the backing copy: known as long as it is mapped
     std::set<SlotKey> slots;
   };
   struct Mapping {
@@ -114,6 +115,7 @@ class InvariantChecker {
   void OnCreate();
   void OnRelease();
   void OnMap();
+  void AdoptForeign(GranuleKey key, SlotKey slot);
   void OnUnmap();
   void OnState();
   void OnOwner();

@@ -35,6 +35,11 @@ void InvariantChecker::SetHolds(uint64_t region, uint64_t first, uint64_t slots,
                      what + " wrote to it");
       return;
     }
+    if (granule.foreign) {
+      Fail("O1", std::string(what) + " writes to slot " + std::to_string(s) + " of " +
+                     meta_.RegionName(region) + ", which shows the backing copy itself");
+      return;
+    }
     granule.holds = s;
     unfilled_.erase(s);
     unfilled_behind_.erase(s);
@@ -59,9 +64,12 @@ void InvariantChecker::OnEvict() {
   // Ends at the first slot that is not mapped, however many are claimed.
   for (uint64_t s = r.args[1]; s - r.args[1] < r.args[2]; ++s) {
     const auto it = slots_.find({r.args[0], s});
-    if (it != slots_.end() && InRing(GranuleOf(it->second.granule, 0))) continue;
+    if (it != slots_.end()) {
+      const Granule& granule = GranuleOf(it->second.granule, 0);
+      if (granule.foreign || InRing(granule)) continue;
+    }
     Fail("M3", "slot " + std::to_string(s) + " of the weights is evicted, but no ring granule " +
-                   "stands in for it");
+                   "stands in for it, nor its backing copy");
     return;
   }
 }
@@ -137,7 +145,13 @@ void InvariantChecker::CloseRound(uint64_t round) {
 void InvariantChecker::OnPlacement() {
   const TraceRecord& r = event_.record;
   const uint64_t before = round_;
-  BeginRound({.bytes = r.args[3], .stripes = r.args[4], .ahead_bytes = r.args[5]});
+  const bool copied = r.cause != kPlacementInPlace;
+  BeginRound({.bytes = copied ? r.args[3] : 0, .stripes = r.args[4], .ahead_bytes = r.args[5]});
+  if (!copied && (r.args[4] != 0 || r.args[5] != 0)) {
+    Fail("A1", "weights that are read in place are not copied, but there are " +
+                   std::to_string(r.args[4]) + " stripes and " + std::to_string(r.args[5]) +
+                   " bytes ahead");
+  }
   // The step of a transition has ended, and so has its round. Any other one that has begun waits
   // for this round; if there is none of a transition, the one before was given up.
   const bool moved = transition_ && steps_.contains(transition_->step);

@@ -213,7 +213,7 @@ constexpr std::string_view kCommitments[] = {"taken", "allocated"};
 constexpr std::string_view kTransitions[] = {"copies-only", "moves"};
 constexpr std::string_view kLinkTroubles[] = {"slow",         "held",      "lost",
                                               "probe-failed", "recovered", "refused"};
-constexpr std::string_view kPlacements[] = {"stripe", "layer"};
+constexpr std::string_view kPlacements[] = {"stripe", "layer", "in_place"};
 
 template <size_t N>
 std::string NameIn(const std::string_view (&names)[N], uint64_t value) {

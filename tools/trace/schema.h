@@ -89,6 +89,7 @@ enum RemapCauseValue : uint8_t {
   kPlanShutdown,
   kPlanTest
 };
+inline constexpr uint8_t kPlacementInPlace = 2;
 inline constexpr size_t kRemapCauses = 7;
 inline constexpr size_t kFaultCauses = 6;
 
