@@ -3,7 +3,7 @@
 # other and keeps every report. A section that fails is named at the end.
 #   bench/gpu.sh [--built DIR] OUT [SECTION...]
 #     --built DIR   builds and installs nothing; DIR is what bench/pack_gpu.sh made elsewhere
-#     sections      tests kernels latency throughput prefix border overload swing context
+#     sections      tests kernels latency throughput prefix pcie border overload swing context
 # The last four need a second GPU (it holds what is away); border also 96 GiB on the first for the
 # 32B shape. overload, swing and context take about 5, 2 and 1 minutes. With everything built:
 # about 18 minutes on an H200.
@@ -23,7 +23,7 @@ fi
 [ $# -ge 1 ] || usage
 out=$1
 shift
-all="tests kernels latency throughput prefix border overload swing context"
+all="tests kernels latency throughput prefix pcie border overload swing context"
 sections=("$@")
 [ ${#sections[@]} -gt 0 ] || read -ra sections <<<"$all"
 for section in "${sections[@]}"; do
@@ -99,6 +99,14 @@ for section in "${sections[@]}"; do
           --dataset-name prefix_repetition --num-prefixes 1 --prefix-len 7376 --suffix-len 816 \
           --output-len 16 --request-rate 2.5 --burstiness 100 --max-num-batched-tokens 8192 \
           --max-model-len 9216 --gemm-algorithm-file "$out/algorithms_8b" --json "$out/prefix_$cache.json"
+      done
+      ;;
+    pcie)
+      # Host memory behind the bus: long steps hide what short ones cannot.
+      for tokens in 2048 4096; do
+        report border_8b_host_$tokens "$build"/bench/engine/weir_border_bench $small --dummy \
+          --device cuda --backing host --budget $((40 << 30)) --prefill $tokens --context 4096 \
+          --steps 16 --granules 0,2,4,6,8,9,10,12,0
       done
       ;;
     border)
