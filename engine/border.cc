@@ -81,7 +81,8 @@ PolicySnapshot EngineCore::Snapshot() const {
               .preemptions = scheduler_.stats().preemptions,
               .max_batched_tokens = options_.scheduler.max_batched_tokens,
               .asked_per_request = scheduler_.mean_asked_tokens(),
-              .blocks_per_seq = work_.blocks_per_seq(),
+              .blocks_beside_output = work_.blocks_beside_output(),
+              .output_spread = work_.output_spread(),
               .prefill_per_request = work_.prefill_per_request(),
               .output_per_request = work_.output_per_request()};
   s.cost = cost_.cost();

@@ -156,7 +156,11 @@ void EngineCore::Retire(Sequence& sequence, FinishReason reason, Status error) {
     outputs_.push_back(std::move(output));
   }
   ++(reason == FinishReason::kError ? stats_.requests_failed : stats_.requests_finished);
-  if (sequence.first_token_ns != 0) work_.ObserveEnd(sequence.prefill_tokens);
+  if (sequence.first_token_ns != 0) {
+    const auto observe = reason == FinishReason::kCancelled ? &RequestWork::ObserveCancelled
+                                                            : &RequestWork::ObserveEnd;
+    (work_.*observe)(sequence.prefill_tokens, sequence.known_output_tokens());
+  }
   if (sequence.sampling.has_penalties()) --lockstep_requests_;
   auto known = sequences_.extract(sequence.id);
   if (!under_way_.empty()) under_way_.back()->retired.push_back(std::move(known.mapped()));
@@ -350,7 +354,7 @@ void EngineCore::CollectStep() {
   ObserveLink(bytes, stall_ns, step_ns);
   Observe(step->batch, step_ns, stall_ns, bytes);
   work_.ObserveStep(memory_.blocks().counts().used, scheduler_.running(),
-                    stats_.output_tokens - output_before);
+                    scheduler_.running_output_tokens(), stats_.output_tokens - output_before);
   step->trace.Ended(step_ns, stall_ns, bytes);
   if (keep_records_) Keep(*step, step_ns, stall_ns);
 }

@@ -276,4 +276,10 @@ double Scheduler::mean_running_tokens() const {
   return n / static_cast<double>(running_.size());
 }
 
+uint64_t Scheduler::running_output_tokens() const {
+  uint64_t n = 0;
+  for (const Sequence& s : running_) n += s.output_tokens();
+  return n;
+}
+
 }  // namespace weir

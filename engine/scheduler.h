@@ -94,6 +94,7 @@ class Scheduler {
     return known > 0 ? static_cast<double>(demand_.asked_tokens()) / known : 0;
   }
   double mean_running_tokens() const;
+  uint64_t running_output_tokens() const;
   const SchedulerStats& stats() const { return stats_; }
   const SchedulerOptions& options() const { return options_; }
 

@@ -90,9 +90,16 @@ bool SolveSubset(const Square<N>& a, const std::array<double, N>& b, unsigned su
 // Problems", chapter 23, is the general method).
 template <size_t N>
 std::array<double, N> NonNegativeLeastSquares(const Square<N>& a, const std::array<double, N>& b) {
+  constexpr unsigned kAll = (1u << N) - 1;
   std::array<double, N> best{};
+  // Without a bound in the way nothing is better.
+  if (SolveSubset(a, b, kAll, &best) &&
+      std::all_of(best.begin(), best.end(), [](double v) { return v >= 0; })) {
+    return best;
+  }
+  best = {};
   double best_objective = 0;  // of x = 0
-  for (unsigned subset = 1; subset < (1u << N); ++subset) {
+  for (unsigned subset = 1; subset < kAll; ++subset) {
     std::array<double, N> x{};
     if (!SolveSubset(a, b, subset, &x)) continue;
     if (std::any_of(x.begin(), x.end(), [](double v) { return v < 0; })) continue;
@@ -115,7 +122,7 @@ CostModel::CostModel(const CostModelConfig& config)
     : config_(config), deviation_(config.initial_deviation) {}
 
 CostModel::Vector CostModel::Features(const StepSample& s) const {
-  return {1.0 / column_scale_[0], std::max(0.0, s.tokens - cost_.free_tokens) / column_scale_[1],
+  return {1.0 / column_scale_[0], cost_.DearTokens(s.tokens) / column_scale_[1],
           s.context / column_scale_[2], s.evicted_bytes / column_scale_[3],
           s.pairs / column_scale_[4]};
 }

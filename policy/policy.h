@@ -8,6 +8,7 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -17,8 +18,7 @@
 namespace weir {
 
 // What a step costs, in nanoseconds: fitted at start-up and corrected while serving (cost_model.h).
-//   compute(step) = fixed + per_token * (tokens beyond free_tokens) + per_context * context
-//                 + per_pair * pairs
+//   compute(step) = fixed + per_token * dear(tokens) + per_context * context + per_pair * pairs
 // A step never takes less than streaming what is evicted: evicted_bytes / link_bytes_per_ns. When
 // copying and computing share a resource (the memory's bandwidth, a CPU's cores), each streamed
 // byte also slows the compute by copy_interference ns.
@@ -30,17 +30,26 @@ struct StepCost {
   double copy_interference = 0;  // ns of compute lost per byte streamed
   // Of each pair of a prompt's token and a token it attends to: arithmetic where decoding reads.
   double per_pair_ns = 0;
-  // Tokens whose products cost no more than the weights' read that every step pays.
+  // Tokens whose products take as long as the weights' read that every step pays.
   double free_tokens = 0;
 
   // A product reads its weights once for so many tokens at most (tiles of that height), so what is
   // read in place crosses the link again for each such part: measured on H200s.
   static constexpr double kTokensARead = 256;
 
+  // Tokens that cost something: nearly none of a few, nearly all beyond free_tokens of many. Where
+  // products and read take about as long neither hides behind the other quite.
+  double DearTokens(double tokens) const {
+    const double free = free_tokens > 0 ? free_tokens : 0;
+    const double more = tokens > free ? tokens : free;
+    if (!(more > 0)) return 0;
+    const double ratio = (tokens > free ? free : tokens) / more;
+    return more * std::sqrt(std::sqrt(1 + ratio * ratio * ratio * ratio)) - free;
+  }
+
   double ComputeNs(double tokens, double context, double pairs, double evicted_bytes) const {
-    const double dear = tokens > free_tokens ? tokens - free_tokens : 0;
-    return fixed_ns + per_token_ns * dear + per_context_ns * context + per_pair_ns * pairs +
-           copy_interference * evicted_bytes;
+    return fixed_ns + per_token_ns * DearTokens(tokens) + per_context_ns * context +
+           per_pair_ns * pairs + copy_interference * evicted_bytes;
   }
   double StepNs(double tokens, double context, double pairs, double evicted_bytes) const {
     const double compute = ComputeNs(tokens, context, pairs, evicted_bytes);
@@ -106,7 +115,10 @@ struct DemandView {
   uint32_t max_batched_tokens = 0;  // the scheduler's cap on tokens in a step; 0: none known
   double asked_per_request = 0;     // tokens the known requests may generate at most, mean
   // Measured, smoothed; 0: not yet.
-  double blocks_per_seq = 0;       // blocks a running sequence holds
+  double blocks_beside_output = 0;  // blocks a running sequence holds beside those of its output
+  // Tokens that a running sequence has generated at a time, mean, over output_per_request, once a
+  // load has become steady: 1/2 if all requests are alike, 1 if an end is as likely at any time.
+  double output_spread = 0;
   double prefill_per_request = 0;  // prompt tokens computed for a request, preemptions included
   double output_per_request = 0;   // tokens generated for a request that has ended
 };

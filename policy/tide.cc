@@ -10,6 +10,8 @@ namespace {
 constexpr uint64_t kMaxCandidates = 64;  // bounds the work of one decision
 // Prompt chunks told apart in one step; more are taken together.
 constexpr double kMostChunks = 32;
+// What is less likely than this has no part in a mean.
+constexpr double kLeastProbability = 1e-9;
 // Blocks the scheduler keeps free for each running sequence to grow into, about.
 constexpr double kSpareBlocks = 1;
 
@@ -26,7 +28,7 @@ double FreedGranules(const WeightsView& weights, double e) {
 double KvBlocksAt(const PolicySnapshot& s, uint32_t e) {
   const double per_extent = std::max(1u, s.kv.granules_per_extent);
   // Whole layers may be away, left by another policy: then the snapshot says what they freed.
-  const double freed_now = s.weights.placement == Placement::kLayer
+  const double freed_now = s.weights.placement != Placement::kStripe
                                ? static_cast<double>(s.weights.freed_granules)
                                : FreedGranules(s.weights, s.weights.granules_per_layer);
   const double granules = static_cast<double>(s.kv.mapped_extents) * per_extent +
@@ -40,8 +42,7 @@ double KvBlocksAt(const PolicySnapshot& s, uint32_t e) {
 // What is known of the requests, from measurements where there are some. Until requests have ended
 // it follows from what they asked for.
 struct Demand {
-  double requests = 0;       // running and waiting
-  double may_run = 0;        // of these, as far as the scheduler's cap goes
+  double may_run = 0;        // running and waiting, as far as the scheduler's cap goes
   double blocks_each = 1;    // held by a running sequence, over its life
   double context_each = 1;   // tokens
   double prefill_each = 0;   // prompt tokens to compute for a request
@@ -57,37 +58,32 @@ Demand Describe(const PolicySnapshot& s) {
   const double now = used + waiting_blocks;
   const double end = std::max(now, static_cast<double>(d.expected_blocks));
   Demand out;
-  out.requests = static_cast<double>(d.running) + static_cast<double>(d.waiting);
-  out.may_run = out.requests;
-  if (d.max_running > 0) out.may_run = std::min(out.may_run, static_cast<double>(d.max_running));
-  const double each = std::max(1.0, out.requests);
-  const double prompt_blocks =
-      d.waiting > 0 ? waiting_blocks / static_cast<double>(d.waiting) : now / each;
+  const auto running = static_cast<double>(d.running), waiting = static_cast<double>(d.waiting);
+  const double each = std::max(1.0, running + waiting);
+  const double prompt_blocks = waiting > 0 ? waiting_blocks / waiting : now / each;
   // Nobody generates more than what was asked for.
   const double asked = Known(d.asked_per_request)
                            ? std::max(1.0, d.asked_per_request)
                            : std::max(1.0, (end / each - prompt_blocks) * block_tokens);
-  if (Known(d.output_per_request)) {
-    out.output_each = std::min(d.output_per_request, asked);
-    out.prefill_each =
-        std::isfinite(d.prefill_per_request) ? std::max(0.0, d.prefill_per_request) : 0;
-    const double half = out.output_each / block_tokens / 2;
-    out.blocks_each = Known(d.blocks_per_seq) ? d.blocks_per_seq : prompt_blocks + half;
-    // A running request has half of its output to come, a waiting one all.
-    const double growth =
-        half * (static_cast<double>(d.running) + 2 * static_cast<double>(d.waiting));
-    out.blocks_at_end = std::min(end, now + growth);
-  } else {
-    out.output_each = asked;
-    out.prefill_each = prompt_blocks * block_tokens;
-    out.blocks_each = (prompt_blocks + end / each) / 2;
-    out.blocks_at_end = end;
-  }
+  const bool measured = Known(d.output_per_request);
+  out.output_each = measured ? std::min(d.output_per_request, asked) : asked;
+  out.prefill_each = measured && std::isfinite(d.prefill_per_request)
+                         ? std::max(0.0, d.prefill_per_request)
+                         : prompt_blocks * block_tokens;
+  const double beside = Known(d.blocks_beside_output) ? d.blocks_beside_output : prompt_blocks;
+  // What a running sequence has generated, and as much is to come, on average.
+  const double generated = (Known(d.output_spread) ? d.output_spread : 1) * out.output_each;
+  out.blocks_each = beside + generated / block_tokens;
   out.blocks_each = std::max(1.0, out.blocks_each);
-  out.blocks_at_end *= out.may_run / each;
-  // Sequences are old when few of them run and young after many were admitted: their contexts now
-  // say how much of the KV is shared, not how long they are on average.
-  const double running = static_cast<double>(d.running);
+  const double growth = running * generated + waiting * out.output_each;
+  out.blocks_at_end = measured ? std::min(end, now + growth / block_tokens) : end;
+  const auto most = d.max_running > 0 ? static_cast<double>(d.max_running) : 1e18;
+  out.blocks_at_end *= std::min(1.0, most / each);
+  // Sequences are old when few of them run and young after many were admitted. In the place of old
+  // ones more will run when they end; the contexts now say how much of the KV is shared, not how
+  // long they are on average.
+  const double instead = std::floor(used / (out.blocks_each + kSpareBlocks));
+  out.may_run = std::min(most, std::max(running, instead) + waiting);
   out.context_each = Known(d.tokens_per_seq) && used > 0 && running > 0
                          ? d.tokens_per_seq * out.blocks_each * running / used
                          : out.blocks_each * block_tokens;
@@ -135,6 +131,7 @@ double MeanStepNs(const StepCost& cost, const Demand& demand, const Mix& mix, do
   double probability = std::pow(1 - share, mix.most);
   double mean = 0;
   for (double k = 0; k <= mix.most; ++k) {
+    if (k > mix.each && probability < kLeastProbability) break;
     mean += probability * step(k);
     probability *= (mix.most - k) / (k + 1) * share / (1 - share);
   }
@@ -165,8 +162,11 @@ ParamTable TideConfig::Params() {
   table.Bind("min_gain", &min_gain, 0, 10,
              "relative gain in tokens/s for which a move is worth it; 0: any");
   table.Bind("move_cost", &move_cost, 0, 1e6,
-             "steps' worth of tokens that a move costs, to be gained in as many steps as have "
+             "steps' worth of tokens that a move back costs, to be gained in as many steps as have "
              "passed since the one before; 0: nothing");
+  table.Bind("payback_steps", &payback_steps, 1, 1e9,
+             "steps, or as many as KV has been short for, in which a move must gain the prompts "
+             "that it makes to be computed");
   table.Bind("headroom", &headroom, 1, 10,
              "KV to remain when weights come home, as a factor of use and expected demand");
   table.Bind("hold_steps", &hold_steps, 0, 1'000'000,
@@ -269,9 +269,31 @@ bool TidePolicy::MayMove(uint64_t step, Direction direction) const {
   return since >= (direction == moved_ ? config_.settle_steps : config_.hold_steps);
 }
 
-double TidePolicy::LeastGain(uint64_t step) const {
-  if (moved_ == Direction::kNone || step <= moved_at_) return config_.min_gain;
-  return std::max(config_.min_gain, config_.move_cost / static_cast<double>(step - moved_at_));
+bool TidePolicy::Pays(const PolicySnapshot& s, const Prospect& now, const Prospect& target) const {
+  const bool home = target.granules_per_layer < now.granules_per_layer;
+  const bool back = moved_ == (home ? Direction::kEvict : Direction::kRestore);
+  const auto since = [&](uint64_t step) {
+    return s.step > step ? static_cast<double>(s.step - step) : 1;
+  };
+  double least = config_.min_gain;
+  // What was not worth moving for yet is, when the link is no longer the one that was moved for.
+  if (!(home && s.link_slow)) {
+    if (back) least = std::max(least, config_.move_cost / since(moved_at_));
+    // What has lasted may last as long again.
+    const uint64_t lasting = back ? std::max(moved_at_, pressed_since_) : pressed_since_;
+    const double steps = std::max(config_.payback_steps, since(lasting));
+    const double prompt = Describe(s).prefill_each;
+    double tokens = 0;
+    if (home) {  // what has to go, to be computed again
+      tokens = (s.kv.used_blocks - target.kv_blocks) * std::max(1u, s.kv.block_tokens);
+    } else {  // the prompts of sequences beyond those that will run here
+      const double running = std::max(now.running, static_cast<double>(s.demand.running));
+      tokens = (target.running - running) * prompt;
+    }
+    const double ns = tokens * (s.cost.per_token_ns + s.cost.per_pair_ns * prompt / 2);
+    least = std::max(least, ns / (steps * now.step_ns));
+  }
+  return target.tokens_per_s >= now.tokens_per_s * (1 + least);
 }
 
 // S3: the first request runs nowhere else, whatever it costs.
@@ -306,31 +328,32 @@ TidePolicy::Choice TidePolicy::Choose(const PolicySnapshot& s, uint32_t current)
   if (!Known(s.cost.link_bytes_per_ns) || !Known(now.step_ns)) {
     return {current, "step cost or link speed not measured yet"};
   }
+  const auto move = [&](const Prospect& to) {
+    return Format("%u waiting: %+.0f %% tokens/s, %.0f -> %.0f running for %u -> %u granules/layer",
+                  s.demand.waiting, Percent(to.tokens_per_s, now.tokens_per_s), now.running,
+                  to.running, current, to.granules_per_layer);
+  };
+  std::vector<Prospect> worth;
+  for (const Prospect& p : candidates) {
+    if (p.granules_per_layer == current || Pays(s, now, p)) worth.push_back(p);
+  }
+  const Prospect& to = Best(s, worth);
+  if (to.granules_per_layer != current) return {to.granules_per_layer, move(to), true};
   const Prospect& best = Best(s, candidates);
-  const double gain = Percent(best.tokens_per_s, now.tokens_per_s);
   if (best.granules_per_layer == current) {
     return {current, Format("%u waiting, %u granules/layer is best: %.0f tokens/s, %.0f running",
                             s.demand.waiting, current, now.tokens_per_s, now.running)};
-  }
-  const std::string move =
-      Format("%u waiting: %+.0f %% tokens/s, %.0f -> %.0f running for %u -> %u granules/layer",
-             s.demand.waiting, gain, now.running, best.running, current, best.granules_per_layer);
-  // What was not worth moving for yet is, when the link is no longer the one that was moved for.
-  const bool flees = s.link_slow && best.granules_per_layer < current;
-  const double least_gain = flees ? config_.min_gain : LeastGain(s.step);
-  if (best.tokens_per_s >= now.tokens_per_s * (1 + least_gain)) {
-    return {best.granules_per_layer, move, true};
   }
   // Worse for tokens/s or hardly better: only a latency target asks for it.
   const bool slow = !KeepsTpot(now) && best.step_ns < now.step_ns;
   const bool late = config_.ttft_ms > 0 && s.demand.waiting > 0 && KeepsTpot(best) &&
                     now.ttft_ns > config_.ttft_ms * 1e6 && best.ttft_ns <= config_.ttft_ms * 1e6;
   if (slow || late) {
-    return {best.granules_per_layer, Format("%s target: ", slow ? "tpot_ms" : "ttft_ms") + move,
-            true};
+    return {best.granules_per_layer,
+            Format("%s target: ", slow ? "tpot_ms" : "ttft_ms") + move(best), true};
   }
-  return {current, Format("%u waiting, no target gains %.3g %% over %u granules/layer",
-                          s.demand.waiting, config_.min_gain * 100, current)};
+  return {current, Format("%u waiting, no target is worth moving from %u granules/layer",
+                          s.demand.waiting, current)};
 }
 
 PolicyDecision TidePolicy::Decide(const PolicySnapshot& snapshot) {
@@ -357,6 +380,7 @@ PolicyDecision TidePolicy::Decide(const PolicySnapshot& snapshot) {
   const bool pressed =
       s.demand.waiting > 0 ||
       static_cast<uint64_t>(s.kv.free_blocks) + s.kv.cached_blocks < s.demand.running;
+  if (!pressed) pressed_since_ = s.step;
   if (target_ == 0 && !pressed && !starved) return answer("load fits, all weights resident");
 
   Choice choice = starved ? MakeRoom(s, target_) : Choose(s, target_);

@@ -24,17 +24,20 @@ struct TideConfig {
   double tolerance = 0.005;
   // Relative gain in tokens/s for which a move is worth it. [0, 10]; 0: any gain.
   double min_gain = 0.01;
-  // Steps' worth of tokens that a move costs (remaps, preempted sequences, the way to a new steady
-  // state). It must be gained in as many steps as have passed since the move before: at most so
-  // much is lost to wandering. [0, 1e6]; 0: moves are free.
-  double move_cost = 16;
+  // Steps' worth of tokens that a move back costs. They must be gained in as many steps as have
+  // passed since the move before: at most so much is lost to wandering. [0, 1e6]; 0: nothing.
+  double move_cost = 4;
+  // Steps in which a move must gain what it makes to be computed, the prompts of those there is
+  // room for after it or of those preempted for it. As many as KV has been short for (to move back:
+  // since the last move), if those are more. [1, 1e9].
+  double payback_steps = 1024;
   // KV that must remain beyond current use and expected demand before weights come home, as a
   // factor. [1, 10].
   double headroom = 1.15;
   // Steps after a move before an opposite one. [0, 1e6]; 0: no hold-off.
   uint64_t hold_steps = 64;
   // Steps after a move before another in the same direction. [0, 1e6].
-  uint64_t settle_steps = 32;
+  uint64_t settle_steps = 8;
   // Targets are multiples of so many granules per layer, besides the largest. [0, 2^32-1]; 0: a
   // 64th of the most a layer can give, rounded up.
   uint64_t quantum = 0;
@@ -42,7 +45,8 @@ struct TideConfig {
 };
 
 // Represents the border's position as wished so far. State: the last target, when it was set and
-// in which direction; Decide() depends on the snapshot and on that alone.
+// in which direction, and since when KV has been short; Decide() depends on the snapshot and on
+// that alone.
 class TidePolicy final : public Policy {
  public:
   explicit TidePolicy(const TideConfig& config = {}) : config_(config) {}
@@ -78,13 +82,15 @@ class TidePolicy final : public Policy {
                        const std::vector<Prospect>& candidates) const;
   Choice Choose(const PolicySnapshot& snapshot, uint32_t current) const;
   Choice MakeRoom(const PolicySnapshot& snapshot, uint32_t current) const;
-  double LeastGain(uint64_t step) const;
+  // Whether a move from |now| to |target| gains enough for what it costs.
+  bool Pays(const PolicySnapshot& snapshot, const Prospect& now, const Prospect& target) const;
   bool MayMove(uint64_t step, Direction direction) const;
 
   TideConfig config_;
   bool started_ = false;
   uint32_t target_ = 0;
   bool preempt_ = false;
+  uint64_t pressed_since_ = 0;  // more has been asked for than KV has room for
   uint64_t moved_at_ = 0;
   Direction moved_ = Direction::kNone;
 };

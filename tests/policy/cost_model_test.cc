@@ -252,6 +252,21 @@ TEST(CostModel, LearnsWhatTokensAreFreeAndWhatAPromptsContextCosts) {
   }
 }
 
+TEST(StepCost, FewTokensHideBehindTheReadAndManyDoNot) {
+  const StepCost cost{.per_token_ns = 1, .free_tokens = 160};
+  EXPECT_LT(cost.DearTokens(40), 0.2);
+  EXPECT_NEAR(cost.DearTokens(160), 160 * (std::pow(2, 0.25) - 1), 1e-9);
+  EXPECT_NEAR(cost.DearTokens(2048), 2048 - 160, 0.1);
+  for (double tokens = 0; tokens < 1000; ++tokens) {
+    EXPECT_GE(cost.DearTokens(tokens), 0);
+    EXPECT_GT(cost.DearTokens(tokens + 1), cost.DearTokens(tokens));
+  }
+  const StepCost dear{.per_token_ns = 1};
+  EXPECT_EQ(dear.DearTokens(0), 0);
+  EXPECT_EQ(dear.DearTokens(17), 17);
+  EXPECT_EQ(dear.DearTokens(1e200), 1e200);
+}
+
 TEST(CostModel, LearnsTheLinkFromStepsThatStoodAtGates) {
   CostModel model;
   model.SetLinkSpeed(372);

@@ -57,8 +57,9 @@ PolicySnapshot AnySnapshot(std::mt19937_64& random) {
   s.demand.starved_blocks = random() % 4 ? 0 : any64();
   s.demand.tokens_per_seq = AnyDouble(random);
   s.demand.max_batched_tokens = any32();
-  for (double* v : {&s.demand.asked_per_request, &s.demand.blocks_per_seq,
-                    &s.demand.prefill_per_request, &s.demand.output_per_request}) {
+  for (double* v :
+       {&s.demand.asked_per_request, &s.demand.blocks_beside_output, &s.demand.output_spread,
+        &s.demand.prefill_per_request, &s.demand.output_per_request}) {
     *v = AnyDouble(random);
   }
   s.cost = {AnyDouble(random), AnyDouble(random), AnyDouble(random), AnyDouble(random),
@@ -104,7 +105,8 @@ PolicySnapshot PlausibleSnapshot(std::mt19937_64& random, uint64_t step,
   s.demand.tokens_per_seq = 200 + static_cast<double>(random() % 3000);
   s.demand.max_batched_tokens = 2048;
   s.demand.asked_per_request = 300;
-  s.demand.blocks_per_seq = 20 + static_cast<double>(random() % 60);
+  s.demand.blocks_beside_output = 10 + static_cast<double>(random() % 40);
+  s.demand.output_spread = 0.5 + static_cast<double>(random() % 8) / 8;
   s.demand.output_per_request = random() % 2 ? 50 + static_cast<double>(random() % 500) : 0;
   s.demand.prefill_per_request = s.demand.output_per_request > 0 ? 400 : 0;
   s.cost = {Pick<double>(random, {2e6, 8e6, 2e7}), 2e4, 0.5, Pick<double>(random, {50.0, 380.0}),

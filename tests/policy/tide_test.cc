@@ -27,7 +27,8 @@ PolicySnapshot Example() {
   s.demand.max_batched_tokens = 2048;
   s.demand.asked_per_request = s.demand.output_per_request = 200;
   s.demand.prefill_per_request = 600;
-  s.demand.blocks_per_seq = 49;  // and one to grow into
+  s.demand.blocks_beside_output = 40;
+  s.demand.output_spread = 0.72;  // 49 blocks held, and one to grow into
   s.cost = {.fixed_ns = 6.4e6,
             .per_token_ns = 2e4,
             .per_context_ns = 33,
@@ -48,7 +49,7 @@ TEST(Tide, PredictsBlocksRunningAndTimeOfATarget) {
   // 1.5 GiB over the link in 4.2 ms hides behind 7.8 ms of compute. What is measured of contexts,
   // 700 tokens in 2208 / 44 blocks, is scaled to the 49 blocks of the mean.
   const double context = 700 * 49 / (2208 / 44.0);
-  EXPECT_NEAR(one.step_ns, 6.4e6 + 58.88 * context * 33, 1);
+  EXPECT_NEAR(one.step_ns, 6.4e6 + 2e4 * s.cost.DearTokens(58.88) + 58.88 * context * 33, 1);
   const auto eight = TidePolicy::Predict(s, 8);
   EXPECT_EQ(eight.running, 64);
   EXPECT_NEAR(eight.step_ns, 8.0 * 48 * (32 << 20) / 380, 1);
@@ -158,7 +159,6 @@ TEST(Tide, PromptsInAStepHideMoreStreaming) {
   s.demand.waiting = 400;
   s.demand.waiting_blocks = 400 * 40;
   s.demand.expected_blocks = 444 * 50;
-  s.demand.blocks_per_seq = 45;
   s.demand.asked_per_request = s.demand.output_per_request = 100;
   s.demand.prefill_per_request = 1;
   s.demand.max_batched_tokens = 2048;
@@ -189,7 +189,7 @@ TEST(Tide, WhatEndedRequestsGeneratedCountsMoreThanWhatTheyAskedFor) {
   EXPECT_EQ(unknowing.Decide(s).granules_per_layer, 2u);
   s.demand.output_per_request = 300;
   s.demand.prefill_per_request = 500;
-  s.demand.blocks_per_seq = 40;
+  s.demand.blocks_beside_output = 26;
   TidePolicy tide;
   EXPECT_EQ(tide.Decide(s).granules_per_layer, 0u);
 }
@@ -325,6 +325,61 @@ TEST(Tide, BringsWeightsHomeWhenStreamingStopsPaying) {
   const PolicyDecision d = tide.Decide(s);
   EXPECT_EQ(d.granules_per_layer, 0u);
   EXPECT_TRUE(d.preempt);
+}
+
+TEST(Tide, AMoveMustGainThePromptsItMakesToBeComputed) {
+  // 20 requests more of 600 tokens each, 20 us a token: 240 ms, gained at 20 % of steps of 9.6 ms
+  // in 125 steps.
+  PolicySnapshot s = Example();
+  TidePolicy patient(TideConfig{.payback_steps = 200});
+  EXPECT_EQ(patient.Decide(s).granules_per_layer, 2u);
+  TidePolicy hurried(TideConfig{.payback_steps = 50});
+  const PolicyDecision d = hurried.Decide(s);
+  EXPECT_EQ(d.granules_per_layer, 0u);
+  EXPECT_EQ(d.reason, "20 waiting, no target is worth moving from 0 granules/layer");
+  // What has lasted may last as long again; a pause ends it.
+  PolicySnapshot pause = s;
+  pause.step = 150;
+  pause.demand.waiting = 0;
+  pause.kv.free_blocks = 100;
+  EXPECT_EQ(hurried.Decide(pause).granules_per_layer, 0u);
+  s.step = 200;
+  EXPECT_EQ(hurried.Decide(s).granules_per_layer, 0u);
+  s.step = 300;
+  EXPECT_EQ(hurried.Decide(s).granules_per_layer, 2u);
+}
+
+TEST(Tide, GoesOnAtOnceAndComesBackOnlyForWhatThatCosts) {
+  PolicySnapshot s = Example();
+  s.cost.link_bytes_per_ns = 1000;
+  s.demand.waiting = 8;
+  s.demand.waiting_blocks = 8 * 40;
+  TidePolicy tide(TideConfig{.payback_steps = 1e9, .hold_steps = 0, .settle_steps = 8});
+  const auto decide = [&](uint64_t step) {
+    s.step = step;
+    const PolicyDecision d = tide.Decide(s);
+    s.kv.mapped_extents += (d.granules_per_layer - s.weights.granules_per_layer) * 46;
+    s.weights.granules_per_layer = d.granules_per_layer;
+    return d.granules_per_layer;
+  };
+  EXPECT_EQ(decide(0), 1u);
+  s.demand.waiting = 100;
+  s.demand.waiting_blocks = 100 * 40;
+  s.demand.expected_blocks = 144 * 50;
+  EXPECT_EQ(decide(7), 1u) << "not settled";
+  const uint32_t out = decide(8);
+  EXPECT_GT(out, 2u);
+  // The link slows down, and fewer would give a fifth more: worth it 20 steps later, not at once.
+  s.cost.link_bytes_per_ns = out * 48.0 * (32 << 20) / (1.3 * TidePolicy::Predict(s, out).step_ns);
+  double most = 0;
+  for (uint32_t e = 0; e < out; ++e) {
+    most = std::max(most, TidePolicy::Predict(s, e).tokens_per_s);
+  }
+  const double gain = most / TidePolicy::Predict(s, out).tokens_per_s - 1;
+  ASSERT_GT(gain, 0.05);
+  ASSERT_LT(gain, 0.4);
+  EXPECT_EQ(decide(8 + static_cast<uint64_t>(3 / gain)), out);
+  EXPECT_LT(decide(8 + static_cast<uint64_t>(5 / gain)), out);
 }
 
 TEST(Tide, TargetsAreMultiplesOfTheQuantum) {
