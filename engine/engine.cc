@@ -184,6 +184,7 @@ Result<RequestId> Engine::Submit(GenerationRequest request) {
                 .stops = StopMatcher(sampling.stop, stop_text),
                 .stop_text = stop_text,
                 .unsearched = sampling.min_tokens};
+  if (tokenizer_) stream.detokenizer.Continue(core.prompt);
   core.sampling = std::move(request.sampling);
   core.cache_salt = request.cache_salt;
   core.priority = request.priority;
