@@ -173,10 +173,23 @@ std::vector<uint64_t> GenerationCall::Deliver(size_t index, GenerationOutput& ou
   return {};
 }
 
+// The most that the first events hold of the prompts.
+uint64_t GenerationCall::RepeatedBytes() const {
+  constexpr uint64_t kMostOfByte = 6;  // "\u0000"
+  constexpr uint64_t kMostOfId = 11;   // "2147483647,"
+  uint64_t bytes = 0;
+  for (const PreparedPrompt& prompt : prompts_) {
+    if (request_.echo) bytes += kMostOfByte * prompt.text.size();
+    if (request_.return_token_ids) bytes += kMostOfId * prompt.tokens.size();
+  }
+  return bytes * request_.n;
+}
+
 // One event a token, also for tokens without text: clients count them.
 std::string GenerationCall::Events(Choice& choice, size_t index, const GenerationOutput& output) {
   if (!streaming_) {
     answer_->BeginStream();
+    answer_->exchange().AllowUnsent(RepeatedBytes());
     streaming_ = true;
   }
   std::string out;

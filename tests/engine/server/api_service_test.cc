@@ -26,6 +26,7 @@ class FakeExchange : public HttpExchange {
     response_.content_type = std::move(type);
     response_.headers = std::move(headers);
   }
+  void AllowUnsent(uint64_t bytes) override { allowed_ += bytes; }
   bool Write(std::string bytes) override {
     if (writes_left_ == 0) return false;
     --writes_left_;
@@ -54,6 +55,7 @@ class FakeExchange : public HttpExchange {
   std::atomic<bool> done_{false};
   bool aborted_ = false;
   int writes_left_ = 1 << 20;
+  uint64_t allowed_ = 0;
   std::function<void()> left_;
 };
 
@@ -166,6 +168,19 @@ TEST_F(ApiServiceTest, AStreamHasOneEventATokenThenUsageIfAskedThenDone) {
                 R"("prompt_tokens_details":{"cached_tokens":1}}})" +
                 "\n\ndata: [DONE]\n\n");
   EXPECT_EQ(x->HeaderOf("x-request-id"), "r1");
+}
+
+// A reader is not slow for what the server repeats of its own prompt.
+TEST_F(ApiServiceTest, WhatAStreamRepeatsOfItsPromptMayBeUnsent) {
+  std::string tokens = "99";
+  for (int i = 1; i < 60; ++i) tokens += ",99";
+  const auto x = Call(
+      "POST", "/v1/completions",
+      R"({"max_tokens":3,"stream":true,"return_token_ids":true,"n":3,"prompt":[)" + tokens + "]}");
+  EXPECT_GE(x->allowed_, 3 * tokens.size());
+  const auto plain = Call("POST", "/v1/completions",
+                          R"({"max_tokens":3,"stream":true,"prompt":[)" + tokens + "]}");
+  EXPECT_EQ(plain->allowed_, 0U);
 }
 
 TEST_F(ApiServiceTest, AWholeReplyHasEveryChoiceAndCountsThePromptOnce) {
