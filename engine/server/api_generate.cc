@@ -67,8 +67,7 @@ std::optional<ApiError> GenerationCall::Accept(ApiRequest* request,
     return error;
   }
   if (!request->model.empty() && request->model != model.id) {
-    return ApiError{404, "the model is not served here; GET /v1/models lists what is", "model",
-                    "model_not_found"};
+    return UnknownModel("model", request->model, model.id);
   }
   places->push_back(std::move(first));
   const size_t prompts = std::max<size_t>(1, request->prompts.size());

@@ -98,7 +98,8 @@ FieldError Combine(Endpoint endpoint, const RequestLimits& limits, ApiRequest* r
   SamplingParams& sampling = r->sampling;
   if (r->max_completion_tokens) sampling.max_tokens = *r->max_completion_tokens;
   if (sampling.max_tokens > 0 && sampling.min_tokens > sampling.max_tokens) {
-    return InvalidField("min_tokens", "min_tokens must be at most max_tokens (" +
+    return InvalidField("min_tokens", std::string("min_tokens must be at most ") +
+                                          r->max_tokens_field() + " (" +
                                           std::to_string(sampling.max_tokens) + "), got " +
                                           std::to_string(sampling.min_tokens));
   }

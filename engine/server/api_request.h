@@ -74,6 +74,11 @@ struct ApiRequest {
   int32_t top_logprobs = -1;
   std::optional<uint32_t> best_of;
   std::optional<uint32_t> max_completion_tokens;
+
+  // Which of the two fields sampling.max_tokens is from; for messages.
+  const char* max_tokens_field() const {
+    return max_completion_tokens ? "max_completion_tokens" : "max_tokens";
+  }
 };
 
 using FieldError = std::optional<ApiError>;

@@ -355,7 +355,7 @@ TEST_F(ApiServiceTest, WhatCannotBeHeldIsRefusedBeforeItIsQueued) {
   for (const auto& [n, extra, param, said] :
        std::vector<std::tuple<size_t, std::string, std::string, std::string>>{
            {60, R"(,"max_tokens":5)", "max_tokens", "room for 4"},
-           {60, R"(,"max_completion_tokens":5)", "max_tokens", "room for 4"},
+           {60, R"(,"max_completion_tokens":5)", "max_completion_tokens", "room for 4"},
            {60, R"(,"min_tokens":5)", "min_tokens", "room for 4"},
            {64, "", "prompt", "64 tokens"},
            {64, R"(,"max_tokens":1)", "prompt", "64 tokens"}}) {
@@ -386,7 +386,30 @@ TEST_F(ApiServiceTest, HostileJsonIsRefused) {
   }
 }
 
+TEST_F(ApiServiceTest, ErrorsNameTheFieldThatWasGivenAndTheModelThatIsServed) {
+  const auto error = [&](const std::string& path, const std::string& fields) {
+    return json::parse(Call("POST", path, fields)->response_.body)["error"];
+  };
+  const auto few =
+      error("/v1/completions", R"({"prompt":[3],"max_completion_tokens":3,"min_tokens":4})");
+  EXPECT_EQ(few["message"], "min_tokens must be at most max_completion_tokens (3), got 4");
+  for (const char* path : {"/v1/completions", "/detokenize"}) {
+    const auto other = error(path, R"({"prompt":[3],"tokens":[3],"model":"a\"b"})");
+    EXPECT_EQ(other["message"], "the model \"a\"b\" is not served here; \"m\" is") << path;
+    EXPECT_EQ(other["param"], "model");
+    EXPECT_EQ(other["code"], "model_not_found");
+  }
+  const auto asked = Call("GET", "/v1/models/x/y");
+  EXPECT_EQ(asked->response_.status, 404U);
+  EXPECT_EQ(json::parse(asked->response_.body)["error"]["message"],
+            "the model \"x/y\" is not served here; \"m\" is");
+}
+
 TEST_F(ApiServiceTest, MessagesAreChecked) {
+  // What a client library sends for a name that was not given.
+  const auto unnamed = Call("POST", "/v1/chat/completions",
+                            R"({"messages":[{"role":"user","content":"a","name":null}]})");
+  EXPECT_EQ(json::parse(unnamed->response_.body)["error"]["message"], "chat is not available: ");
   for (const auto& [message, param] : std::vector<std::pair<std::string, std::string>>{
            {"1", "messages[0]"},
            {R"({"content":"a"})", "messages[0].role"},
