@@ -1,4 +1,4 @@
-// The text of an answer: what the generated tokens add to the text of the prompt.
+// The text of an answer: what the generated tokens add to the text of the prompt, and what ends it.
 #include <filesystem>
 #include <fstream>
 
@@ -14,16 +14,18 @@ constexpr char kMadeUp[] = R"({
   "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
   "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16, "vocab_size": 1000,
   "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-  "tie_word_embeddings": true, "torch_dtype": "bfloat16"})";
+  "tie_word_embeddings": true, "torch_dtype": "bfloat16", "eos_token_id": 7})";
 
 // A made-up model with a real tokenizer.
 std::unique_ptr<Engine> Open(const std::string& family) {
+  // As fine-tunes have it: the end of a turn is the tokenizer's, config.json knows another.
   namespace fs = std::filesystem;
   const fs::path folder = fs::path(::testing::TempDir()) / ("weir_engine_text_" + family);
   fs::create_directories(folder);
   std::ofstream(folder / "config.json") << kMadeUp;
   fs::copy_file("tests/fixtures/text/" + family + ".json", folder / "tokenizer.json",
                 fs::copy_options::overwrite_existing);
+  std::ofstream(folder / "tokenizer_config.json") << R"({"eos_token": "</s>"})";
   EngineOptions options;
   options.model = folder.string();
   options.dummy_weights = true;
@@ -57,6 +59,26 @@ TEST(EngineText, KeepsTheSpaceBetweenThePromptAndItsContinuation) {
     EXPECT_EQ(TextAfter(*engine, "that is", "▁the"), " the") << family;
   }
   EXPECT_EQ(TextAfter(*Open("smollm"), "that is", "Ġthe"), " the");
+}
+
+TEST(EngineText, EndsAtTheTokenizersEndAndAtTheModels) {
+  const auto engine = Open("llama2");
+  const int32_t end = engine->tokenizer()->TokenToId("</s>").value();
+  for (const int32_t forced : {end, 7, 8}) {
+    GenerationRequest request;
+    request.prompt_tokens = {1, 20, 30};
+    request.sampling.temperature = 0;
+    request.sampling.max_tokens = 3;
+    request.sampling.logit_bias = {{forced, 100.0F}};
+    EXPECT_TRUE(engine->Submit(std::move(request)).ok());
+    GenerationOutput last;
+    while (engine->Step().value()) {
+      for (GenerationOutput& out : engine->TakeOutputs()) last = std::move(out);
+    }
+    ASSERT_EQ(last.tokens.size(), 1U);
+    EXPECT_EQ(last.tokens[0].token, forced);
+    EXPECT_EQ(last.reason, forced == 8 ? FinishReason::kLength : FinishReason::kStop) << forced;
+  }
 }
 
 }  // namespace
