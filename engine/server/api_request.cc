@@ -139,7 +139,11 @@ FieldError Combine(Endpoint endpoint, const RequestLimits& limits, ApiRequest* r
 FieldError ParseRequest(Endpoint endpoint, std::string_view body, const RequestLimits& limits,
                         ApiRequest* out) {
   Result<json> parsed = ParseJson(body);
-  if (!parsed.ok()) return ApiError{.status = 400, .message = parsed.status().message()};
+  if (!parsed.ok()) {
+    // What follows quotes the body, whose text must not get into the log.
+    const std::string& message = parsed.status().message();
+    return ApiError{.status = 400, .message = message.substr(0, message.find("; last read: "))};
+  }
   if (!parsed->is_object()) {
     return ApiError{.status = 400,
                     .message = "the body must be a JSON object, got " + Describe(*parsed)};

@@ -386,6 +386,23 @@ TEST_F(ApiServiceTest, HostileJsonIsRefused) {
   }
 }
 
+// Messages are logged, and no text of a request may be.
+TEST_F(ApiServiceTest, ErrorsOfMalformedJsonSayWhereAndDoNotQuote) {
+  for (const char* body : {R"({"prompt":"my secret)",
+                           R"({"prompt":"my secret)"
+                           "\n",
+                           R"({"prompt":"my secret \xff)", "{\"prompt\":\"my secret \xff\"}",
+                           R"({"prompt":"; last read: my secret)"}) {
+    const auto x = Call("POST", "/v1/completions", body);
+    EXPECT_EQ(x->response_.status, 400U);
+    const std::string message = json::parse(x->response_.body)["error"]["message"];
+    EXPECT_TRUE(message.starts_with("JSON, byte ")) << message;
+    EXPECT_NE(message.find("invalid string: "), std::string::npos) << message;
+    EXPECT_EQ(message.find("secret"), std::string::npos) << message;
+    EXPECT_EQ(records_.back().error, message);
+  }
+}
+
 TEST_F(ApiServiceTest, ErrorsNameTheFieldThatWasGivenAndTheModelThatIsServed) {
   const auto error = [&](const std::string& path, const std::string& fields) {
     return json::parse(Call("POST", path, fields)->response_.body)["error"];
