@@ -66,7 +66,7 @@ struct ApiRequest {
   SamplingParams sampling;
   std::string cache_salt;
   int32_t priority = 0;
-  uint32_t deadline_ms = 0;  // 0: the server's default
+  uint32_t deadline_ms = 0;  // 0: the server's limit alone
 
   // While parsing: fields whose meaning depends on another one.
   bool has_chat_logprobs = false;
