@@ -1,5 +1,6 @@
 #include "engine/engine.h"
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -16,7 +17,18 @@ namespace {
 // Enough KV for every sequence to reach the smaller of the model's context and this many tokens,
 // when the user gives neither a budget nor a KV size.
 constexpr uint64_t kTokensWantedPerSequence = 2048;
-// A budget must hold a request of this many tokens (or the model's whole context if smaller).
+
+// Whatever one of the two calls an end. A model tuned for chat often has its end of a turn in the
+// tokenizer's files only, and the base model's end of a text in config.json.
+std::vector<int32_t> EosIds(const ModelConfig& model, const Tokenizer* tokenizer) {
+  std::vector<int32_t> ids = model.eos_token_ids;
+  if (tokenizer == nullptr) return ids;
+  for (const int32_t id : tokenizer->eos_ids()) {
+    const bool known = std::find(ids.begin(), ids.end(), id) != ids.end();
+    if (!known && static_cast<uint32_t>(id) < model.vocab_size) ids.push_back(id);
+  }
+  return ids;
+}
 
 }  // namespace
 
@@ -74,8 +86,7 @@ Status Engine::Build(const ProgressFn& progress) {
   core.scheduler.max_prefill_chunk = options_.max_num_batched_tokens;
   core.scheduler.max_sequences = options_.max_num_seqs;
   core.max_model_len = options_.max_model_len;
-  core.eos_ids = model_.eos_token_ids;
-  if (core.eos_ids.empty() && tokenizer_) core.eos_ids = tokenizer_->eos_ids();
+  core.eos_ids = EosIds(model_, tokenizer_.get());
   core_ = std::make_unique<EngineCore>(driver(), *memory_, *compute_, *policy_, core);
   if (progress) progress("calibrating", 0, 1);
   WEIR_TRY(core_->Calibrate());
@@ -184,6 +195,7 @@ Result<RequestId> Engine::Submit(GenerationRequest request) {
                 .stops = StopMatcher(sampling.stop, stop_text),
                 .stop_text = stop_text,
                 .unsearched = sampling.min_tokens};
+  if (tokenizer_) stream.detokenizer.Continue(core.prompt);
   core.sampling = std::move(request.sampling);
   core.cache_salt = request.cache_salt;
   core.priority = request.priority;

@@ -88,7 +88,15 @@ Status TraceFileWriter::SetMetadata(std::string_view json) {
 }
 
 Status TraceFileWriter::Append(std::span<const TraceRecord> records, uint64_t lost) {
-  if (records.size() > UINT32_MAX) return InvalidArgument("a block of more than 2^32 records");
+  do {
+    const auto block = records.first(std::min<size_t>(records.size(), kMostTraceBlockRecords));
+    WEIR_TRY(WriteBlock(block, std::exchange(lost, 0)));
+    records = records.subspan(block.size());
+  } while (!records.empty());
+  return OkStatus();
+}
+
+Status TraceFileWriter::WriteBlock(std::span<const TraceRecord> records, uint64_t lost) {
   TraceBlockHeader block;
   block.records = static_cast<uint32_t>(records.size());
   block.lost = lost;

@@ -25,7 +25,7 @@ class TraceFileWriter {
   TraceFileWriter(const TraceFileWriter&) = delete;
   TraceFileWriter& operator=(const TraceFileWriter&) = delete;
 
-  // One block. |lost|: records that the rings lost since the last block.
+  // As many blocks as it takes, at least one. |lost|: records that the rings lost since the last.
   Status Append(std::span<const TraceRecord> records, uint64_t lost);
   Status SetMetadata(std::string_view json);
   // Writes |metadata| behind the last block and closes the file.
@@ -38,6 +38,7 @@ class TraceFileWriter {
   TraceFileWriter(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}
   Status WriteAt(const void* data, size_t bytes, uint64_t at);
   Status WriteHead(std::string_view metadata);
+  Status WriteBlock(std::span<const TraceRecord> records, uint64_t lost);
 
   int fd_;
   std::string path_;

@@ -279,9 +279,12 @@ struct TraceFileHeader {
 };
 static_assert(sizeof(TraceFileHeader) == 64);
 
+// Readers need memory for a whole block: more is taken for damage. 16 MiB.
+inline constexpr uint32_t kMostTraceBlockRecords = 1U << 18;
+
 struct TraceBlockHeader {
   uint32_t magic = kTraceBlockMagic;
-  uint32_t records = 0;
+  uint32_t records = 0;   // at most kMostTraceBlockRecords
   uint64_t lost = 0;      // records lost by the rings since the last block, over all threads
   uint64_t checksum = 0;  // XXH3-64 of the records' bytes
   uint64_t reserved[5] = {};

@@ -37,10 +37,14 @@ Result<server::ApiKey> ParseLine(std::string_view line, size_t number) {
   words >> first >> second >> third;
   if (!third.empty()) return InvalidArgument("accepted: [name] key, or name sha256:digest");
   const bool named = !second.empty();
-  const std::string tenant = named ? first : "key" + std::to_string(number);
+  // With a space, which no name has: an unnamed key is never another one's tenant.
+  const std::string tenant = named ? first : "key " + std::to_string(number);
   const std::string& secret = named ? second : first;
   if (named && secret.starts_with(kDigest)) {
     return server::ApiKey::FromDigest(tenant, std::string_view(secret).substr(kDigest.size()));
+  }
+  if (secret.starts_with(kDigest)) {
+    return InvalidArgument("a digest needs a name in front of it: name sha256:digest");
   }
   WEIR_TRY(CheckSecret(secret));
   return server::ApiKey::FromSecret(tenant, secret);

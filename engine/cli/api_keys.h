@@ -12,7 +12,8 @@ namespace weir::cli {
 
 // One key a line: `key`, `name key` or `name sha256:<64 hex digits>`; empty lines and lines that
 // begin with # are skipped. The name is the tenant's: its share of the queue and its prefix cache.
-// Unnamed keys are called key1, key2 ... by their place. Messages name the line, never the key.
+// Unnamed keys are called "key 1", "key 2" ... by their place. Messages name the line, never the
+// key.
 Result<std::vector<server::ApiKey>> ParseApiKeys(std::string_view text, const std::string& path);
 
 // Those of |path| (empty: none) and of the variable WEIR_SERVER_API_KEY, whose tenant is "default".

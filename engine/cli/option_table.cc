@@ -99,6 +99,23 @@ OptionInfo Real(std::string section, std::string key, Field<double> field, doubl
   return o;
 }
 
+// As Real, but 0 is not accepted.
+OptionInfo Share(std::string section, std::string key, Field<double> field, std::string help) {
+  OptionInfo o =
+      Row(std::move(section), std::move(key), OptionType::kReal, "above 0 to 1", std::move(help));
+  o.set = [field](Settings& s, std::string_view text) -> Status {
+    const Result<double> value = ParseReal(text, 0, 1);
+    if (!value.ok() || *value == 0) {
+      return InvalidArgument("\"" + OneLine(text, 40) +
+                             "\" is not accepted; give a number above 0 and at most 1");
+    }
+    field(s) = *value;
+    return OkStatus();
+  };
+  o.get = [field](const Settings& s) { return RealText(Read(s, field)); };
+  return o;
+}
+
 template <typename T>
 OptionInfo Choice(std::string section, std::string key, Field<T> field,
                   std::vector<std::pair<std::string, T>> values, std::string help) {
@@ -322,15 +339,15 @@ std::vector<OptionInfo> MakeTable() {
       "sampling", "temperature", [](S& s) -> double& { return s.sampling.temperature; }, 0, 2,
       "0: greedy, the likeliest token always"));
   t.push_back(TopK());
-  t.push_back(Real(
-      "sampling", "top_p", [](S& s) -> double& { return s.sampling.top_p; }, 0, 1,
+  t.push_back(Share(
+      "sampling", "top_p", [](S& s) -> double& { return s.sampling.top_p; },
       "draw from the likeliest tokens that hold this probability; 1: all"));
   t.push_back(Real(
       "sampling", "min_p", [](S& s) -> double& { return s.sampling.min_p; }, 0, 1,
       "drop tokens less likely than this share of the likeliest; 0: none"));
   t.push_back(Real(
       "sampling", "repetition_penalty",
-      [](S& s) -> double& { return s.sampling.repetition_penalty; }, 0, 2,
+      [](S& s) -> double& { return s.sampling.repetition_penalty; }, 0.01, 2,
       "above 1: makes what was there less likely; 1: off"));
   t.push_back(Real(
       "sampling", "presence_penalty", [](S& s) -> double& { return s.sampling.presence_penalty; },

@@ -98,7 +98,7 @@ class Server {
     // Shares are for several: who is alone may fill the queue.
     async.max_queued_per_tenant = keys.size() > 1 ? settings_.serve.max_queued_per_tenant
                                                   : settings_.serve.max_queued_requests;
-    async.default_deadline_ns = Nanoseconds(settings_.serve.request_timeout);
+    async.request_timeout_ns = Nanoseconds(settings_.serve.request_timeout);
     async.metrics = metrics_.get();
     const EngineInfo info = engine.info();
     async_ = WEIR_TRY(AsyncEngine::Start(std::move(*opened), async));

@@ -29,6 +29,13 @@ ApiError InvalidField(std::string param, std::string message) {
   return {.status = 400, .message = std::move(message), .param = std::move(param)};
 }
 
+ApiError UnknownModel(std::string param, std::string_view asked, std::string_view served) {
+  return {404,
+          "the model \"" + std::string(asked) + "\" is not served here; \"" + std::string(served) +
+              "\" is",
+          std::move(param), "model_not_found"};
+}
+
 std::string ErrorJson(const ApiError& error) {
   std::string json = R"({"error":{"message":)";
   // It may quote what the client sent, which need not be UTF-8.

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "engine/server/http.h"
 #include "vmm/status.h"
@@ -22,6 +23,8 @@ struct ApiError {
 };
 
 ApiError InvalidField(std::string param, std::string message);  // 400
+// 404: |asked| is not |served|, the one model there is.
+ApiError UnknownModel(std::string param, std::string_view asked, std::string_view served);
 
 // {"error":{"message","type","param","code"}}
 std::string ErrorJson(const ApiError& error);

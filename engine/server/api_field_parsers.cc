@@ -147,7 +147,9 @@ FieldError ParseMessages(const json& value, const RequestLimits&, ApiRequest* ou
       return InvalidField(place + ".role", place + ".role must be a string such as \"user\"");
     }
     const auto speaker = message.find("name");
-    if (speaker != message.end() && !speaker->is_string()) {
+    if (speaker != message.end() && speaker->is_null()) {
+      message.erase(speaker);
+    } else if (speaker != message.end() && !speaker->is_string()) {
       return InvalidField(place + ".name", place + ".name must be a string");
     }
     for (const char* name : {"tool_calls", "function_call"}) {

@@ -45,7 +45,7 @@ constexpr FieldSpec kFields[] = {
      }},
     {"messages", kChat | kTokenize, FieldKind::kCustom, 0, 0, false,
      R"({"type":"array","minItems":1,"items":{"type":"object","required":["role","content"],
-         "properties":{"role":{"type":"string","minLength":1},"name":{"type":"string"},
+         "properties":{"role":{"type":"string","minLength":1},"name":{"type":["string","null"]},
          "content":{"anyOf":[{"type":"string"},{"type":"array","items":{"type":"object",
          "required":["type","text"],"properties":{"type":{"const":"text"},
          "text":{"type":"string"}}}}]}}}})",

@@ -75,7 +75,8 @@ void LogprobList::AddCompletion(const SampledToken& token) {
   AppendJsonNumber(token.logprob, &token_logprobs_);
   Separate(&offsets_);
   AppendJsonNumber(offset_, &offsets_);
-  offset_ += Characters(text);
+  // What it adds to the text: a character belongs to the token with its first byte.
+  if (tokenizer_ != nullptr) offset_ += Characters(tokenizer_->TokenBytes(token.token));
   Separate(&top_logprobs_);
   top_logprobs_.push_back('{');
   // Two tokens may have one text; a JSON object may not have one key twice. The likelier one stays.

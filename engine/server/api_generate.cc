@@ -67,8 +67,7 @@ std::optional<ApiError> GenerationCall::Accept(ApiRequest* request,
     return error;
   }
   if (!request->model.empty() && request->model != model.id) {
-    return ApiError{404, "the model is not served here; GET /v1/models lists what is", "model",
-                    "model_not_found"};
+    return UnknownModel("model", request->model, model.id);
   }
   places->push_back(std::move(first));
   const size_t prompts = std::max<size_t>(1, request->prompts.size());
@@ -173,10 +172,23 @@ std::vector<uint64_t> GenerationCall::Deliver(size_t index, GenerationOutput& ou
   return {};
 }
 
+// The most that the first events hold of the prompts.
+uint64_t GenerationCall::RepeatedBytes() const {
+  constexpr uint64_t kMostOfByte = 6;  // "\u0000"
+  constexpr uint64_t kMostOfId = 11;   // "2147483647,"
+  uint64_t bytes = 0;
+  for (const PreparedPrompt& prompt : prompts_) {
+    if (request_.echo) bytes += kMostOfByte * prompt.text.size();
+    if (request_.return_token_ids) bytes += kMostOfId * prompt.tokens.size();
+  }
+  return bytes * request_.n;
+}
+
 // One event a token, also for tokens without text: clients count them.
 std::string GenerationCall::Events(Choice& choice, size_t index, const GenerationOutput& output) {
   if (!streaming_) {
     answer_->BeginStream();
+    answer_->exchange().AllowUnsent(RepeatedBytes());
     streaming_ = true;
   }
   std::string out;

@@ -52,6 +52,7 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
   std::vector<uint64_t> Close() WEIR_REQUIRES(mutex_);
   std::vector<uint64_t> FailLocked(const ApiError& error) WEIR_REQUIRES(mutex_);
   std::vector<uint64_t> Deliver(size_t index, GenerationOutput& output) WEIR_REQUIRES(mutex_);
+  uint64_t RepeatedBytes() const;
   std::string Events(Choice& choice, size_t index, const GenerationOutput& output)
       WEIR_REQUIRES(mutex_);
   void Collect(Choice& choice, size_t index, const GenerationOutput& output) WEIR_REQUIRES(mutex_);

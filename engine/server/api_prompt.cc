@@ -95,7 +95,7 @@ FieldError LimitOutput(const ServedModel& model, const ApiRequest& request,
   }
   const auto room = static_cast<uint32_t>(model.max_model_len - size);
   const SamplingParams& sampling = request.sampling;
-  for (const auto& [name, asked] : {std::pair{"max_tokens", sampling.max_tokens},
+  for (const auto& [name, asked] : {std::pair{request.max_tokens_field(), sampling.max_tokens},
                                     std::pair{"min_tokens", sampling.min_tokens}}) {
     if (asked <= room) continue;
     return TooLong(model, name,

@@ -98,7 +98,8 @@ FieldError Combine(Endpoint endpoint, const RequestLimits& limits, ApiRequest* r
   SamplingParams& sampling = r->sampling;
   if (r->max_completion_tokens) sampling.max_tokens = *r->max_completion_tokens;
   if (sampling.max_tokens > 0 && sampling.min_tokens > sampling.max_tokens) {
-    return InvalidField("min_tokens", "min_tokens must be at most max_tokens (" +
+    return InvalidField("min_tokens", std::string("min_tokens must be at most ") +
+                                          r->max_tokens_field() + " (" +
                                           std::to_string(sampling.max_tokens) + "), got " +
                                           std::to_string(sampling.min_tokens));
   }
@@ -138,7 +139,11 @@ FieldError Combine(Endpoint endpoint, const RequestLimits& limits, ApiRequest* r
 FieldError ParseRequest(Endpoint endpoint, std::string_view body, const RequestLimits& limits,
                         ApiRequest* out) {
   Result<json> parsed = ParseJson(body);
-  if (!parsed.ok()) return ApiError{.status = 400, .message = parsed.status().message()};
+  if (!parsed.ok()) {
+    // What follows quotes the body, whose text must not get into the log.
+    const std::string& message = parsed.status().message();
+    return ApiError{.status = 400, .message = message.substr(0, message.find("; last read: "))};
+  }
   if (!parsed->is_object()) {
     return ApiError{.status = 400,
                     .message = "the body must be a JSON object, got " + Describe(*parsed)};

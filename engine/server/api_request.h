@@ -66,7 +66,7 @@ struct ApiRequest {
   SamplingParams sampling;
   std::string cache_salt;
   int32_t priority = 0;
-  uint32_t deadline_ms = 0;  // 0: the server's default
+  uint32_t deadline_ms = 0;  // 0: the server's limit alone
 
   // While parsing: fields whose meaning depends on another one.
   bool has_chat_logprobs = false;
@@ -74,6 +74,11 @@ struct ApiRequest {
   int32_t top_logprobs = -1;
   std::optional<uint32_t> best_of;
   std::optional<uint32_t> max_completion_tokens;
+
+  // Which of the two fields sampling.max_tokens is from; for messages.
+  const char* max_tokens_field() const {
+    return max_completion_tokens ? "max_completion_tokens" : "max_tokens";
+  }
 };
 
 using FieldError = std::optional<ApiError>;

@@ -94,8 +94,7 @@ class Service final : public ApiService {
         return answer->Reply({.body = R"({"object":"list","data":[)" + ModelCard() + "]}"});
       case Action::kModel:
         if (id == context_->model.id) return answer->Reply({.body = ModelCard()});
-        return answer->Fail({404, "the model is not served here; GET /v1/models lists what is", "",
-                             "model_not_found"});
+        return answer->Fail(UnknownModel("", id, context_->model.id));
       case Action::kHealth: return ReplyHealth(*answer);
       case Action::kVersion: {
         std::string body = R"({"version":)";
@@ -129,8 +128,7 @@ class Service final : public ApiService {
     FieldError error = ParseRequest(endpoint, answer.exchange().TakeBody(),
                                     {model.vocab_size, model.max_model_len}, &request);
     if (!error && !request.model.empty() && request.model != model.id) {
-      error = ApiError{404, "the model is not served here; GET /v1/models lists what is", "model",
-                       "model_not_found"};
+      error = UnknownModel("model", request.model, model.id);
     }
     std::string body;
     if (!error) {

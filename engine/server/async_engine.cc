@@ -1,5 +1,6 @@
 #include "engine/server/async_engine.h"
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 #include <utility>
@@ -97,8 +98,9 @@ Result<uint64_t> AsyncEngine::Submit(Admission admission, AsyncRequest request,
   entry.times.queued_ns = MonotonicNow();
   entry.tenant = admission.state_->tenant;
   entry.deadline_ns = request.deadline_ns;
-  if (entry.deadline_ns == 0 && impl_->options.default_deadline_ns != 0) {
-    entry.deadline_ns = entry.times.queued_ns + impl_->options.default_deadline_ns;
+  if (const TimeNs most = impl_->options.request_timeout_ns; most != 0) {
+    const TimeNs last = entry.times.queued_ns + most;
+    entry.deadline_ns = entry.deadline_ns == 0 ? last : std::min(entry.deadline_ns, last);
   }
   WEIR_TRY(impl_->engine->Prepare(&request.request));
   entry.prompt_tokens = static_cast<uint32_t>(request.request.prompt_tokens.size());

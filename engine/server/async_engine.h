@@ -23,9 +23,9 @@ struct AsyncOptions {
   uint32_t max_queued_requests = 512;   // waiting, not yet running
   uint64_t max_queued_tokens = 262144;  // prompt tokens of those; one request alone may have more
   uint32_t max_queued_per_tenant = 256;
-  // From Submit. A request not finished by then ends with FinishReason::kError and a kCancelled
-  // status, at the next step boundary; 0: none.
-  TimeNs default_deadline_ns = 0;
+  // Most time from Submit on, whatever deadline a request sets; 0: no limit. A request not finished
+  // by then ends with FinishReason::kError and a kCancelled status, at the next step boundary.
+  TimeNs request_timeout_ns = 0;
   // Steps that fail in a row, with none in between that succeeds, until the engine counts as lost.
   uint32_t max_failed_steps = 6;
   ServerMetrics* metrics = nullptr;  // outlives the engine; null: nothing is counted
@@ -63,7 +63,7 @@ class Admission {
 
 struct AsyncRequest {
   GenerationRequest request;
-  TimeNs deadline_ns = 0;  // monotonic; 0: AsyncOptions::default_deadline_ns from now
+  TimeNs deadline_ns = 0;  // monotonic; 0: AsyncOptions::request_timeout_ns alone
 };
 
 // kNotReady: weights are away and cannot be read (LinkState::kLost). Requests end with kBadState

@@ -56,8 +56,11 @@ class HttpExchange {
   virtual std::string TakeBody() = 0;
   virtual void Reply(HttpResponse response) = 0;
   virtual void BeginStream(unsigned status, std::string content_type, HeaderList headers) = 0;
+  // Lets |bytes| more than HttpOptions::max_buffered_bytes be unsent: what the answer repeats of
+  // its request comes at once, however fast the client reads.
+  virtual void AllowUnsent(uint64_t bytes) = 0;
   // Queues |bytes|; writes that queue up while one is under way leave together, in order. False
-  // when the client has left or its unsent bytes would pass HttpOptions::max_buffered_bytes: then
+  // when the client has left or its unsent bytes would pass their limit (AllowUnsent): then
   // nothing was queued and the stream is to be given up (Abort) or held. When nothing is unsent
   // a write of any size passes.
   virtual bool Write(std::string bytes) = 0;

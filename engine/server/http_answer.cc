@@ -11,8 +11,8 @@ namespace weir::server {
 HttpAnswer::HttpAnswer(const Terms& terms, std::function<void()> wake)
     : head_(terms.head),
       http11_(terms.http11),
-      max_buffered_bytes_(terms.max_buffered_bytes),
       keep_alive_(terms.keep_alive),
+      max_unsent_(terms.max_buffered_bytes),
       wake_(std::move(wake)) {}
 
 void HttpAnswer::Begin(unsigned status, std::string_view content_type, const HeaderList& headers,
@@ -67,11 +67,16 @@ void HttpAnswer::BeginStream(unsigned status, std::string_view content_type,
   Wake();
 }
 
+void HttpAnswer::AllowUnsent(uint64_t bytes) {
+  const MutexLock lock(mutex_);
+  max_unsent_ += bytes;
+}
+
 bool HttpAnswer::Write(std::string_view bytes) {
   const MutexLock lock(mutex_);
   if (state_ != State::kStreaming) return false;
   // One write passes whatever its size when nothing waits: otherwise it could never be sent.
-  if (unsent_ > 0 && unsent_ + bytes.size() > max_buffered_bytes_) return false;
+  if (unsent_ > 0 && unsent_ + bytes.size() > max_unsent_) return false;
   Queue(bytes);
   Wake();
   return true;

@@ -34,6 +34,7 @@ class HttpAnswer {
   // For whoever answers; see HttpExchange.
   void Reply(const HttpResponse& response);
   void BeginStream(unsigned status, std::string_view content_type, const HeaderList& headers);
+  void AllowUnsent(uint64_t bytes);
   bool Write(std::string_view bytes);
   void EndStream() { (void)EndStreamWith({}); }
   bool EndStreamWith(std::string_view bytes);
@@ -65,14 +66,14 @@ class HttpAnswer {
 
   const bool head_;
   const bool http11_;
-  const uint32_t max_buffered_bytes_;
   mutable Mutex mutex_{LockRank::kHttpAnswer};
   State state_ WEIR_GUARDED_BY(mutex_) = State::kOpen;
   bool keep_alive_ WEIR_GUARDED_BY(mutex_);
   bool chunked_ WEIR_GUARDED_BY(mutex_) = false;
   bool bodiless_ WEIR_GUARDED_BY(mutex_) = false;
   bool awake_ WEIR_GUARDED_BY(mutex_) = false;  // the connection will call Take
-  size_t unsent_ WEIR_GUARDED_BY(mutex_) = 0;   // queued, and taken but not yet sent
+  uint64_t max_unsent_ WEIR_GUARDED_BY(mutex_);
+  size_t unsent_ WEIR_GUARDED_BY(mutex_) = 0;  // queued, and taken but not yet sent
   std::string queued_ WEIR_GUARDED_BY(mutex_);
   std::function<void()> wake_ WEIR_GUARDED_BY(mutex_);  // empty once detached
   std::function<void()> left_ WEIR_GUARDED_BY(mutex_);

@@ -39,6 +39,7 @@ class Exchange final : public HttpExchange {
   void BeginStream(unsigned status, std::string content_type, HeaderList headers) override {
     answer_->BeginStream(status, content_type, headers);
   }
+  void AllowUnsent(uint64_t bytes) override { answer_->AllowUnsent(bytes); }
   bool Write(std::string bytes) override { return answer_->Write(bytes); }
   void EndStream() override { answer_->EndStream(); }
   bool EndStreamWith(std::string bytes) override { return answer_->EndStreamWith(bytes); }

@@ -90,8 +90,10 @@ void ServerMetrics::RenderPager(Exposition& out, const AsyncStats& stats) const 
             Number(pager.granules_remapped));
   out.Family("weir_page_faults_total", Type::kCounter,
              "Gates reached: major before their weights had arrived, prefetch_hit after.");
-  out.Sample({{"kind", "major"}, {"tier", "host"}}, Number(pager.faults));
-  out.Sample({{"kind", "prefetch_hit"}, {"tier", "host"}},
+  const LinkReport& link = stats.link;
+  const std::string tier(TierName(link.tier));
+  out.Sample({{"kind", "major"}, {"tier", tier}}, Number(pager.faults));
+  out.Sample({{"kind", "prefetch_hit"}, {"tier", tier}},
              Number(pager.gate_arrivals - std::min(pager.gate_arrivals, pager.faults)));
   // The whole batch waits at a gate, so some and full are one.
   out.Family("weir_pressure_stall_seconds_total", Type::kCounter,
@@ -99,13 +101,11 @@ void ServerMetrics::RenderPager(Exposition& out, const AsyncStats& stats) const 
   out.Sample({{"scope", "some"}}, Seconds(pager.stall_ns));
   out.Sample({{"scope", "full"}}, Seconds(pager.stall_ns));
   out.Family("weir_migrated_bytes_total", Type::kCounter, "Bytes moved, by where and why.");
-  out.Sample({{"src", "host"}, {"dst", "hbm"}, {"cause", "stream"}}, Number(pager.bytes_copied));
+  out.Sample({{"src", tier}, {"dst", "hbm"}, {"cause", "stream"}}, Number(pager.bytes_copied));
   out.Sample({{"src", "hbm"}, {"dst", "hbm"}, {"cause", "kv_move"}},
              Number(stats.kv_blocks_moved * stats.kv_block_bytes));
   CounterOf(out, "weir_copy_repairs_total", "Stripes fetched again after a failed or lost copy.",
             Number(pager.repairs));
-  const LinkReport& link = stats.link;
-  const std::string tier(TierName(link.tier));
   out.Family("weir_link_troubles_total", Type::kCounter,
              "Times the link to the backing copy became slow, its copies failed and weights came "
              "home (held), or weights could not come home (lost).");

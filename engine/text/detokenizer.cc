@@ -7,6 +7,14 @@
 
 namespace weir {
 
+void IncrementalDetokenizer::Continue(std::span<const int32_t> prompt) {
+  std::string text;
+  for (const int32_t id : prompt) {
+    tokenizer_->DecodeStep(id, options_, &state_, &text);
+    if (!state_.at_start && state_.strip_left == 0) return;  // the rest makes no difference
+  }
+}
+
 std::string IncrementalDetokenizer::Push(int32_t id) {
   tokenizer_->DecodeStep(id, options_, &state_, &pending_);
   // Keep the tail that more bytes may complete: it starts in the last three bytes.

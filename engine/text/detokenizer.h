@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -11,13 +12,17 @@
 namespace weir {
 
 // Represents the decoding of one sequence so far. Owned by the sequence, one thread at a time; the
-// tokenizer must outlive it. Everything it returns is valid UTF-8, and the concatenation of all
-// Push() results and one Flush() is Tokenizer::Decode of the whole sequence.
+// tokenizer must outlive it. Everything it returns is valid UTF-8, and without Continue() the
+// concatenation of all Push() results and one Flush() is Tokenizer::Decode of the whole sequence.
 class IncrementalDetokenizer {
  public:
   IncrementalDetokenizer(const Tokenizer* tokenizer, DecodeOptions options)
       : tokenizer_(tokenizer), options_(options) {}
 
+  // What comes goes on from the text of |prompt|: it is what Tokenizer::Decode of both has beyond
+  // that of |prompt|, also the space that a tokenizer drops in front of a whole text. Before the
+  // first Push().
+  void Continue(std::span<const int32_t> prompt);
   // The text that |id| completes; "" while a character is incomplete. O(bytes of the token).
   std::string Push(int32_t id);
   // The incomplete character at the end, if any, as U+FFFD. Push() may follow.

@@ -184,6 +184,40 @@ TEST(Attach, RingsThatOverflowLoseCountedRecordsAndSayIt) {
   std::remove(path.c_str());
 }
 
+// What a recorder has to write after it could not run for a while.
+TEST(Attach, ARecorderThatWasHeldUpWritesWhatItMissed) {
+  constexpr uint64_t kMissed = kMostTraceBlockRecords + 1;
+  Child child(Server(1U << 20, 1000, 1));
+  const std::string path = ::testing::TempDir() + "/attach_held_up_" + std::to_string(child.pid());
+  const pid_t recorder = fork();
+  if (recorder == 0) {
+    const std::string pid = std::to_string(child.pid());
+    const char* argv[] = {"weir-trace", "record", "-p", pid.c_str(), "-o", path.c_str()};
+    _exit(Main(6, argv));
+  }
+  TraceSegmentView segment(child.pid());
+  const auto await = [](const std::function<bool()>& what) {
+    for (int i = 0; i < 10'000 && !what(); ++i) Pause(1);
+    return what();
+  };
+  // Held up once it has read something.
+  EXPECT_TRUE(await([&] { return segment.rings() > 0 && segment.ring(0).tail.load() > 0; }));
+  kill(recorder, SIGSTOP);
+  EXPECT_TRUE(
+      await([&] { return segment.ring(0).head.load() - segment.ring(0).tail.load() >= kMissed; }));
+  kill(recorder, SIGCONT);
+  EXPECT_TRUE(
+      await([&] { return segment.ring(0).head.load() - segment.ring(0).tail.load() < kMissed; }));
+  kill(recorder, SIGINT);
+  int status = -1;
+  waitpid(recorder, &status, 0);
+  EXPECT_EQ(status, 0);
+  TraceReader reader(OpenFile(path));
+  EXPECT_GE(reader.records(), kMissed);
+  EXPECT_FALSE(reader.losses().any());
+  std::remove(path.c_str());
+}
+
 TEST(Attach, TopShowsPicturesAndSaysThatTheProcessHasEnded) {
   Child child(Server(1U << 12, 10, 2));
   const std::string pid = std::to_string(child.pid());

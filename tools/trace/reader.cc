@@ -207,7 +207,7 @@ uint64_t TraceReader::ScanBlock(uint64_t offset) {
     losses_.truncated = true;
     return end_;
   }
-  if (header.magic != kTraceBlockMagic || header.records > kMostBlockRecords) {
+  if (header.magic != kTraceBlockMagic || header.records > kMostTraceBlockRecords) {
     return SkipTo(offset + kAlignment);
   }
   const uint64_t first = offset + sizeof header;

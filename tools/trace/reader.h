@@ -20,8 +20,6 @@
 
 namespace weir::trace_tool {
 
-// A block of more records than this is taken for damage: readers need memory for a whole block.
-inline constexpr uint32_t kMostBlockRecords = 1U << 18;  // 16 MiB
 inline constexpr uint32_t kMostMetaBytes = 64U << 20;
 
 // Where the bytes come from.

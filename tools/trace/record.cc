@@ -7,8 +7,10 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <span>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -55,14 +57,12 @@ class File {
     Write(text.data(), text.size(), sizeof(header_));
     at_ = sizeof(header_) + text.size();
   }
-  void Append(const std::vector<TraceRecord>& records, uint64_t lost) {
-    TraceBlockHeader block;
-    block.records = static_cast<uint32_t>(records.size());
-    block.lost = lost;
-    block.checksum = XXH3_64bits(records.data(), records.size() * sizeof(TraceRecord));
-    Write(&block, sizeof(block), at_);
-    Write(records.data(), records.size() * sizeof(TraceRecord), at_ + sizeof(block));
-    at_ += sizeof(block) + records.size() * sizeof(TraceRecord);
+  void Append(std::span<const TraceRecord> records, uint64_t lost) {
+    do {
+      const auto block = records.first(std::min<size_t>(records.size(), kMostTraceBlockRecords));
+      WriteBlock(block, std::exchange(lost, 0));
+      records = records.subspan(block.size());
+    } while (!records.empty());
   }
   void Close(const std::string& metadata) {
     Write(metadata.data(), metadata.size(), at_);
@@ -72,6 +72,15 @@ class File {
   }
 
  private:
+  void WriteBlock(std::span<const TraceRecord> records, uint64_t lost) {
+    TraceBlockHeader block;
+    block.records = static_cast<uint32_t>(records.size());
+    block.lost = lost;
+    block.checksum = XXH3_64bits(records.data(), records.size_bytes());
+    Write(&block, sizeof(block), at_);
+    Write(records.data(), records.size_bytes(), at_ + sizeof(block));
+    at_ += sizeof(block) + records.size_bytes();
+  }
   [[noreturn]] void Fail() { throw TraceError(path_ + ": " + std::strerror(errno)); }
   void Write(const void* data, size_t bytes, uint64_t at) {
     const auto* from = static_cast<const char*>(data);

@@ -84,6 +84,18 @@ TEST(Config, SizesComeAsTextOrAsBytes) {
   EXPECT_EQ(config.settings().engine.granule, 65536U);
 }
 
+// What the engine refuses is refused before a model is loaded.
+TEST(Config, SamplingTakesWhatTheEngineTakes) {
+  for (const char* text : {"top_p = 0", "top_p = 0.0", "top_p = 1.1", "repetition_penalty = 0"}) {
+    Config config;
+    const Status status = config.ApplyToml("[sampling]\n" + std::string(text), "c");
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << text;
+  }
+  Config config;
+  ASSERT_TRUE(config.ApplyToml("[sampling]\ntop_p = 1e-9\nrepetition_penalty = 0.01", "c").ok());
+  EXPECT_TRUE(ValidateSampling(config.settings().sampling, 10).ok());
+}
+
 TEST(Config, TheEchoReadsBackToTheSameSettings) {
   Config config;
   ASSERT_TRUE(config

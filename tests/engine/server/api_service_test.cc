@@ -26,6 +26,7 @@ class FakeExchange : public HttpExchange {
     response_.content_type = std::move(type);
     response_.headers = std::move(headers);
   }
+  void AllowUnsent(uint64_t bytes) override { allowed_ += bytes; }
   bool Write(std::string bytes) override {
     if (writes_left_ == 0) return false;
     --writes_left_;
@@ -54,6 +55,7 @@ class FakeExchange : public HttpExchange {
   std::atomic<bool> done_{false};
   bool aborted_ = false;
   int writes_left_ = 1 << 20;
+  uint64_t allowed_ = 0;
   std::function<void()> left_;
 };
 
@@ -166,6 +168,19 @@ TEST_F(ApiServiceTest, AStreamHasOneEventATokenThenUsageIfAskedThenDone) {
                 R"("prompt_tokens_details":{"cached_tokens":1}}})" +
                 "\n\ndata: [DONE]\n\n");
   EXPECT_EQ(x->HeaderOf("x-request-id"), "r1");
+}
+
+// A reader is not slow for what the server repeats of its own prompt.
+TEST_F(ApiServiceTest, WhatAStreamRepeatsOfItsPromptMayBeUnsent) {
+  std::string tokens = "99";
+  for (int i = 1; i < 60; ++i) tokens += ",99";
+  const auto x = Call(
+      "POST", "/v1/completions",
+      R"({"max_tokens":3,"stream":true,"return_token_ids":true,"n":3,"prompt":[)" + tokens + "]}");
+  EXPECT_GE(x->allowed_, 3 * tokens.size());
+  const auto plain = Call("POST", "/v1/completions",
+                          R"({"max_tokens":3,"stream":true,"prompt":[)" + tokens + "]}");
+  EXPECT_EQ(plain->allowed_, 0U);
 }
 
 TEST_F(ApiServiceTest, AWholeReplyHasEveryChoiceAndCountsThePromptOnce) {
@@ -340,7 +355,7 @@ TEST_F(ApiServiceTest, WhatCannotBeHeldIsRefusedBeforeItIsQueued) {
   for (const auto& [n, extra, param, said] :
        std::vector<std::tuple<size_t, std::string, std::string, std::string>>{
            {60, R"(,"max_tokens":5)", "max_tokens", "room for 4"},
-           {60, R"(,"max_completion_tokens":5)", "max_tokens", "room for 4"},
+           {60, R"(,"max_completion_tokens":5)", "max_completion_tokens", "room for 4"},
            {60, R"(,"min_tokens":5)", "min_tokens", "room for 4"},
            {64, "", "prompt", "64 tokens"},
            {64, R"(,"max_tokens":1)", "prompt", "64 tokens"}}) {
@@ -371,7 +386,47 @@ TEST_F(ApiServiceTest, HostileJsonIsRefused) {
   }
 }
 
+// Messages are logged, and no text of a request may be.
+TEST_F(ApiServiceTest, ErrorsOfMalformedJsonSayWhereAndDoNotQuote) {
+  for (const char* body : {R"({"prompt":"my secret)",
+                           R"({"prompt":"my secret)"
+                           "\n",
+                           R"({"prompt":"my secret \xff)", "{\"prompt\":\"my secret \xff\"}",
+                           R"({"prompt":"; last read: my secret)"}) {
+    const auto x = Call("POST", "/v1/completions", body);
+    EXPECT_EQ(x->response_.status, 400U);
+    const std::string message = json::parse(x->response_.body)["error"]["message"];
+    EXPECT_TRUE(message.starts_with("JSON, byte ")) << message;
+    EXPECT_NE(message.find("invalid string: "), std::string::npos) << message;
+    EXPECT_EQ(message.find("secret"), std::string::npos) << message;
+    EXPECT_EQ(records_.back().error, message);
+  }
+}
+
+TEST_F(ApiServiceTest, ErrorsNameTheFieldThatWasGivenAndTheModelThatIsServed) {
+  const auto error = [&](const std::string& path, const std::string& fields) {
+    return json::parse(Call("POST", path, fields)->response_.body)["error"];
+  };
+  const auto few =
+      error("/v1/completions", R"({"prompt":[3],"max_completion_tokens":3,"min_tokens":4})");
+  EXPECT_EQ(few["message"], "min_tokens must be at most max_completion_tokens (3), got 4");
+  for (const char* path : {"/v1/completions", "/detokenize"}) {
+    const auto other = error(path, R"({"prompt":[3],"tokens":[3],"model":"a\"b"})");
+    EXPECT_EQ(other["message"], "the model \"a\"b\" is not served here; \"m\" is") << path;
+    EXPECT_EQ(other["param"], "model");
+    EXPECT_EQ(other["code"], "model_not_found");
+  }
+  const auto asked = Call("GET", "/v1/models/x/y");
+  EXPECT_EQ(asked->response_.status, 404U);
+  EXPECT_EQ(json::parse(asked->response_.body)["error"]["message"],
+            "the model \"x/y\" is not served here; \"m\" is");
+}
+
 TEST_F(ApiServiceTest, MessagesAreChecked) {
+  // What a client library sends for a name that was not given.
+  const auto unnamed = Call("POST", "/v1/chat/completions",
+                            R"({"messages":[{"role":"user","content":"a","name":null}]})");
+  EXPECT_EQ(json::parse(unnamed->response_.body)["error"]["message"], "chat is not available: ");
   for (const auto& [message, param] : std::vector<std::pair<std::string, std::string>>{
            {"1", "messages[0]"},
            {R"({"content":"a"})", "messages[0].role"},

@@ -232,9 +232,12 @@ TEST(AsyncEngine, DeadlinesEndWhatWaitsAndWhatRuns) {
   EXPECT_TRUE(s.engine->Drain(kSecond));
 }
 
-TEST(AsyncEngine, TheDefaultDeadlineHoldsWhereARequestHasNone) {
-  Server s({.default_deadline_ns = 1});
+TEST(AsyncEngine, TheTimeoutHoldsForRequestsWithoutADeadlineAndWithALaterOne) {
+  Server s({.request_timeout_ns = 1});
   EXPECT_EQ(s.MustSend(1'000'000)->AwaitEnd().error.code(), StatusCode::kCancelled);
+  auto patient = std::make_shared<Gather>();
+  ASSERT_TRUE(s.Send(patient, 1'000'000, 1, "t", 0, MonotonicNow() + 3600 * kSecond).ok());
+  EXPECT_EQ(patient->AwaitEnd().error.code(), StatusCode::kCancelled);
 }
 
 TEST(AsyncEngine, DrainLetsWhatIsKnownEndAndRefusesTheRest) {

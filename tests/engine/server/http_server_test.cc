@@ -347,6 +347,26 @@ TEST_F(HttpServerTest, ASlowReaderIsBoundedAndThenCutOff) {
   EXPECT_LE(exchange->buffered_bytes(), options.max_buffered_bytes + 20'000);
 }
 
+TEST_F(HttpServerTest, AStreamMayBeginWithMoreThanMayUsuallyBeUnsent) {
+  HttpOptions options;
+  options.max_buffered_bytes = 1000;
+  Start(options);
+  Client client = Connect();
+  client.Send(Get("/hold"));
+  const auto exchange = Held(1)[0];
+  const std::string large(std::size_t{8} << 20, 'x');  // more than the socket takes unread
+  exchange->BeginStream(200, "text/event-stream", {});
+  exchange->AllowUnsent(2 * large.size());
+  EXPECT_TRUE(exchange->Write(large));
+  EXPECT_TRUE(exchange->Write(large));
+  EXPECT_TRUE(exchange->Write("data: t\n\n"));
+  EXPECT_FALSE(exchange->Write(large));
+  exchange->EndStream();
+  const std::string answer = client.ReadUntil("0\r\n\r\n");
+  EXPECT_GT(answer.size(), 2 * large.size());
+  EXPECT_TRUE(answer.ends_with("data: t\n\n\r\n0\r\n\r\n"));
+}
+
 TEST_F(HttpServerTest, AThousandStreamsAtOnce) {
   Start();
   std::vector<Client> clients;

@@ -135,6 +135,16 @@ TEST(Metrics, BoundsOfTokenHistogramsEndAtTheContext) {
   EXPECT_EQ(OneTwoFive(300), (std::vector<double>{1, 2, 5, 10, 20, 50, 100, 200}));
 }
 
+TEST(Metrics, WhatIsStreamedIsCountedByTheTierItCameFrom) {
+  AsyncStats stats;
+  stats.link.tier = Tier::kPeer;
+  stats.pager.bytes_copied = 5;
+  const std::string text = ServerMetrics(Options()).Render(stats, {});
+  EXPECT_NE(text.find("src=\"peer\",dst=\"hbm\",cause=\"stream\"} 5\n"), std::string::npos);
+  EXPECT_NE(text.find("kind=\"major\",tier=\"peer\"} 0\n"), std::string::npos);
+  EXPECT_EQ(text.find("\"host\""), std::string::npos);
+}
+
 TEST(Metrics, RejectionsAreCountedByReason) {
   ServerMetrics metrics(Options());
   metrics.OnRejected(StatusCode::kNoMemory);

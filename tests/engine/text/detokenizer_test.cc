@@ -37,6 +37,29 @@ TEST(IncrementalDetokenizer, ConcatenatesToTheDecodingOfTheWhole) {
   }
 }
 
+TEST(IncrementalDetokenizer, AfterAPromptGivesWhatDecodingBothHasBeyondThePrompt) {
+  constexpr uint64_t kSeed = 12;
+  std::mt19937_64 random(kSeed);
+  for (const std::string& family : Families()) {
+    const auto tokenizer = LoadFixture(family);
+    ASSERT_NE(tokenizer, nullptr);
+    for (int i = 0; i < 1000; ++i) {
+      const auto prompt = *tokenizer->Encode(RandomText(&random, 10), {});
+      const auto ids = *tokenizer->Encode(RandomText(&random, 10), {});
+      std::vector<int32_t> both = prompt;
+      both.insert(both.end(), ids.begin(), ids.end());
+      const DecodeOptions options{.skip_special_tokens = i % 3 != 0};
+      IncrementalDetokenizer detokenizer(tokenizer.get(), options);
+      detokenizer.Continue(prompt);
+      std::string text = tokenizer->Decode(prompt, options);
+      for (const int32_t id : ids) text += detokenizer.Push(id);
+      text += detokenizer.Flush();
+      ASSERT_EQ(text, tokenizer->Decode(both, options))
+          << family << ", seed " << kSeed << ", " << i;
+    }
+  }
+}
+
 TEST(IncrementalDetokenizer, HoldsBackAnIncompleteCharacterAndFlushesIt) {
   const auto tokenizer = LoadFixture("smollm");
   ASSERT_NE(tokenizer, nullptr);
