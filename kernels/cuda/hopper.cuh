@@ -91,6 +91,13 @@ __device__ __forceinline__ uint32_t InBlock(const void* p, uint32_t rank) {
   return address;
 }
 
+// A float at |address|, which InBlock gave.
+__device__ __forceinline__ float LoadAt(uint32_t address) {
+  float value;
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+  return value;
+}
+
 // |barrier|: as InBlock gives it.
 __device__ __forceinline__ void ArriveAt(uint32_t barrier) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier)
