@@ -514,18 +514,27 @@ __device__ void Meet(const Shared<kDim>& s, const Share& share, const Target<kDi
   }
   hopper::ClusterArrive();
   hopper::ClusterWait();
-  const uint32_t part = S::kValues / share.ranks;
+  const uint32_t part = S::kValues / share.ranks;  // of this block
   for (uint32_t i = share.rank * part + threadIdx.x; i < (share.rank + 1) * part;
        i += S::kThreads) {
+    // All of them are asked for before the first is used.
+    float max[kMaxDecodeCluster], sum[kMaxDecodeCluster], part_value[kMaxDecodeCluster];
+#pragma unroll
+    for (uint32_t rank = 0; rank < kMaxDecodeCluster; ++rank) {
+      max[rank] = kNothing;
+      sum[rank] = part_value[rank] = 0;
+      if (rank >= share.ranks) continue;
+      max[rank] = hopper::LoadAt(hopper::InBlock(&s.whole->max[head], rank));
+      sum[rank] = hopper::LoadAt(hopper::InBlock(&s.whole->sum[head], rank));
+      part_value[rank] = hopper::LoadAt(hopper::InBlock(&s.whole->value[i], rank));
+    }
     Merged merged;
     float value = 0;
 #pragma unroll
     for (uint32_t rank = 0; rank < kMaxDecodeCluster; ++rank) {
-      if (rank >= share.ranks) break;
       float old, added;
-      merged.Add(hopper::LoadAt(hopper::InBlock(&s.whole->max[head], rank)),
-                 hopper::LoadAt(hopper::InBlock(&s.whole->sum[head], rank)), &old, &added);
-      value = value * old + added * hopper::LoadAt(hopper::InBlock(&s.whole->value[i], rank));
+      merged.Add(max[rank], sum[rank], &old, &added);
+      value = value * old + added * part_value[rank];
     }
     target.Put(i, value, merged);
   }
