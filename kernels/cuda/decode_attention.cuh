@@ -45,8 +45,9 @@ struct Shape {
   static constexpr int kValues = kHeads * kDim;  // of an output; value i: head i % 8, i / 8
   static constexpr int kRingBytes = kWarps * kStages * 2 * kTileBytes;
   static constexpr int kTableBytes = 2 * (kMaxDecodeSequences + 1) * 4;
+  static constexpr int kReceivedBytes = (kValues + kMaxDecodeCluster * 2 * kHeads) * 4;
   static constexpr int kBytes =
-      kRingBytes + (kWarps + 1) * (kValues + 2 * kHeads) * 4 + kTableBytes + 16;
+      kRingBytes + kWarps * (kValues + 2 * kHeads) * 4 + kReceivedBytes + kTableBytes + 24;
   static_assert(kStages >= 2 && kThreads % kHeads == 0);
 };
 constexpr int kPieceFloats(int dim) {
@@ -66,12 +67,22 @@ struct Piece {
   float sum[kHeads];
 };
 
+// What the blocks of a cluster send to one of them: |part| = kValues / ranks values each, of those
+// that the block adds up, and by head the largest scores and the sums of the weights.
+template <int kDim>
+struct Received {
+  float value[Shape<kDim>::kValues];  // [ranks][part]
+  float max_and_sum[kMaxDecodeCluster][2 * kHeads];
+};
+
 template <int kDim>
 struct Shared {
   using S = Shape<kDim>;
-  uint8_t* ring;           // [warps][stages][keys, values]
-  Piece<kDim>* warps;      // [warps]
-  Piece<kDim>* whole;      // the block's, for its cluster
+  uint8_t* ring;       // [warps][stages][keys, values]
+  Piece<kDim>* warps;  // [warps]
+  Received<kDim>* received;
+  uint64_t* whole;         // all that the cluster sends for a segment has come
+  uint64_t* read;          // every block of the cluster has read what it got
   int32_t* page_indptr;    // [sequences + 1]
   int32_t* last_page_len;  // [sequences]
   uint32_t* last;          // whether this block is the last that comes to a kv head
@@ -79,8 +90,10 @@ struct Shared {
   __device__ explicit Shared(uint8_t* raw) {
     ring = raw;
     warps = reinterpret_cast<Piece<kDim>*>(ring + S::kRingBytes);
-    whole = warps + S::kWarps;
-    page_indptr = reinterpret_cast<int32_t*>(whole + 1);
+    received = reinterpret_cast<Received<kDim>*>(warps + S::kWarps);
+    whole = reinterpret_cast<uint64_t*>(received + 1);
+    read = whole + 1;
+    page_indptr = reinterpret_cast<int32_t*>(read + 1);
     last_page_len = page_indptr + kMaxDecodeSequences + 1;
     last = reinterpret_cast<uint32_t*>(last_page_len + kMaxDecodeSequences + 1);
   }
@@ -434,12 +447,11 @@ class Target {
     uint32_t* arrivals = p_.arrivals + first_cluster_;
     __syncthreads();
     if (threadIdx.x == 0) {
-      __threadfence();
-      *s.last = atomicAdd(arrivals, 1u) + 1 == (last_cluster_ - first_cluster_ + 1) * ranks;
+      const uint32_t all = (last_cluster_ - first_cluster_ + 1) * ranks;
+      *s.last = hopper::AddInTurn(arrivals, 1) + 1 == all;
     }
     __syncthreads();
     if (*s.last == 0) return;
-    __threadfence();
     if (threadIdx.x == 0) *arrivals = 0;
     const uint32_t head = threadIdx.x % kHeads;
     Merged merged;
@@ -475,71 +487,94 @@ class Target {
   Piece<kDim>* place_;
 };
 
-// The warps of a block meet, then the blocks of a cluster, each of which then has a part of the
-// values. |before|: segments that the cluster has met for.
+// Gives every block of the cluster its part of the values that |value(i)| computes.
+template <int kDim, typename ValueFn>
+__device__ __forceinline__ void Send(const Shared<kDim>& s, const Share& share, const Merged& block,
+                                     ValueFn value) {
+  using S = Shape<kDim>;
+  const uint32_t part = S::kValues / share.ranks;
+  for (uint32_t i = threadIdx.x; i < S::kValues; i += S::kThreads) {
+    const uint32_t to = i * share.ranks / S::kValues;
+    hopper::StoreAt(hopper::InBlock(&s.received->value[i + (share.rank - to) * part], to), value(i),
+                    hopper::InBlock(s.whole, to));
+  }
+  // |block| is of the head of all this thread's values.
+  constexpr uint32_t kBoth = 2 * kHeads;
+  static_assert(S::kThreads >= kMaxDecodeCluster * 2 * kHeads);
+  const uint32_t to = threadIdx.x / kBoth;
+  const uint32_t which = threadIdx.x % kBoth;
+  if (to < share.ranks) {
+    hopper::StoreAt(hopper::InBlock(&s.received->max_and_sum[share.rank][which], to),
+                    which < kHeads ? block.max : block.sum, hopper::InBlock(s.whole, to));
+  }
+  __syncwarp();
+}
+
+// Adds up this block's part of the values, in the order of the ranks.
+template <int kDim>
+__device__ __forceinline__ void AddUp(const Shared<kDim>& s, const Share& share,
+                                      const Target<kDim>& target) {
+  using S = Shape<kDim>;
+  const uint32_t head = threadIdx.x % kHeads;
+  const uint32_t part = S::kValues / share.ranks;
+  for (uint32_t i = threadIdx.x; i < part; i += S::kThreads) {
+    Merged merged;
+    float value = 0;
+    for (uint32_t rank = 0; rank < share.ranks; ++rank) {
+      const float* max_and_sum = s.received->max_and_sum[rank];
+      float old, added;
+      merged.Add(max_and_sum[head], max_and_sum[kHeads + head], &old, &added);
+      value = value * old + added * s.received->value[rank * part + i];
+    }
+    target.Put(share.rank * part + i, value, merged);
+  }
+}
+
+// The warps of a block meet, then the blocks of a cluster, each of which has a part of the values
+// then. Segment |met| of the share; |more|: it is not the last.
 template <int kDim>
 __device__ void Meet(const Shared<kDim>& s, const Share& share, const Target<kDim>& target,
-                     uint32_t before) {
+                     uint32_t met, bool more) {
   using S = Shape<kDim>;
   const uint32_t head = threadIdx.x % kHeads;  // of all values that this thread takes
-  const bool alone = share.ranks == 1;
   Merged block;
   float weight[S::kWarps];
 #pragma unroll
-  for (int w = 0; w < S::kWarps; ++w) {
-    block.max = fmaxf(block.max, s.warps[w].max[head]);
-  }
+  for (int w = 0; w < S::kWarps; ++w) block.max = fmaxf(block.max, s.warps[w].max[head]);
   const float from = block.max == kNothing ? 0.0f : block.max;
 #pragma unroll
   for (int w = 0; w < S::kWarps; ++w) {
     weight[w] = warp::Exp2(s.warps[w].max[head] - from);
     block.sum += weight[w] * s.warps[w].sum[head];
   }
-  // Nobody reads any more what this block had of the segment before.
-  if (!alone && before > 0) hopper::ClusterWait();
-  for (uint32_t i = threadIdx.x; i < S::kValues; i += S::kThreads) {
-    float value = 0;
+  const auto value = [&](uint32_t i) {
+    float sum = 0;
 #pragma unroll
-    for (int w = 0; w < S::kWarps; ++w) value += weight[w] * s.warps[w].value[i];
-    if (alone) {
-      target.Put(i, value, block);
-    } else {
-      s.whole->value[i] = value;
-    }
+    for (int w = 0; w < S::kWarps; ++w) sum += weight[w] * s.warps[w].value[i];
+    return sum;
+  };
+  if (share.ranks == 1) {
+    for (uint32_t i = threadIdx.x; i < S::kValues; i += S::kThreads) target.Put(i, value(i), block);
+    return;
   }
-  if (alone) return;
-  if (threadIdx.x < kHeads) {
-    s.whole->max[head] = block.max;
-    s.whole->sum[head] = block.sum;
+  if (met == 0) {
+    hopper::ClusterWait();  // the barriers of all are initialised
+  } else {
+    hopper::AwaitCluster(s.read, (met - 1) & 1);
   }
-  hopper::ClusterArrive();
-  hopper::ClusterWait();
-  const uint32_t part = S::kValues / share.ranks;  // of this block
-  for (uint32_t i = share.rank * part + threadIdx.x; i < (share.rank + 1) * part;
-       i += S::kThreads) {
-    // All of them are asked for before the first is used.
-    float max[kMaxDecodeCluster], sum[kMaxDecodeCluster], part_value[kMaxDecodeCluster];
-#pragma unroll
-    for (uint32_t rank = 0; rank < kMaxDecodeCluster; ++rank) {
-      max[rank] = kNothing;
-      sum[rank] = part_value[rank] = 0;
-      if (rank >= share.ranks) continue;
-      max[rank] = hopper::LoadAt(hopper::InBlock(&s.whole->max[head], rank));
-      sum[rank] = hopper::LoadAt(hopper::InBlock(&s.whole->sum[head], rank));
-      part_value[rank] = hopper::LoadAt(hopper::InBlock(&s.whole->value[i], rank));
-    }
-    Merged merged;
-    float value = 0;
-#pragma unroll
-    for (uint32_t rank = 0; rank < kMaxDecodeCluster; ++rank) {
-      float old, added;
-      merged.Add(max[rank], sum[rank], &old, &added);
-      value = value * old + added * part_value[rank];
-    }
-    target.Put(i, value, merged);
+  if (threadIdx.x == 0) {
+    hopper::ArriveExpecting(s.whole, (S::kValues + share.ranks * 2 * kHeads) * sizeof(float));
   }
   __syncwarp();
-  hopper::ClusterArrive();
+  Send(s, share, block, value);
+  hopper::AwaitCluster(s.whole, met & 1);
+  AddUp(s, share, target);
+  __syncwarp();
+  // Nobody sends to a block that has ended: behind the last segment there is nobody to tell.
+  if (more && threadIdx.x % 32 < share.ranks) {
+    hopper::ArriveAt(hopper::InBlock(s.read, threadIdx.x % 32));
+  }
+  __syncwarp();
 }
 
 // Sequences without pages: padded slots.
@@ -559,6 +594,16 @@ template <int kDim>
 __device__ void Run(const DecodeLaunch& p, uint8_t* raw) {
   using S = Shape<kDim>;
   const Shared<kDim> s(raw);
+  const bool alone = hopper::ClusterSize() == 1;  // cluster barriers are for two blocks or more
+  if (!alone) {
+    if (threadIdx.x == 0) {
+      hopper::InitBarrier(s.whole, 1);
+      hopper::InitBarrier(s.read, S::kWarps * hopper::ClusterSize());
+      hopper::FenceBarrierInit();
+    }
+    __syncwarp();
+    hopper::ClusterArriveRelaxed();
+  }
   TriggerDependents();
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i <= p.sequences; i += S::kThreads) {
     s.page_indptr[i] = p.page_indptr[i];
@@ -605,12 +650,11 @@ __device__ void Run(const DecodeLaunch& p, uint8_t* raw) {
     Store(piece, &s.warps[warp]);
     __syncthreads();
     const Target<kDim> target(p, share, segment, unit);
-    Meet(s, share, target, met);
-    if (target.split()) target.Meet(s, share.ranks);
     unit += segment.units();
+    Meet(s, share, target, met, unit < share.end);
+    if (target.split()) target.Meet(s, share.ranks);
   }
-  // A block's memory stays until nobody reads it any more.
-  if (share.ranks > 1 && met > 0) hopper::ClusterWait();
+  if (!alone && met == 0) hopper::ClusterWait();
 }
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
