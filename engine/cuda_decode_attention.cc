@@ -85,30 +85,33 @@ bool CudaDecodeAttention::Supports(uint32_t bucket) const {
   return supported_ && bucket <= static_cast<uint32_t>(cuda::kMaxDecodeSequences);
 }
 
+CudaDecodeAttention::Key CudaDecodeAttention::KeyOf(uint32_t bucket) const {
+  return {static_cast<uint32_t>(shape_.q_heads), static_cast<uint32_t>(shape_.kv_heads),
+          static_cast<uint32_t>(shape_.head_dim), bucket};
+}
+
 bool CudaDecodeAttention::UsesOwn(uint32_t bucket) const {
-  const auto at = chosen_.find(bucket);
-  return at != chosen_.end() && at->second;
+  if (use_ != DecodeAttentionUse::kTimed) {
+    return use_ == DecodeAttentionUse::kAlways && Supports(bucket);
+  }
+  const auto at = timed_.find(KeyOf(bucket));
+  return at != timed_.end() && at->second;
 }
 
 Status CudaDecodeAttention::Choose(uint32_t bucket, const Trial& trial) {
   if (use_ == DecodeAttentionUse::kNever) return OkStatus();
   if (use_ == DecodeAttentionUse::kAlways) {
-    if (!Supports(bucket)) {
-      return Unsupported("decode_attention always: our own kernel takes at most " +
-                         std::to_string(cuda::kMaxDecodeSequences) + " sequences, and a step of " +
-                         std::to_string(bucket) + " is to be captured");
-    }
-    chosen_[bucket] = true;
-    return OkStatus();
+    if (Supports(bucket)) return OkStatus();
+    return Unsupported("decode_attention always: our own kernel takes at most " +
+                       std::to_string(cuda::kMaxDecodeSequences) + " sequences, and a step of " +
+                       std::to_string(bucket) + " is to be captured");
   }
-  if (chosen_.contains(bucket)) {
-    if (chosen_[bucket] && !Supports(bucket)) {
-      return InvalidArgument("the imported choice for " + std::to_string(bucket) +
-                             " sequences is our own decode attention, which cannot take them here");
-    }
-    return OkStatus();
+  if (!timed_.contains(KeyOf(bucket))) {
+    timed_[KeyOf(bucket)] = Supports(bucket) ? WEIR_TRY(OwnIsFaster(bucket, trial)) : false;
+  } else if (UsesOwn(bucket) && !Supports(bucket)) {
+    return InvalidArgument("the imported choice for " + std::to_string(bucket) +
+                           " sequences is our own decode attention, which cannot take them here");
   }
-  chosen_[bucket] = Supports(bucket) ? WEIR_TRY(OwnIsFaster(bucket, trial)) : false;
   return OkStatus();
 }
 
@@ -183,9 +186,10 @@ Result<bool> CudaDecodeAttention::OwnIsFaster(uint32_t bucket, const Trial& tria
 
 std::string CudaDecodeAttention::Export() const {
   std::string text;
-  if (use_ != DecodeAttentionUse::kTimed) return text;
-  for (const auto& [bucket, own] : chosen_) {
-    text += kLine + std::to_string(bucket) + (own ? " own\n" : " flashinfer\n");
+  for (const auto& [key, own] : timed_) {
+    text += kLine;
+    for (const uint32_t number : key) text += std::to_string(number) + " ";
+    text += own ? "own\n" : "flashinfer\n";
   }
   return text;
 }
@@ -193,19 +197,21 @@ std::string CudaDecodeAttention::Export() const {
 Status CudaDecodeAttention::Import(const std::string& text) {
   std::istringstream lines(text);
   std::string line;
-  std::map<uint32_t, bool> read;
+  std::map<Key, bool> read;
   while (std::getline(lines, line)) {
     std::istringstream in(line);
     std::string word, kernel, rest;
-    uint32_t bucket = 0;
-    in >> word >> bucket >> kernel;
-    if (in.fail() || in >> rest || word + " " != kLine || bucket == 0 ||
+    Key key{};
+    in >> word;
+    for (uint32_t& number : key) in >> number;
+    in >> kernel;
+    if (in.fail() || in >> rest || word + " " != kLine ||
         (kernel != "own" && kernel != "flashinfer")) {
       return InvalidArgument("not a line of exported attention kernels: " + line.substr(0, 120));
     }
-    read[bucket] = kernel == "own";
+    read[key] = kernel == "own";
   }
-  if (use_ == DecodeAttentionUse::kTimed) chosen_.insert(read.begin(), read.end());
+  timed_.insert(read.begin(), read.end());
   return OkStatus();
 }
 

@@ -4,6 +4,7 @@
 // Thread: one caller, on one CUDA device.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -40,7 +41,8 @@ class CudaDecodeAttention {
   bool UsesOwn(uint32_t bucket) const;
   const cuda::DecodeAttention& own() const { return own_; }
 
-  // What was timed, as lines that begin with kLine, and back.
+  // What was timed, as lines that begin with kLine, and back. What was imported is exported again,
+  // also where this engine has no use for it.
   static constexpr const char* kLine = "attention ";
   std::string Export() const;
   Status Import(const std::string& text);
@@ -48,6 +50,8 @@ class CudaDecodeAttention {
  private:
   CudaDecodeAttention(const cuda::AttentionShape& shape, DecodeAttentionUse use)
       : shape_(shape), use_(use) {}
+  using Key = std::array<uint32_t, 4>;  // q_heads, kv_heads, head_dim, bucket
+  Key KeyOf(uint32_t bucket) const;
   bool Supports(uint32_t bucket) const;
   Result<bool> OwnIsFaster(uint32_t bucket, const Trial& trial) const;
 
@@ -55,7 +59,7 @@ class CudaDecodeAttention {
   DecodeAttentionUse use_;
   bool supported_ = false;
   cuda::DecodeAttention own_;
-  std::map<uint32_t, bool> chosen_;  // bucket: our own
+  std::map<Key, bool> timed_;  // or imported; true: our own is faster
 };
 
 }  // namespace weir
