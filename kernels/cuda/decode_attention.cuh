@@ -51,7 +51,8 @@ __device__ void Run(const DecodeLaunch& p, uint8_t* raw) {
   uint8_t* ring = s.ring + warp * (S::kStages * 2 * S::kTileBytes);
 
   // KV of earlier steps is there; this step's is the predecessor's.
-  Loader<kDim> loader(p, s, share);
+  Walk walk(p, s.page_indptr, share);
+  Loader<kDim> loader(p, s, share, walk);
   bool waited = false;
   for (int i = 0; i < S::kStages; ++i) {
     if (!waited && loader.AtLastPage()) {
@@ -65,8 +66,9 @@ __device__ void Run(const DecodeLaunch& p, uint8_t* raw) {
 
   int stage = 0;
   uint32_t met = 0;
-  for (uint32_t unit = share.begin; unit < share.end; ++met) {
-    const Segment segment = Segment::At(p, s.page_indptr, unit, share.end);
+  for (; !walk.done(); ++met) {
+    const Segment segment = walk.segment();
+    const Target<kDim> target(p, share, segment, walk.unit());
     const Queries<kDim> queries(p, segment);
     WarpPiece<kDim> piece;
     for (int32_t page = segment.first + worker; page < segment.end; page += workers) {
@@ -83,9 +85,8 @@ __device__ void Run(const DecodeLaunch& p, uint8_t* raw) {
     __syncthreads();  // all warps have read the pieces of the segment before
     Store(piece, &s.warps[warp]);
     __syncthreads();
-    const Target<kDim> target(p, share, segment, unit);
-    unit += segment.units();
-    Meet(s, share, target, met, unit < share.end);
+    walk.Next();
+    Meet(s, share, target, met, !walk.done());
     if (target.split()) target.Meet(s, share.ranks);
   }
   if (!alone && met == 0) hopper::ClusterWait();

@@ -19,14 +19,14 @@ class Loader {
   using S = Shape<kDim>;
 
  public:
-  __device__ Loader(const DecodeLaunch& p, const Shared<kDim>& s, const Share& share)
+  __device__ Loader(const DecodeLaunch& p, const Shared<kDim>& s, const Share& share,
+                    const Walk& walk)
       : p_(p),
         s_(s),
-        unit_(share.begin),
-        end_(share.end),
+        walk_(walk),
         worker_(static_cast<int32_t>(share.rank * S::kWarps + threadIdx.x / 32)),
-        workers_(static_cast<int32_t>(share.ranks * S::kWarps)) {
-    if (unit_ < end_) Enter();
+        workers_(static_cast<int32_t>(share.ranks * S::kWarps)),
+        page_(walk.segment().first + worker_) {
     Look();
     Settle();
   }
@@ -57,30 +57,24 @@ class Loader {
     int32_t block = 0;
   };
 
-  __device__ void Enter() {
-    segment_ = Segment::At(p_, s_.page_indptr, unit_, end_);
-    page_ = segment_.first + worker_;
-  }
-
   // Finds the run behind |next_|.
   __device__ void Look() {
     next_.count = 0;
-    while (unit_ < end_) {
-      if (page_ < segment_.end) {
-        const int32_t count = min(32, (segment_.end - page_ + workers_ - 1) / workers_);
+    for (; !walk_.done(); walk_.Next(), page_ = walk_.segment().first + worker_) {
+      const Segment& segment = walk_.segment();
+      if (page_ < segment.end) {
+        const int32_t count = min(32, (segment.end - page_ + workers_ - 1) / workers_);
         const auto lane = static_cast<int32_t>(threadIdx.x % 32);
-        const int32_t first = s_.page_indptr[segment_.sequence] + page_;
-        next_ = {segment_.sequence,
-                 segment_.head,
-                 segment_.pages,
+        const int32_t first = s_.page_indptr[segment.sequence] + page_;
+        next_ = {segment.sequence,
+                 segment.head,
+                 segment.pages,
                  page_,
                  count,
                  lane < count ? p_.blocks[first + lane * workers_] : 0};
         page_ += count * workers_;
         return;
       }
-      unit_ += segment_.units();
-      if (unit_ < end_) Enter();
     }
   }
 
@@ -112,11 +106,9 @@ class Loader {
 
   const DecodeLaunch& p_;
   const Shared<kDim>& s_;
-  uint32_t unit_;  // where segment_ begins
-  const uint32_t end_;
+  Walk walk_;
   const int32_t worker_, workers_;
-  Segment segment_ = {};
-  int32_t page_ = 0;  // of segment_, behind next_
+  int32_t page_;  // of walk_'s segment, behind next_
   Run now_, next_;
   int32_t at_ = 0;  // in now_
 };

@@ -97,7 +97,8 @@ struct Shared {
 struct Share {
   uint32_t rank, ranks, cluster;
   uint32_t begin, end;
-  uint32_t even;  // units of a share, where kv heads are cut
+  uint32_t even;  // units of a share, where kv heads may be cut
+  bool cuts;      // whether they may be
 
   template <int kWarps>
   __device__ static Share Of(const DecodeLaunch& p, const int32_t* page_indptr) {
@@ -119,16 +120,19 @@ struct Share {
       if (static_cast<uint32_t>(longest) <= s.even + kMeeting * s.ranks) {
         const uint32_t sequence = s.cluster / kv_heads;
         if (sequence >= static_cast<uint32_t>(p.sequences)) {
+          s.cuts = false;
           s.begin = s.end = units;
           return s;
         }
         const auto first = static_cast<uint32_t>(page_indptr[sequence]);
         const uint32_t pages = static_cast<uint32_t>(page_indptr[sequence + 1]) - first;
+        s.cuts = false;
         s.begin = first * kv_heads + s.cluster % kv_heads * pages;
         s.end = s.begin + pages;
         return s;
       }
     }
+    s.cuts = true;
     s.begin = min(s.cluster * s.even, units);
     s.end = min(s.begin + s.even, units);
     return s;
@@ -139,9 +143,9 @@ struct Share {
 struct Segment {
   int32_t sequence, head, pages, first, end;
 
-  // The one that begins with |unit|, in a share that ends at |share_end|.
+  // The one that begins with |unit|, in units that end at |stop|.
   __device__ static Segment At(const DecodeLaunch& p, const int32_t* page_indptr, uint32_t unit,
-                               uint32_t share_end) {
+                               uint32_t stop) {
     const auto kv_heads = static_cast<uint32_t>(p.kv_heads);
     const auto page = static_cast<int32_t>(unit / kv_heads);
     int32_t low = 0;  // page_indptr[low] <= page < page_indptr[high]
@@ -158,10 +162,50 @@ struct Segment {
     const uint32_t in = unit - static_cast<uint32_t>(page_indptr[low]) * kv_heads;
     const uint32_t first = in % pages;
     return {low, static_cast<int32_t>(in / pages), static_cast<int32_t>(pages),
-            static_cast<int32_t>(first),
-            static_cast<int32_t>(min(pages, first + share_end - unit))};
+            static_cast<int32_t>(first), static_cast<int32_t>(min(pages, first + stop - unit))};
   }
   __device__ uint32_t units() const { return static_cast<uint32_t>(end - first); }
+};
+
+// Represents the segments of a share, in the order in which they are computed. A kv head that the
+// share's end cuts comes first: its pieces meet while the others are computed.
+class Walk {
+ public:
+  __device__ Walk(const DecodeLaunch& p, const int32_t* page_indptr, const Share& share)
+      : p_(p),
+        page_indptr_(page_indptr),
+        begin_(share.begin),
+        unit_(share.begin),
+        stop_(share.end) {
+    if (share.cuts && begin_ < stop_) {
+      const Segment last = Segment::At(p, page_indptr, stop_ - 1, stop_);
+      const uint32_t head_begin = stop_ - 1 - static_cast<uint32_t>(last.first);
+      if (last.end < last.pages && head_begin > begin_) unit_ = head_begin;
+    }
+    turn_ = unit_;
+    if (!done()) segment_ = Segment::At(p_, page_indptr_, unit_, stop_);
+  }
+
+  __device__ bool done() const { return unit_ == stop_; }
+  __device__ const Segment& segment() const { return segment_; }
+  __device__ uint32_t unit() const { return unit_; }  // the segment's first
+
+  __device__ void Next() {
+    unit_ += segment_.units();
+    if (unit_ == stop_ && stop_ != turn_ && turn_ != begin_) {
+      unit_ = begin_;
+      stop_ = turn_;
+    }
+    if (!done()) segment_ = Segment::At(p_, page_indptr_, unit_, stop_);
+  }
+
+ private:
+  const DecodeLaunch& p_;
+  const int32_t* page_indptr_;
+  const uint32_t begin_;
+  uint32_t unit_, stop_;
+  uint32_t turn_;  // where the cut kv head begins, begin_ if there is none
+  Segment segment_ = {};
 };
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
