@@ -7,6 +7,7 @@ namespace weir::cuda::decode {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+// What a warp has, where the others of its block can read it.
 template <int kDim>
 __device__ __forceinline__ void Store(const WarpPiece<kDim>& piece, Piece<kDim>* to) {
   const auto lane = static_cast<int32_t>(threadIdx.x % 32);
