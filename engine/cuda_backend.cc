@@ -29,6 +29,7 @@ class CudaBackend final : public Backend {
     device_ = cuda.device;
     algorithms_ = options.gemm_algorithms;
     algorithm_file_ = options.gemm_algorithm_file;
+    decode_attention_ = options.decode_attention;
     if (algorithms_.empty() && !algorithm_file_.empty()) {
       std::ifstream in(algorithm_file_);
       algorithms_.assign(std::istreambuf_iterator<char>(in), {});
@@ -90,7 +91,8 @@ class CudaBackend final : public Backend {
          .stream = driver_->native_stream(stream_),
          .produced = gates.produced,
          .consumed = gates.consumed},
-        {.device = device_, .algorithms = algorithms_}, [&](uint64_t done, uint64_t total) {
+        {.device = device_, .algorithms = algorithms_, .decode_attention = decode_attention_},
+        [&](uint64_t done, uint64_t total) {
           if (progress) progress("choosing kernels", done, total);
         }));
     if (!algorithm_file_.empty() && compute->algorithms() != algorithms_) {
@@ -107,6 +109,7 @@ class CudaBackend final : public Backend {
   int device_ = 0;
   std::string algorithms_;
   std::string algorithm_file_;
+  DecodeAttentionUse decode_attention_ = DecodeAttentionUse::kNever;
   std::unique_ptr<CudaDriver> driver_;
   StreamId stream_;
   uint64_t scratch_bytes_ = 0;

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <deque>
+#include <optional>
 
 #include "engine/cuda_clock.h"
+#include "engine/cuda_decode_attention.h"
 #include "engine/cuda_inputs.h"
 #include "engine/cuda_layout.h"
 #include "engine/cuda_recorder.h"
@@ -45,6 +47,7 @@ bool TimesWanted() {
 // A decode step of up to |bucket| sequences.
 struct CapturedStep {
   uint32_t bucket = 0;
+  bool own_attention = false;  // it has no plan
   cuda::AttentionPlan plan;
   Graph graph;
 };
@@ -80,6 +83,8 @@ struct CudaCompute::Impl {
   Status Build(const std::function<void(uint64_t, uint64_t)>& progress);
   Status MakeSlots();
   Status FillRopeTables();
+  Status ImportAlgorithms();
+  Status PlanPadding(CapturedStep* step);
   Status Capture(uint32_t bucket);
   Status Plan(Slot& slot, CapturedStep* captured, cuda::AttentionPlan* decode,
               cuda::AttentionPlan* prefill);
@@ -98,6 +103,7 @@ struct CudaCompute::Impl {
   const Options options;
   CudaLayout layout;
   std::unique_ptr<cuda::GemmPlanner> gemm;
+  std::optional<CudaDecodeAttention> attention;
   std::unique_ptr<CudaRecorder> recorder;
   std::vector<CapturedStep> captured;
   std::array<Slot, 2> slots;
@@ -166,17 +172,18 @@ Status CudaCompute::Impl::Build(const std::function<void(uint64_t, uint64_t)>& p
   cuda::KvPool kv{.base = reinterpret_cast<cuda::Bf16*>(memory.kv),
                   .block_stride = static_cast<int64_t>(memory.kv_block_stride / 2),
                   .layout = CudaKvLayoutOf(config, map)};
+  attention = WEIR_TRY(
+      CudaDecodeAttention::Create(AttentionShapeOf(config, map), options.decode_attention));
   recorder = std::make_unique<CudaRecorder>(
-      config, limits, map, layout, reinterpret_cast<std::byte*>(memory.weights), kv, scratch(),
-      reinterpret_cast<uint64_t*>(memory.produced), reinterpret_cast<uint64_t*>(memory.consumed),
-      memory.stream);
+      config, limits, map, layout, *attention, reinterpret_cast<std::byte*>(memory.weights), kv,
+      scratch(), reinterpret_cast<uint64_t*>(memory.produced),
+      reinterpret_cast<uint64_t*>(memory.consumed), memory.stream);
   WEIR_TRY(ToStatus(cuda::GemmPlanner::Create({.workspace = scratch() + layout.gemm_workspace,
                                                .workspace_bytes = kGemmWorkspaceBytes,
                                                .candidates = 6,
                                                .rounds = 3},
                                               &gemm)));
-  // Choices of another library version or GPU are of no use; then they are made anew.
-  if (!options.algorithms.empty()) (void)gemm->Import(options.algorithms);
+  WEIR_TRY(ImportAlgorithms());
   const std::vector<uint32_t> rows = RowBuckets(layout.decode_buckets, limits.max_rows);
   const uint64_t total = rows.size() + layout.decode_buckets.size();
   uint64_t done = 0;
@@ -189,6 +196,7 @@ Status CudaCompute::Impl::Build(const std::function<void(uint64_t, uint64_t)>& p
   size_t before = 0, after = 0, all = 0;
   WEIR_TRY(FromCuda(cudaMemGetInfo(&before, &all), "free memory"));
   for (const uint32_t bucket : layout.decode_buckets) {
+    WEIR_TRY(attention->Choose(bucket, recorder->DecodeTrial(slots[0].decode_int.At<void>(0))));
     WEIR_TRY(Capture(bucket).WithContext("capturing the decode step of " + std::to_string(bucket) +
                                          " sequences"));
     if (progress) progress(++done, total);
@@ -197,6 +205,16 @@ Status CudaCompute::Impl::Build(const std::function<void(uint64_t, uint64_t)>& p
   WEIR_TRY(FromCuda(cudaMemGetInfo(&after, &all), "free memory"));
   graph_bytes = before > after ? before - after : 0;
   return OkStatus();
+}
+
+// Choices of another library version or GPU are of no use; then all are made anew.
+Status CudaCompute::Impl::ImportAlgorithms() {
+  const size_t rest = options.algorithms.find(CudaDecodeAttention::kLine);  // behind the products
+  if (options.algorithms.empty() || !gemm->Import(options.algorithms.substr(0, rest)).ok() ||
+      rest == std::string::npos) {
+    return OkStatus();
+  }
+  return attention->Import(options.algorithms.substr(rest));
 }
 
 Status CudaCompute::Impl::MakeSlots() {
@@ -225,12 +243,8 @@ Status CudaCompute::Impl::FillRopeTables() {
                   "rope tables");
 }
 
-// Captures with a batch of nothing but padding: the launches depend on the bucket only.
-Status CudaCompute::Impl::Capture(uint32_t bucket) {
-  CapturedStep step;
-  step.bucket = bucket;
-  CudaStepShape shape;
-  shape.bucket = bucket;
+Status CudaCompute::Impl::PlanPadding(CapturedStep* step) {
+  const uint32_t bucket = step->bucket;
   std::vector<int32_t> q_indptr(bucket + 1), page_indptr(bucket + 1, 0), contexts(bucket, 0);
   for (uint32_t i = 0; i <= bucket; ++i) q_indptr[i] = static_cast<int32_t>(i);
   const cuda::PlanRequest request{
@@ -240,13 +254,24 @@ Status CudaCompute::Impl::Capture(uint32_t bucket) {
       .use = cuda::PlanUse::kDecodeGraph};
   WEIR_TRY(ToStatus(cuda::PlanAttention(request,
                                         recorder->decode_buffers(slots[0].decode_int.At<void>(0)),
-                                        memory.stream, &step.plan)));
-  WEIR_TRY(FromCuda(cudaStreamSynchronize(memory.stream), "planning"));
+                                        memory.stream, &step->plan)));
+  return FromCuda(cudaStreamSynchronize(memory.stream), "planning");
+}
+
+// Captures with a batch of nothing but padding: the launches depend on the bucket only.
+Status CudaCompute::Impl::Capture(uint32_t bucket) {
+  CapturedStep step;
+  step.bucket = bucket;
+  CudaStepShape shape;
+  shape.bucket = bucket;
+  step.own_attention = attention->UsesOwn(bucket);
+  if (!step.own_attention) WEIR_TRY(PlanPadding(&step));
 
   WEIR_TRY(FromCuda(cudaStreamBeginCapture(memory.stream, cudaStreamCaptureModeThreadLocal),
                     "cudaStreamBeginCapture"));
-  const Status enqueued =
-      recorder->Enqueue(*gemm, shape, {.decode = &step.plan, .prefill = nullptr}, true);
+  const Status enqueued = recorder->Enqueue(
+      *gemm, shape, {.decode = step.own_attention ? nullptr : &step.plan, .prefill = nullptr},
+      true);
   cudaGraph_t graph = nullptr;
   const cudaError_t ended = cudaStreamEndCapture(memory.stream, &graph);
   Status status = enqueued.ok() ? FromCuda(ended, "cudaStreamEndCapture") : enqueued;
@@ -275,7 +300,7 @@ Status CudaCompute::Impl::Plan(Slot& slot, CapturedStep* step, cuda::AttentionPl
       .kernel = cuda::AttentionKernel::kFa2,
       .shape = AttentionShapeOf(config, map),
       .use = step != nullptr ? cuda::PlanUse::kDecodeGraph : cuda::PlanUse::kEager};
-  if (slot.shape.decode_sequences > 0) {
+  if (slot.shape.decode_sequences > 0 && (step == nullptr || !step->own_attention)) {
     request.batch = slot.inputs.decode(slot.shape, layout);
     WEIR_TRY(ToStatus(cuda::PlanAttention(
         request, recorder->decode_buffers(slot.decode_int.At<void>(0)), memory.stream, decode)));
@@ -482,11 +507,14 @@ uint32_t CudaCompute::recordings() const {
 }
 
 std::string CudaCompute::description() const {
-  return "cuda " + impl_->gpu + ", " + std::to_string(impl_->captured.size()) + " captured steps";
+  const auto own = std::count_if(impl_->captured.begin(), impl_->captured.end(),
+                                 [](const CapturedStep& step) { return step.own_attention; });
+  return "cuda " + impl_->gpu + ", " + std::to_string(impl_->captured.size()) + " captured steps" +
+         (own > 0 ? ", " + std::to_string(own) + " with weir's decode attention" : "");
 }
 
 std::string CudaCompute::algorithms() const {
-  return impl_->gemm->Export();
+  return impl_->gemm->Export() + impl_->attention->Export();
 }
 
 uint64_t CudaCompute::clock_error_ns() const {

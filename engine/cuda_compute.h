@@ -6,7 +6,8 @@
 // pass the gates of the weight pager by themselves (kernels/cuda/gates.h). Sampling is part of the
 // step: the next one finds its tokens on the device.
 //
-// Dense products are cuBLASLt's, algorithms chosen by timing in Create; attention is FlashInfer's.
+// Dense products are cuBLASLt's, algorithms chosen by timing in Create; attention is FlashInfer's,
+// in captured steps it may be our own (cuda_decode_attention.h).
 // Which algorithm computes a row depends on how many rows the step has, so tokens depend on the
 // schedule; the same schedule gives the same bits, whatever the pager does (S2).
 //
@@ -19,6 +20,7 @@
 
 #include "engine/compute.h"
 #include "engine/model/model_config.h"
+#include "engine/options.h"
 #include "engine/weight_map.h"
 #include "pager/weight_pager.h"
 
@@ -40,6 +42,7 @@ class CudaCompute final : public Compute {
     int device = 0;
     // What an earlier Create on this kind of GPU chose (algorithms()); empty: choose by timing.
     std::string algorithms;
+    DecodeAttentionUse decode_attention = DecodeAttentionUse::kNever;
   };
 
   // kUnsupported: a shape that has no kernels; the message says what is accepted.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/decode_attention.h"
 #include "kernels/cuda/gates.h"
 #include "kernels/cuda/sampling.h"
 
@@ -116,6 +117,11 @@ Result<CudaLayout> CudaLayout::Make(const ModelConfig& c, const WeightMap& map,
   WEIR_TRY(add(cuda::PrefillKernel(), PlanUse::kEager, std::min(sequences, rows), rows,
                &l.prefill_int_bytes));
 
+  cuda::DecodeAttention decode;
+  const cuda::LaunchStatus own = cuda::DecodeAttention::Create(shape, &decode);
+  if (own.code() != cudaErrorNotSupported) WEIR_TRY(ToStatus(own));
+  l.decode_workspace_bytes = own.ok() ? decode.workspace_bytes() : 0;
+
   Cursor at;
   l.inputs = at.Take(l.in.bytes);
   l.outputs = at.Take(l.out.bytes);
@@ -137,6 +143,7 @@ Result<CudaLayout> CudaLayout::Make(const ModelConfig& c, const WeightMap& map,
   l.plan_float = at.Take(l.plan_float_bytes);
   l.decode_int = at.Take(l.decode_int_bytes);
   l.prefill_int = at.Take(l.prefill_int_bytes);
+  l.decode_workspace = at.Take(l.decode_workspace_bytes);
   l.bytes = at.offset();
   return l;
 }

@@ -43,9 +43,11 @@ struct CudaLayout {
   uint64_t gathered = 0, logits = 0, rope_cos = 0, rope_sin = 0;
   uint64_t gemm_workspace = 0;
   uint64_t plan_float = 0, decode_int = 0, prefill_int = 0;
+  uint64_t decode_workspace = 0;  // of our own decode attention; zeroed once
   uint64_t bytes = 0;
 
   uint64_t plan_float_bytes = 0, decode_int_bytes = 0, prefill_int_bytes = 0;
+  uint64_t decode_workspace_bytes = 0;  // 0: this GPU or shape has no such kernel
   uint64_t max_edits = 0;
   std::vector<uint32_t> decode_buckets;  // ascending; the last holds max_sequences
 

@@ -1,7 +1,5 @@
 #include "engine/cuda_recorder.h"
 
-#include <cmath>
-
 #include "kernels/cuda/activation.h"
 #include "kernels/cuda/embed.h"
 #include "kernels/cuda/norm.h"
@@ -13,13 +11,15 @@ namespace weir {
 using cuda::Bf16;
 
 CudaRecorder::CudaRecorder(const ModelConfig& config, const ComputeLimits& limits,
-                           const WeightMap& map, const CudaLayout& layout, std::byte* weights,
+                           const WeightMap& map, const CudaLayout& layout,
+                           const CudaDecodeAttention& decode_attention, std::byte* weights,
                            cuda::KvPool kv, std::byte* scratch, uint64_t* produced,
                            uint64_t* consumed, cudaStream_t stream)
     : config_(config),
       limits_(limits),
       map_(map),
       layout_(layout),
+      decode_attention_(decode_attention),
       weights_(weights),
       kv_(kv),
       scratch_(scratch),
@@ -136,6 +136,28 @@ cuda::PlanBuffers CudaRecorder::prefill_buffers(void* host_int) const {
           .device_int = Scratch<void>(layout_.prefill_int),
           .host_int = host_int,
           .int_bytes = layout_.prefill_int_bytes};
+}
+
+CudaDecodeAttention::Trial CudaRecorder::DecodeTrial(void* host_int) const {
+  cuda::KvLayout layout = kv_.layout;
+  layout.layers = 1;
+  const CudaInputLayout::Tables& tables = layout_.in.decode;
+  return {.run = {.q = Scratch<Bf16>(layout_.qkv),
+                  .q_stride = q_size_ + 2 * kv_size_,
+                  .out = Scratch<Bf16>(layout_.attended),
+                  .scale = attention_scale(),
+                  .kv = {.base = reinterpret_cast<Bf16*>(weights_),
+                         .block_stride = layout.BlockElements(),
+                         .layout = layout},
+                  .pages = {.blocks = Input<int32_t>(layout_.in.pages),
+                            .page_indptr = Input<int32_t>(tables.page_indptr),
+                            .last_page_len = Input<int32_t>(tables.last_page_len),
+                            .q_indptr = Input<int32_t>(tables.q_indptr)}},
+          .pool_blocks = map_.layout.region_bytes / static_cast<uint64_t>(layout.BlockBytes()),
+          .max_context = limits_.max_context,
+          .buffers = decode_buffers(host_int),
+          .workspace = Scratch<void>(layout_.decode_workspace),
+          .stream = stream_};
 }
 
 Status CudaRecorder::Enqueue(cuda::GemmPlanner& gemm, const CudaStepShape& shape,
@@ -271,7 +293,7 @@ Status CudaRecorder::Attention(uint32_t layer, const CudaStepShape& shape,
                            {.q = Scratch<Bf16>(layout_.qkv) + first_row * (q_size_ + 2 * kv_size_),
                             .q_stride = q_size_ + 2 * kv_size_,
                             .out = Scratch<Bf16>(layout_.attended) + first_row * q_size_,
-                            .scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim)),
+                            .scale = attention_scale(),
                             .kv = kv_,
                             .layer = static_cast<int32_t>(layer),
                             .pages = {.blocks = Input<int32_t>(layout_.in.pages) + first_page,
@@ -280,7 +302,9 @@ Status CudaRecorder::Attention(uint32_t layer, const CudaStepShape& shape,
                                       .q_indptr = Input<int32_t>(tables.q_indptr)}},
                            launch));
   };
-  if (plans.decode != nullptr) {
+  if (shape.bucket > 0 && decode_attention_.UsesOwn(shape.bucket)) {
+    WEIR_TRY(OwnDecodeAttention(layer, shape.bucket));
+  } else if (plans.decode != nullptr) {
     WEIR_TRY(run(*plans.decode, decode_buffers(nullptr), layout_.in.decode, 0, 0));
   }
   if (plans.prefill != nullptr) {
@@ -288,6 +312,25 @@ Status CudaRecorder::Attention(uint32_t layer, const CudaStepShape& shape,
                  shape.decode_sequences, shape.decode_pages));
   }
   return OkStatus();
+}
+
+// Launched early it reads the page table and KV of earlier steps before the launch above it has
+// ended: both were there before the step's first kernel, which is not launched early.
+Status CudaRecorder::OwnDecodeAttention(uint32_t layer, uint32_t bucket) {
+  const CudaInputLayout::Tables& tables = layout_.in.decode;
+  return ToStatus(
+      decode_attention_.own().Run({.q = Scratch<Bf16>(layout_.qkv),
+                                   .q_stride = q_size_ + 2 * kv_size_,
+                                   .out = Scratch<Bf16>(layout_.attended),
+                                   .scale = attention_scale(),
+                                   .kv = kv_,
+                                   .layer = static_cast<int32_t>(layer),
+                                   .sequences = static_cast<int32_t>(bucket),
+                                   .pages = {.blocks = Input<int32_t>(layout_.in.pages),
+                                             .page_indptr = Input<int32_t>(tables.page_indptr),
+                                             .last_page_len = Input<int32_t>(tables.last_page_len)},
+                                   .workspace = Scratch<void>(layout_.decode_workspace)},
+                                  Early()));
 }
 
 }  // namespace weir

@@ -1,9 +1,11 @@
 // CudaRecorder: the launches of one step, in order. Capturing and eager steps are the same list.
 #pragma once
 
+#include <cmath>
 #include <string>
 #include <vector>
 
+#include "engine/cuda_decode_attention.h"
 #include "engine/cuda_inputs.h"
 #include "engine/cuda_layout.h"
 #include "kernels/cuda/attention.h"
@@ -12,7 +14,8 @@
 
 namespace weir {
 
-// The attention plans of one step; a part that has no sequences has no plan.
+// The attention plans of one step; a part that has no sequences, or attends with our own kernel,
+// has no plan.
 struct CudaStepPlans {
   const cuda::AttentionPlan* decode = nullptr;
   const cuda::AttentionPlan* prefill = nullptr;
@@ -22,8 +25,9 @@ struct CudaStepPlans {
 class CudaRecorder {
  public:
   CudaRecorder(const ModelConfig& config, const ComputeLimits& limits, const WeightMap& map,
-               const CudaLayout& layout, std::byte* weights, cuda::KvPool kv, std::byte* scratch,
-               uint64_t* produced, uint64_t* consumed, cudaStream_t stream);
+               const CudaLayout& layout, const CudaDecodeAttention& decode_attention,
+               std::byte* weights, cuda::KvPool kv, std::byte* scratch, uint64_t* produced,
+               uint64_t* consumed, cudaStream_t stream);
 
   // Chooses the algorithms of every product for up to |rows| rows (up to |logit_rows| of logits).
   Status Prepare(cuda::GemmPlanner& gemm, uint32_t rows, uint32_t logit_rows);
@@ -34,6 +38,8 @@ class CudaRecorder {
 
   cuda::PlanBuffers decode_buffers(void* host_int) const;
   cuda::PlanBuffers prefill_buffers(void* host_int) const;
+  // With the weights in the place of KV: they are there, and enough to come from HBM.
+  CudaDecodeAttention::Trial DecodeTrial(void* host_int) const;
 
  private:
   template <typename T>
@@ -61,12 +67,15 @@ class CudaRecorder {
   Status Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaStepShape& shape,
                const CudaStepPlans& plans);
   Status Attention(uint32_t layer, const CudaStepShape& shape, const CudaStepPlans& plans);
+  Status OwnDecodeAttention(uint32_t layer, uint32_t bucket);
+  float attention_scale() const { return 1.0F / std::sqrt(static_cast<float>(config_.head_dim)); }
   void Digest(const void* pointer);
 
   const ModelConfig& config_;
   const ComputeLimits& limits_;
   const WeightMap& map_;
   const CudaLayout& layout_;
+  const CudaDecodeAttention& decode_attention_;
   std::byte* weights_;
   cuda::KvPool kv_;
   std::byte* scratch_;

@@ -93,6 +93,7 @@ Status Open(Bench* b) {
       b->options.model.kv_order == cuda::KvOrder::kTokenHead ? "token-head" : "head-token";
   b->json["overlap"] = b->options.overlap == Overlap::kNone ? "none" : "prologue";
   b->json["split_k"] = b->options.model.split_k;
+  b->json["decode_attention"] = b->options.model.own_attention ? "always" : "never";
   b->json["skinny"] = b->options.model.skinny != cuda::SkinnyUse::kNever;
   return OkStatus();
 }
@@ -143,7 +144,8 @@ Status MakeStep(Bench* b) {
 uint32_t CallsPerStep(const Bench& b, const StepKernel& k) {
   switch (k.part) {
     case StepPart::kLayer: return b.step->layers();
-    case StepPart::kAlternative: return 0;
+    case StepPart::kAlternative:
+    case StepPart::kLayerAlternative: return 0;
     default: return 1;
   }
 }
@@ -163,7 +165,8 @@ Status EnqueueStep(const Bench& b, const std::vector<StepKernel>& kernels, uint3
 }
 
 Result<Timing> TimeKernel(const Bench& b, const StepKernel& k) {
-  const uint32_t layers = k.part == StepPart::kLayer ? b.step->layers() : 1;
+  const bool of_layer = k.part == StepPart::kLayer || k.part == StepPart::kLayerAlternative;
+  const uint32_t layers = of_layer ? b.step->layers() : 1;
   const TimingOptions options{.rounds = b.options.rounds,
                               .rotation = layers * k.copies,
                               .least_calls = std::min(layers, 4U)};

@@ -11,6 +11,7 @@
 #include "engine/cuda_inputs.h"
 #include "engine/cuda_layout.h"
 #include "engine/weight_map.h"
+#include "kernels/cuda/decode_attention.h"
 #include "kernels/cuda/gemm.h"
 
 namespace weir::bench {
@@ -32,16 +33,19 @@ struct StepOptions {
   bool split_k = true;
   cuda::SkinnyUse skinny = cuda::SkinnyUse::kTimed;  // as CudaCompute
   int candidates = 6;                                // as CudaCompute
+  bool own_attention = false;  // a decode step attends with our own kernel, not FlashInfer's
   // Layers whose weights a product goes through while algorithms are timed; CudaCompute takes 4.
   // 0: as many as make 256 MiB.
   uint32_t tune_layers = 0;
 };
 
 enum class StepPart : uint8_t {
-  kBegin,        // once a step, before the layers
-  kLayer,        // once a layer
-  kEnd,          // once a step, behind them
-  kAlternative,  // in place of the kernel above it: not in the step
+  kBegin,  // once a step, before the layers
+  kLayer,  // once a layer
+  kEnd,    // once a step, behind them
+  // In place of the kernel above it, once a step or once a layer: not in the step.
+  kAlternative,
+  kLayerAlternative,
 };
 
 struct StepKernel {
@@ -106,7 +110,8 @@ class CudaStep {
   Status Plan();
   StepKernel ProductKernel(const char* name, StepPart part, size_t index, int64_t m);
   StepKernel NormKernel(const char* name, StepPart part);
-  StepKernel AttentionKernel();
+  StepKernel AttentionKernel(StepPart part);
+  StepKernel OwnAttentionKernel(StepPart part);
   StepKernel FinishQkvKernel();
   StepKernel SampleKernel(const char* name, StepPart part, uint32_t set);
 
@@ -143,6 +148,8 @@ class CudaStep {
   PinnedBuffer plan_int_;
   CudaStepShape shape_;
   cuda::AttentionPlan plan_;
+  cuda::DecodeAttention decode_attention_;
+  bool has_own_attention_ = false;  // the GPU and the shape do
   std::unique_ptr<cuda::GemmPlanner> gemm_;
 };
 

@@ -87,7 +87,7 @@ StepKernel CudaStep::FinishQkvKernel() {
       }};
 }
 
-StepKernel CudaStep::AttentionKernel() {
+StepKernel CudaStep::AttentionKernel(StepPart part) {
   const bool decode = spec_.decode();
   const cuda::PlanBuffers buffers{
       .device_float = Scratch<void>(layout_.plan_float),
@@ -100,6 +100,7 @@ StepKernel CudaStep::AttentionKernel() {
   const double pairs = n * rows * (context - (rows - 1) / 2);
   const bool fa3 = plan_.kernel == cuda::AttentionKernel::kFa3;
   return {.name = fa3 ? "attention FA3" : "attention FA2",
+          .part = part,
           .kv_bytes = n * context * static_cast<double>(2 * kv_size_ * 2),
           .activation_bytes = n * rows * static_cast<double>(2 * q_size_ * 2),
           .flops = 4 * pairs * static_cast<double>(q_size_),
@@ -120,6 +121,28 @@ StepKernel CudaStep::AttentionKernel() {
                            .q_indptr = Input<int32_t>(set, tables.q_indptr)}},
                 {.stream = stream_, .overlap = overlap}));
           }};
+}
+
+StepKernel CudaStep::OwnAttentionKernel(StepPart part) {
+  StepKernel kernel = AttentionKernel(part);
+  kernel.name = "attention own";
+  kernel.enqueue = [this](uint32_t layer, uint32_t set, Overlap overlap) {
+    const CudaInputLayout::Tables& tables = layout_.in.decode;
+    return ToStatus(decode_attention_.Run(
+        {.q = Scratch<Bf16>(layout_.qkv),
+         .q_stride = q_size_ + 2 * kv_size_,
+         .out = Scratch<Bf16>(layout_.attended),
+         .scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim)),
+         .kv = kv_,
+         .layer = static_cast<int32_t>(layer % kv_layers()),
+         .sequences = static_cast<int32_t>(shape_.rows()),
+         .pages = {.blocks = Input<int32_t>(set, layout_.in.pages),
+                   .page_indptr = Input<int32_t>(set, tables.page_indptr),
+                   .last_page_len = Input<int32_t>(set, tables.last_page_len)},
+         .workspace = Scratch<void>(layout_.decode_workspace)},
+        {.stream = stream_, .overlap = overlap}));
+  };
+  return kernel;
 }
 
 StepKernel CudaStep::SampleKernel(const char* name, StepPart part, uint32_t set) {
@@ -169,7 +192,14 @@ std::vector<StepKernel> CudaStep::Kernels() {
   kernels.push_back(NormKernel("attn_norm", StepPart::kLayer));
   kernels.push_back(ProductKernel("qkv", StepPart::kLayer, 0, m));
   kernels.push_back(FinishQkvKernel());
-  kernels.push_back(AttentionKernel());
+  const bool own = has_own_attention_ && spec_.decode() && m <= cuda::kMaxDecodeSequences;
+  if (own && options_.own_attention) {
+    kernels.push_back(OwnAttentionKernel(StepPart::kLayer));
+    kernels.push_back(AttentionKernel(StepPart::kLayerAlternative));
+  } else {
+    kernels.push_back(AttentionKernel(StepPart::kLayer));
+    if (own) kernels.push_back(OwnAttentionKernel(StepPart::kLayerAlternative));
+  }
   kernels.push_back(ProductKernel("o", StepPart::kLayer, 1, m));
   kernels.push_back(NormKernel("mlp_norm", StepPart::kLayer));
   kernels.push_back(ProductKernel("gate_up", StepPart::kLayer, 2, m));

@@ -278,6 +278,13 @@ std::vector<OptionInfo> MakeTable() {
       [](S& s) -> std::string& { return s.engine.gemm_algorithm_file; }, "a path",
       "keeps a GPU's choice of product algorithms: later starts are faster, and compute the same "
       "bits"));
+  t.push_back(Choice<DecodeAttentionUse>(
+      "compute", "decode_attention",
+      [](S& s) -> DecodeAttentionUse& { return s.engine.decode_attention; },
+      {{"never", DecodeAttentionUse::kNever},
+       {"timed", DecodeAttentionUse::kTimed},
+       {"always", DecodeAttentionUse::kAlways}},
+      "on a GPU, weir's own attention kernel in decode steps; timed: where it is faster"));
   t.push_back(Budget());
   t.push_back(Size(
       "memory", "kv_cache", [](S& s) -> uint64_t& { return s.engine.kv_cache_bytes; },

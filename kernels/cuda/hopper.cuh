@@ -65,6 +65,17 @@ __device__ __forceinline__ void AwaitCluster(uint64_t* barrier, uint32_t parity)
       : "memory");
 }
 
+// Adds to a word in device memory and gives what it was. What this thread knows of is seen by who
+// adds after it.
+__device__ __forceinline__ uint32_t AddInTurn(uint32_t* word, uint32_t value) {
+  uint32_t old;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
+               : "=r"(old)
+               : "l"(word), "r"(value)
+               : "memory");
+  return old;
+}
+
 __device__ __forceinline__ uint32_t ClusterRank() {
   uint32_t rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -79,6 +90,10 @@ __device__ __forceinline__ uint32_t ClusterSize() {
 // All threads of a cluster, whole warps at once, each arriving before it waits.
 __device__ __forceinline__ void ClusterArrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+// Orders no memory accesses of this thread: enough for initialised barriers behind their fence.
+__device__ __forceinline__ void ClusterArriveRelaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void ClusterWait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
@@ -104,6 +119,14 @@ __device__ __forceinline__ void StoreAt(uint32_t to, float a, float b, float c, 
       "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
       "[%5];" ::"r"(to),
       "f"(a), "f"(b), "f"(c), "f"(d), "r"(barrier)
+      : "memory");
+}
+
+// As above, of 4 bytes.
+__device__ __forceinline__ void StoreAt(uint32_t to, float value, uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(to),
+      "f"(value), "r"(barrier)
       : "memory");
 }
 
