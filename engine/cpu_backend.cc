@@ -22,6 +22,7 @@ class CpuBackend final : public Backend {
     pool_ = std::make_unique<cpu::ThreadPool>(static_cast<int>(threads));
     HostDriver::Options host;
     host.populate = HostPopulate::kOnSetAccess;  // page faults belong into remaps, not into steps
+    host.huge_pages = true;
     driver_ = WEIR_TRY(HostDriver::Create(host));
     return OkStatus();
   }

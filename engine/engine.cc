@@ -64,6 +64,13 @@ Status Engine::Build(const ProgressFn& progress) {
   WEIR_TRY(BuildMemory());
   info_.startup.memory = lap();
   info_.load = WEIR_TRY(backend_->Load(checkpoint, *memory_, progress));
+  info_.most_kv_blocks = memory_->most_kv_blocks();
+  if (!memory_->backing_refusal().ok()) {
+    info_.backing_refusal = memory_->backing_refusal().ToString();
+  }
+  if (memory_->backing_tier() == Tier::kHost) {
+    info_.host_memory_shortcoming = driver().properties().host_tier_shortcoming;
+  }
   WEIR_TRY(memory_->MeasureLink());
   info_.startup.weights = lap();
   compute_ = WEIR_TRY(backend_->MakeCompute(*memory_, progress));
@@ -123,10 +130,6 @@ Status Engine::BuildMemory() {
   info_.weight_bytes = m.weights.region_bytes;
   info_.scratch_bytes = m.scratch_bytes;
   info_.kv_block_bytes = m.kv_block_bytes;
-  info_.most_kv_blocks = memory_->most_kv_blocks();
-  if (!memory_->backing_refusal().ok()) {
-    info_.backing_refusal = memory_->backing_refusal().ToString();
-  }
   return OkStatus();
 }
 

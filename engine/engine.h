@@ -73,7 +73,9 @@ struct EngineInfo {
   uint32_t max_model_len = 0;
   uint64_t max_request_tokens = 0;  // EngineCore::max_request_tokens: max_model_len or less
   uint64_t clock_error_ns = 0;      // Compute::clock_error_ns, after calibration
-  std::string backing_refusal;      // why weights cannot leave although they were to; "": they can
+  // DriverProperties::host_tier_shortcoming, where the backing copy lies there.
+  std::string host_memory_shortcoming;
+  std::string backing_refusal;  // why weights cannot leave although they were to; "": they can
   WeightLoadReport load;
   StartupTimes startup;
 };

@@ -31,13 +31,22 @@ class BackingStore {
   virtual Status Fetch(StreamId stream, uint64_t offset, uint64_t bytes, VirtAddr dst) = 0;
   // Synchronous read, for repair and verification.
   virtual Status Load(uint64_t offset, std::span<std::byte> out) = 0;
+  // Why memory for it was refused (IsMemoryRefusal), once a call has failed for that; ok until
+  // then.
+  virtual Status refusal() const { return OkStatus(); }
   // |stream| was destroyed: what was kept for it (staging buffers) may go.
   virtual void StreamGone(StreamId stream) { (void)stream; }
 };
 
+// Whether |status| is what the system or the device answers when it will not give, or pin, memory
+// of |tier|: that varies with the release and with what is short. Anything else is a mistake of
+// whoever asked.
+bool IsMemoryRefusal(const Status& status, Tier tier);
+
 // Memory of another tier that the device's copy engine reaches: host memory (kHost, NUMA-placed) or
-// a peer GPU's (kPeer), mapped once in a region of its own. kUnsupported: the driver has no such
-// tier.
+// a peer GPU's (kPeer), mapped in a region of its own. A little is taken now (kUnsupported: the
+// driver has no such tier), the rest by a thread of the store's; calls wait for what they need of
+// it, and fail with its error, as Seal does.
 Result<std::unique_ptr<BackingStore>> CreateMemoryBackingStore(Driver& driver, Tier tier,
                                                                uint64_t bytes);
 

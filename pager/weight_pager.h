@@ -15,6 +15,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -40,6 +41,10 @@ struct WeightPagerOptions {
   // repaired at a gate (a step that misses one fails and is run again). They are traced with
   // stamps.
   bool device_gates = false;
+  // Called by Seal, with the reason, when memory for the backing copy was refused while loading
+  // (BackingStore::refusal) and nothing is away: the weights are at home for good, the pager has
+  // let go of the store, and it may be destroyed. Empty: loading fails instead.
+  std::function<void(const Status&)> on_backing_refused;
 };
 
 struct WeightPagerStats {

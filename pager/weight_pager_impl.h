@@ -152,6 +152,7 @@ struct WeightPager::Impl {
   Status copy_error;  // WeightPager::copy_error
 
   // Loading.
+  Status refused;                        // there is no memory for the backing copy
   std::vector<WeightSegment> covered;    // the layout's segments in address order, merged
   std::map<uint64_t, uint64_t> written;  // begin -> end of what has been written
   // By weight slot: the ring granule it is mapped to, or -1: home.
@@ -179,6 +180,14 @@ struct WeightPager::Impl {
   Status ForResident(uint64_t offset, uint64_t end, Fn fn) const;
   template <typename Fn>
   Status ForCovered(uint64_t offset, uint64_t end, Fn fn) const;
+
+  // --- weight_pager_load.cc
+  // Calls |store|(begin, end) for what of [offset, end) has a backing copy.
+  template <typename Fn>
+  Status StoreCovered(uint64_t offset, uint64_t end, Fn store);
+  // |stored|, unless it failed for want of memory and the weights can do without a copy.
+  Status OrDoWithout(Status stored);
+  void LetGoOfBacking();
 
   // --- weight_pager.cc: the copy stream
   Status MakeCounters();

@@ -50,6 +50,29 @@ Status WeightPager::Impl::ForCovered(uint64_t offset, uint64_t end, Fn fn) const
   return OkStatus();
 }
 
+template <typename Fn>
+Status WeightPager::Impl::StoreCovered(uint64_t offset, uint64_t end, Fn store) {
+  if (!refused.ok()) return OkStatus();
+  return OrDoWithout(ForCovered(offset, end, store));
+}
+
+Status WeightPager::Impl::OrDoWithout(Status stored) {
+  if (stored.ok() || !options.on_backing_refused || armed(*cover)) return stored;
+  refused = backing->refusal();
+  return refused.ok() ? stored : OkStatus();
+}
+
+// Nothing was stored yet by any stream, or all of it has ended.
+void WeightPager::Impl::LetGoOfBacking() {
+  if (copy_stream.valid()) {
+    (void)driver.DestroyStream(copy_stream);
+    backing->StreamGone(copy_stream);
+    copy_stream = StreamId();
+  }
+  backing = nullptr;
+  options.on_backing_refused(refused);
+}
+
 // What is away has its ring slot overwritten by the first step anyway.
 template <typename Fn>
 Status WeightPager::Impl::ForResident(uint64_t offset, uint64_t end, Fn fn) const {
@@ -85,7 +108,7 @@ Status WeightPager::Write(uint64_t offset, std::span<const std::byte> data) {
   if (data.empty()) return OkStatus();
   const uint64_t end = offset + data.size();
   const auto part = [&](uint64_t lo, uint64_t hi) { return data.subspan(lo - offset, hi - lo); };
-  WEIR_TRY(m.ForCovered(
+  WEIR_TRY(m.StoreCovered(
       offset, end, [&](uint64_t lo, uint64_t hi) { return m.backing->Store(lo, part(lo, hi)); }));
   WEIR_TRY(m.ForResident(offset, end, [&](uint64_t lo, uint64_t hi) {
     return m.driver.Write(base() + lo, part(lo, hi));
@@ -100,7 +123,7 @@ Status WeightPager::WriteFrom(StreamId stream, uint64_t offset, uint64_t bytes, 
   WEIR_CHECK(offset <= layout_.region_bytes && bytes <= layout_.region_bytes - offset,
              "made-up weights lie inside the weights");
   const uint64_t end = offset + bytes;
-  WEIR_TRY(m.ForCovered(offset, end, [&](uint64_t lo, uint64_t hi) {
+  WEIR_TRY(m.StoreCovered(offset, end, [&](uint64_t lo, uint64_t hi) {
     return m.backing->StoreFrom(stream, lo, hi - lo, src + (lo - offset));
   }));
   WEIR_TRY(m.ForResident(offset, end, [&](uint64_t lo, uint64_t hi) {
@@ -127,8 +150,12 @@ Status WeightPager::Seal() {
         return status;
       }));
     }
-    WEIR_TRY(m.backing->Seal());
-    if (m.options.verify_stripes) WEIR_TRY(m.ComputeSums());
+    if (m.refused.ok()) WEIR_TRY(m.OrDoWithout(m.backing->Seal()));
+    if (!m.refused.ok()) {
+      m.LetGoOfBacking();
+    } else if (m.options.verify_stripes) {
+      WEIR_TRY(m.ComputeSums());
+    }
   }
   m.written.clear();
   m.state = Impl::State::kServing;

@@ -146,6 +146,10 @@ class Server {
       LogWarn("no memory for a backing copy of the weights: they stay, and KV cannot borrow",
               {{"reason", info.backing_refusal}});
     }
+    if (!info.host_memory_shortcoming.empty()) {
+      LogInfo("host memory for the backing copy is not as wished: taking it is slower",
+              {{"reason", info.host_memory_shortcoming}});
+    }
     if (load.io_mode != FileRing::Mode::kIoUring) {
       LogWarn("files are read without io_uring", {{"reason", load.io_mode_reason}});
     }

@@ -13,6 +13,7 @@
 #include "tests/support/checked_trace.h"
 #include "tests/support/iterations.h"
 #include "tests/support/sim_model.h"
+#include "vmm/host_driver.h"
 #include "vmm/sim_driver.h"
 
 namespace weir {
@@ -494,46 +495,80 @@ INSTANTIATE_TEST_SUITE_P(Gates, LinkTest, ::testing::Values(Gates::kHost, Gates:
                            return gates.param == Gates::kHost ? "Host" : "Device";
                          });
 
-// Whatever a device answers when memory cannot be pinned: what fits stays, what does not is
-// refused.
+// Whatever a device answers when memory cannot be pinned, and however late: what fits stays, what
+// does not is refused.
 TEST(BackingRefusal, WeightsStayWhereNoHostMemoryCanBePinned) {
-  const SimModelShape shape;
+  constexpr uint64_t kSegment = 6 << 20;
+  constexpr uint64_t kGranule = 64 << 10;
+  const SimModelShape shape{.layers = 6, .segments = 1, .segment_bytes = kSegment};
+  const auto drivers = [](bool sim) -> std::unique_ptr<Driver> {
+    if (sim) return SimDriver::Create({.granularity_bytes = 4096}).value();
+    return HostDriver::Create({}).value();
+  };
+  const std::vector<std::byte> bytes = SimModel::WeightBytes(shape);
   for (const StatusCode code : {StatusCode::kNoMemory, StatusCode::kDriver, StatusCode::kIo,
                                 StatusCode::kUnsupported, StatusCode::kInvalidArgument}) {
     for (const bool fits : {true, false}) {
       for (int nth = 1; nth <= 2; ++nth) {  // the first piece of the copy, or a later one
-        SCOPED_TRACE(std::string(StatusCodeName(code)) + (fits ? ", fits" : ""));
-        auto sim = SimDriver::Create({.granularity_bytes = 4096}).value();
-        FaultDriver driver(*sim);
-        driver.create_fails = [code, nth, n = 0](Tier tier) mutable {
-          if (tier != Tier::kHost || ++n != nth) return OkStatus();
-          return Status(code, "injected: cannot be pinned");
-        };
-        MemoryOptions m;
-        m.granule_bytes = 4096;
-        m.scratch_bytes = 4096;
-        m.kv_block_bytes = 4096;
-        m.kv_least_blocks = 4;
-        m.weights = SimModel::Layout({.layers = 6, .segments = 1, .segment_bytes = 6 << 20});
-        const uint64_t all = m.weights.region_bytes + m.scratch_bytes;
-        m.hbm_budget_bytes = fits ? all + (64 << 10) : all * 7 / 10;
-        Tracer tracer({.mask = Tracer::MaskOf(TraceType::kLink)});
-        SetTracer(&tracer);
-        const auto made = Memory::Create(driver, m);
-        SetTracer(nullptr);
-        std::vector<TraceRecord> said;
-        tracer.Drain([&](const TraceRecord& r) { said.push_back(r); });
-        if (fits && code != StatusCode::kInvalidArgument) {
-          ASSERT_TRUE(made.ok()) << made.status().ToString();
-          EXPECT_EQ((*made)->backing_refusal().code(), code);
-          EXPECT_EQ((*made)->max_granules_per_layer(), 0U);
-          EXPECT_EQ((*made)->max_layers(), 0U);
-          ASSERT_EQ(said.size(), 1U);
-          EXPECT_EQ(said[0].cause, static_cast<uint8_t>(LinkTrouble::kRefused));
-          EXPECT_EQ(said[0].args[0], static_cast<uint64_t>(Tier::kHost));
-        } else {
-          EXPECT_TRUE(said.empty());
-          EXPECT_EQ(made.status().code(), code);
+        for (const bool on_sim : {true, false}) {
+          SCOPED_TRACE(std::string(StatusCodeName(code)) + (fits ? ", fits" : "") +
+                       (on_sim ? ", sim, " : ", host, ") + std::to_string(nth));
+          const auto inner = drivers(on_sim);
+          FaultDriver driver(*inner);
+          driver.create_fails = [code, nth, n = 0](Tier tier) mutable {
+            if (tier != Tier::kHost || ++n != nth) return OkStatus();
+            return Status(code, "injected: cannot be pinned");
+          };
+          MemoryOptions m;
+          m.granule_bytes = kGranule;
+          m.scratch_bytes = kGranule;
+          m.kv_block_bytes = 4096;
+          m.kv_least_blocks = 4;
+          m.weights = SimModel::Layout(shape);
+          const uint64_t all = AlignUp(m.weights.region_bytes, kGranule) + kGranule;
+          m.hbm_budget_bytes = fits ? all + kGranule * 4 : all * 7 / 10;
+          Tracer tracer({.mask = Tracer::MaskOf(TraceType::kLink)});
+          SetTracer(&tracer);
+          auto memory = Memory::Create(driver, m);
+          Status loaded = memory.status();
+          if (loaded.ok()) {
+            for (uint64_t at = 0; at < bytes.size() && loaded.ok(); at += kSegment / 3) {
+              loaded = (*memory)->weights().Write(
+                  at, std::span(bytes).subspan(at, std::min(kSegment / 3, bytes.size() - at)));
+            }
+            if (loaded.ok()) loaded = (*memory)->weights().Seal();
+          }
+          SetTracer(nullptr);
+          std::vector<TraceRecord> said;
+          tracer.Drain([&](const TraceRecord& r) { said.push_back(r); });
+          if (fits && code != StatusCode::kInvalidArgument) {
+            ASSERT_TRUE(loaded.ok()) << loaded.ToString();
+            EXPECT_EQ((*memory)->backing_refusal().code(), code);
+            EXPECT_EQ((*memory)->max_granules_per_layer(), 0U);
+            EXPECT_EQ((*memory)->max_layers(), 0U);
+            EXPECT_EQ((*memory)->most_kv_blocks(), 4 * kGranule / 4096);
+            ASSERT_EQ(said.size(), 1U);
+            EXPECT_EQ(said[0].cause, static_cast<uint8_t>(LinkTrouble::kRefused));
+            EXPECT_EQ(said[0].args[0], static_cast<uint64_t>(Tier::kHost));
+            EXPECT_TRUE((*memory)->MeasureLink().ok());
+            EXPECT_FALSE((*memory)->ProbeLink().ok());
+            EXPECT_TRUE((*memory)->weights().BeginStep().ok());
+            EXPECT_TRUE((*memory)->weights().EndStep().ok());
+            EXPECT_FALSE((*memory)->weights().Apply({.granules_per_layer = 1}).ok());
+            std::vector<std::byte> region(bytes.size());
+            ASSERT_TRUE(inner->Read((*memory)->weights().base(), region).ok());
+            EXPECT_TRUE(region == bytes);
+            const Status sound = (*memory)->CheckIntegrity();
+            EXPECT_TRUE(sound.ok()) << sound.ToString();
+          } else {
+            EXPECT_TRUE(said.empty());
+            EXPECT_EQ(loaded.code(), code);
+          }
+          memory = BadState("ends");
+          if (auto* sim = dynamic_cast<SimDriver*>(inner.get())) {
+            EXPECT_EQ(sim->allocation_count(), 0U);
+            EXPECT_EQ(sim->violations(), 0U);
+          }
         }
       }
     }
