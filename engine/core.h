@@ -211,6 +211,8 @@ class EngineCore {
   Result<bool> WatchLink();
   void RetryLink();
   Status BringWeightsHome();
+  void HoldHome(const Status& why);
+  uint64_t RereadBytes() const;
   void LoseLink(const Status& why, const Status& home);
   bool MayLeaveHome();
   void ObserveLink(uint64_t bytes, TimeNs stall_ns, TimeNs step_ns);
@@ -226,6 +228,7 @@ class EngineCore {
   CostModel cost_;
   LinkWatch link_;
   Status weights_missing_;         // copies failed in so many steps that weights are to come home
+  uint64_t reread_told_ = 0;       // bytes read anew that link_ knows of
   TimeNs probed_ns_ = 0;           // when the link was last read from before weights left
   uint64_t link_transitions_ = 0;  // of the pager, when a step was last looked at
   RequestWork work_;

@@ -43,6 +43,11 @@ class CpuBackend final : public Backend {
     });
   }
 
+  Status Reload(const Checkpoint& checkpoint, Memory& memory,
+                std::span<const WeightRange> ranges) override {
+    return ReloadWeights(checkpoint, map_, memory.weights(), ranges);
+  }
+
   Result<std::unique_ptr<Compute>> MakeCompute(Memory& memory, const ProgressFn&) override {
     return std::unique_ptr<Compute>(
         CpuCompute::Create(config_, limits_, map_,

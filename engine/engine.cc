@@ -40,7 +40,7 @@ Status Engine::Build(const ProgressFn& progress) {
     return InvalidArgument("max_num_seqs and max_num_batched_tokens must be at least 1");
   }
   policy_ = WEIR_TRY(MakePolicy(options_.policy));
-  const Checkpoint checkpoint = WEIR_TRY(OpenCheckpoint(options_));
+  Checkpoint checkpoint = WEIR_TRY(OpenCheckpoint(options_));
   model_ = checkpoint.config();
   WEIR_TRY(LoadText(checkpoint));
 
@@ -73,6 +73,13 @@ Status Engine::Build(const ProgressFn& progress) {
   }
   WEIR_TRY(memory_->MeasureLink());
   info_.startup.weights = lap();
+  if (memory_->max_granules_per_layer() > 0) {
+    checkpoint_.emplace(std::move(checkpoint));
+    memory_->weights().SetSource([this](std::span<const WeightRange> ranges) -> Status {
+      WEIR_TRY(checkpoint_->CheckUnchanged());
+      return backend_->Reload(*checkpoint_, *memory_, ranges);
+    });
+  }
   compute_ = WEIR_TRY(backend_->MakeCompute(*memory_, progress));
   info_.startup.kernels = lap();
 

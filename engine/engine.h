@@ -11,12 +11,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
 
 #include "engine/core.h"
+#include "engine/model/checkpoint.h"
 #include "engine/model/model_config.h"
 #include "engine/options.h"
 #include "engine/text/chat_template.h"
@@ -134,7 +136,8 @@ class Engine {
   EngineOptions options_;
   EngineInfo info_;
   ModelConfig model_;
-  std::unique_ptr<TraceSession> trace_;  // outlives everything that emits
+  std::optional<Checkpoint> checkpoint_;  // where weights are read anew if their copy is gone
+  std::unique_ptr<TraceSession> trace_;   // outlives everything that emits
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Memory> memory_;
   std::unique_ptr<Compute> compute_;

@@ -30,6 +30,16 @@ namespace weir {
 
 struct Pass;
 
+// Bytes [offset, offset + bytes) of the weights.
+struct WeightRange {
+  uint64_t offset = 0;
+  uint64_t bytes = 0;
+};
+// Makes weights anew when neither the region nor the backing copy has them: calls
+// WeightPager::Write or WriteFrom with the bytes that loading wrote to |ranges| (others may be
+// among them, and are left out), and waits for what it put on streams. An error says why it cannot.
+using WeightSource = std::function<Status(std::span<const WeightRange> ranges)>;
+
 struct WeightPagerOptions {
   uint64_t gate_timeout_ns = 10'000'000'000;  // then the step fails and names the stripe
   // Compare each stripe's checksum (xxh3) with the backing copy's when its gate opens; a stripe
@@ -60,6 +70,7 @@ struct WeightPagerStats {
   uint64_t remap_ns = 0;            // spent on them
   uint64_t transitions = 0;         // that took effect
   uint64_t hidden_transitions = 0;  // of them, behind closed gates
+  uint64_t bytes_from_source = 0;   // came home from the WeightSource
 };
 
 class WeightPager final : public StepGates {
@@ -84,12 +95,15 @@ class WeightPager final : public StepGates {
   uint32_t max_granules_per_layer() const;
 
   // Loading: bytes go to the backing copy (where a segment lies) and to the region (where
-  // resident).
+  // resident). Within a WeightSource: to what of the region has been asked for.
   Status Write(uint64_t offset, std::span<const std::byte> data);
   // The same from device memory, in the order of |stream|: for weights made on the device. Wait for
   // the stream before Seal.
   Status WriteFrom(StreamId stream, uint64_t offset, uint64_t bytes, VirtAddr src);
   Status Seal();
+  // Asked when weights that come home cannot be read from the backing copy by any means. None: they
+  // cannot come home then.
+  void SetSource(WeightSource source);
 
   // Changes what is away, at a step boundary. Evicting: unmaps, aliases the ring, frees granules.
   // Restoring: takes granules from the pool, maps, fills from the backing copy. Only the difference

@@ -167,6 +167,10 @@ class Server {
       LogWarn("streaming weights is slow: tide keeps fewer away",
               {{"cause", now.cause}, {"tried_again_after_ms", backoff_ms}});
     }
+    if (now.reread != before.reread) {
+      LogWarn("the backing copy of the weights is gone: they were read anew from the checkpoint",
+              {{"cause", now.cause}});
+    }
     if (now.held != before.held) {
       LogWarn("weights came home and stay there",
               {{"cause", now.cause}, {"tried_again_after_ms", backoff_ms}});

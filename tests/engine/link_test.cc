@@ -34,6 +34,7 @@ struct WorldOptions {
   uint64_t budget_percent = 118;  // of weights and step buffers
   uint64_t seed = 1;
   bool traced = false;
+  bool source = false;  // of weights whose copy is gone
 };
 
 // A model of 512 KiB behind a link that hides half of it in a step; few requests fit beside it.
@@ -71,6 +72,9 @@ class World {
     WeightPager& weights = memory_->weights();
     EXPECT_TRUE(weights.Write(0, SimModel::WeightBytes(shape_)).ok());
     EXPECT_TRUE(weights.Seal().ok());
+    if (options.source) {
+      weights.SetSource([this](std::span<const WeightRange> ranges) { return Make(ranges); });
+    }
     driver.on_copy_from = [this](VirtAddr src) {
       backing_ = src;
       return CopyFault::kNone;
@@ -179,6 +183,7 @@ class World {
   void Pass(TimeNs ns) { sim_->AdvanceBy(ns); }
   SimDriver& sim() { return *sim_; }
 
+  Status source_fails;
   std::unique_ptr<CheckedTrace> trace;
   // Status of the last request that was refused.
   Status refused;
@@ -189,6 +194,20 @@ class World {
     uint32_t max_tokens = 0;
     std::vector<int32_t> tokens;
   };
+  // A little more than was asked for, in pieces, as a loader has tensors.
+  Status Make(std::span<const WeightRange> ranges) {
+    WEIR_TRY(Status(source_fails));
+    const std::vector<std::byte> all = SimModel::WeightBytes(shape_);
+    for (const WeightRange& range : ranges) {
+      const uint64_t end = std::min<uint64_t>(range.offset + range.bytes + 1000, all.size());
+      for (uint64_t at = range.offset - std::min<uint64_t>(range.offset, 500); at < end;) {
+        const uint64_t n = std::min<uint64_t>(end - at, 3000);
+        WEIR_TRY(memory_->weights().Write(at, std::span(all).subspan(at, n)));
+        at += n;
+      }
+    }
+    return OkStatus();
+  }
   void Add() {
     Client client;
     client.prompt.resize(8 + rng_() % 24);
@@ -386,6 +405,84 @@ TEST_P(LinkTest, WhereTheOnlyCopyIsGoneRequestsFailAndTheEngineWaitsForIt) {
     EXPECT_TRUE(world.errors.empty()) << world.errors[0].ToString();
     if (HasFailure()) return;
   }
+}
+
+// The same where the weights can be read from where they were loaded: nobody notices but the log.
+TEST_P(LinkTest, WhereTheOnlyCopyIsGoneWeightsAreReadAnew) {
+  const uint64_t runs = testing::Iterations("WEIR_LINK_RUNS", 12);
+  for (uint64_t seed = 1; seed <= runs; ++seed) {
+    const char* policies[] = {"tide", "fixed{granules_per_layer=8}", "zero-inference",
+                              "fixed{granules_per_layer=5}"};
+    const std::string policy = policies[seed % std::size(policies)];
+    SCOPED_TRACE("seed " + std::to_string(seed) + ", " + policy);
+    World world({.gates = GetParam(), .policy = policy, .seed = seed, .source = true});
+    world.set_load(20);
+    world.Steps(60 + static_cast<uint32_t>(seed * 7 % 50));
+    ASSERT_GT(world.away(), 0U);
+    world.Break(World::Reach::kGone);
+    world.Steps(12);
+    const LinkReport& link = world.core->link();
+    EXPECT_EQ(link.state, LinkState::kHeld) << link.cause;
+    EXPECT_EQ(link.held, 1U);
+    EXPECT_EQ(link.reread, 1U);
+    EXPECT_EQ(link.lost, 0U);
+    EXPECT_NE(link.cause.find("read anew from the checkpoint"), std::string::npos) << link.cause;
+    EXPECT_EQ(world.away(), 0U);
+    const uint64_t finished = world.finished;
+    world.Steps(150);
+    EXPECT_GT(world.finished, finished);
+    world.Pass(1'000'000'000);
+    world.Steps(20);  // probed in vain
+    EXPECT_EQ(link.state, LinkState::kHeld);
+    EXPECT_EQ(world.away(), 0U);
+    EXPECT_EQ(link.reread, 1U);
+    world.Mend();
+    world.Finish();  // compares what is home with the copy, too
+    EXPECT_TRUE(world.errors.empty()) << world.errors[0].ToString();
+    if (HasFailure()) return;
+  }
+}
+
+TEST_P(LinkTest, WhereNeitherCopyNorCheckpointCanBeReadBothAreNamed) {
+  World world({.gates = GetParam(), .policy = "fixed{granules_per_layer=8}", .source = true});
+  world.source_fails = DataLoss("model.safetensors has changed");
+  world.set_load(20);
+  world.Steps(80);
+  ASSERT_GT(world.away(), 0U);
+  world.Break(World::Reach::kGone);
+  world.Steps(12);
+  EXPECT_EQ(world.core->link().state, LinkState::kLost);
+  ASSERT_EQ(world.errors.size(), 20U);
+  EXPECT_NE(world.errors[0].message().find("model.safetensors has changed"), std::string::npos)
+      << world.errors[0].message();
+  EXPECT_NE(world.errors[0].message().find("weights in tier peer cannot be read"),
+            std::string::npos);
+  world.source_fails = OkStatus();  // it is there again
+  world.Pass(60'000'000'000);
+  world.errors.clear();
+  world.Steps(150);
+  EXPECT_EQ(world.core->link().state, LinkState::kHeld);
+  EXPECT_EQ(world.core->link().reread, 1U);
+  EXPECT_GT(world.finished, 0U);
+  world.Mend();
+  world.Finish();
+  EXPECT_TRUE(world.errors.empty());
+}
+
+// A source that leaves something out is no source.
+TEST_P(LinkTest, WeightsThatWereNotWrittenAnewDoNotCount) {
+  World world({.gates = GetParam(), .policy = "fixed{granules_per_layer=8}"});
+  world.core->memory().weights().SetSource([](std::span<const WeightRange>) { return OkStatus(); });
+  world.set_load(20);
+  world.Steps(80);
+  ASSERT_GT(world.away(), 0U);
+  world.Break(World::Reach::kGone);
+  world.Steps(12);
+  EXPECT_EQ(world.core->link().state, LinkState::kLost);
+  EXPECT_NE(world.core->link().cause.find("were not written anew"), std::string::npos)
+      << world.core->link().cause;
+  world.Mend();
+  world.Finish();
 }
 
 TEST_P(LinkTest, EachTroubleIsInATraceThatIsSound) {

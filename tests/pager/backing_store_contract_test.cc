@@ -230,7 +230,7 @@ TEST_F(MemoryPieces, ARefusalHalfWayIsSaidWhereThePieceIsNeededAndAllIsGivenBack
   uint64_t there = 0;
   for (uint64_t i = 0; i < kPieces; ++i) {
     const Status stored = store->Store(i * kPiece, some_);
-    there += stored.ok() ? 1 : 0;
+    if (stored.ok()) ++there;
     EXPECT_TRUE(stored.ok() || stored.code() == StatusCode::kNoMemory) << stored.ToString();
   }
   EXPECT_EQ(there, 3U);
