@@ -207,6 +207,7 @@ class EngineCore {
                     const Status& missing);
   void Keep(const StepUnderWay& step, TimeNs step_ns, TimeNs stall_ns);
   void HandleStarvation();
+  bool MakeRoomFor(uint64_t blocks);
   // --- link.cc: the backing copy or the link to it fails
   Result<bool> WatchLink();
   void RetryLink();
@@ -249,6 +250,7 @@ class EngineCore {
   uint32_t failed_in_a_row_ = 0;
   uint32_t missing_in_a_row_ = 0;  // of those: steps that lacked weights, with no other since
   uint32_t starved_in_a_row_ = 0;
+  bool keep_border_ = false;  // for a step: it was made for a request that fits nowhere else
   uint64_t starved_blocks_ = 0;
   double smoothed_step_ns_ = 0;
   double smoothed_stall_ns_ = 0;

@@ -73,7 +73,7 @@ Status Engine::Build(const ProgressFn& progress) {
   }
   WEIR_TRY(memory_->MeasureLink());
   info_.startup.weights = lap();
-  if (memory_->max_granules_per_layer() > 0) {
+  if (memory_->backing_tier() != Tier::kHbm) {
     checkpoint_.emplace(std::move(checkpoint));
     memory_->weights().SetSource([this](std::span<const WeightRange> ranges) -> Status {
       WEIR_TRY(checkpoint_->CheckUnchanged());

@@ -43,7 +43,8 @@ WeightTransition WeightPager::Impl::MakeTransition(const std::vector<int32_t>& f
   const Region& home = space.region(weights);
   const Region& spare = space.region(ring);
   const auto slots = static_cast<uint32_t>(from.size());
-  std::vector<bool> stays(slots, false);  // keeps its granule, which changes owner
+  std::vector<bool> stays(slots, false);     // keeps its granule, which changes owner
+  std::vector<bool> moved_in(slots, false);  // has its granule already
   // By ring slot that comes or goes: the weight slot whose granule it takes, or leaves behind.
   std::vector<int32_t> heir(ring_after.size(), -1);
   for (uint32_t s = 0; s < slots; ++s) {
@@ -82,8 +83,18 @@ WeightTransition WeightPager::Impl::MakeTransition(const std::vector<int32_t>& f
   for (; !coming.empty() && !leaving.empty(); coming.pop_back(), leaving.pop_back()) {
     take(coming.back(), leaving.back());
   }
+  // What is beyond a shrinking ring's goes home from where others leave, so that layers change
+  // places with an empty pool, too.
+  const size_t from_ring = std::min(homeless.size(), going.size());
+  while (homeless.size() > from_ring && !leaving.empty()) {
+    plan.Unmap(weights, SlotIndex(homeless.back()));
+    plan.MapAlias(weights, SlotIndex(homeless.back()), weights, SlotIndex(leaving.back()));
+    moved_in[homeless.back()] = true;
+    homeless.pop_back();
+    leaving.pop_back();
+  }
   for (uint32_t s = 0; s < slots; ++s) {
-    if (from[s] != to[s] && !stays[s]) plan.Unmap(weights, SlotIndex(s));
+    if (from[s] != to[s] && !stays[s] && !moved_in[s]) plan.Unmap(weights, SlotIndex(s));
   }
   // A shrinking ring sends granules home.
   for (uint32_t i = 0; i < ring_after.size(); ++i) {
