@@ -3,17 +3,22 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <random>
 #include <thread>
 
 #include <gtest/gtest.h>
 
 #include "engine/engine.h"
+#include "engine/model/checkpoint_names.h"
 #include "policy/policy.h"
+#include "tests/engine/model/model_file_builder.h"
 
 namespace weir {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr uint32_t kQ4_0 = 2, kQ4_1 = 3, kQ8_0 = 8;  // GGML's numbers
 
 constexpr char kMadeUp[] = R"({
   "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
@@ -46,8 +51,51 @@ struct Case {
   std::string name;
   std::string model;  // of the fixtures; "": made up
   PolicyDecision away = Stripes(3);
-  uint32_t ring_slots = 2;
+  uint32_t ggml_type = 0;  // not 0: a GGUF file of it
 };
+
+// kMadeUp's shape, its matrices in blocks of |ggml_type| of any content.
+std::string GgufBytes(const ModelConfig& config, uint32_t ggml_type) {
+  GgufBuilder b;
+  b.String("general.architecture", "llama");
+  b.U32("llama.block_count", config.num_layers).U32("llama.context_length", config.max_position);
+  b.U32("llama.embedding_length", config.hidden_size);
+  b.U32("llama.feed_forward_length", config.intermediate_size);
+  b.U32("llama.attention.head_count", config.num_heads);
+  b.U32("llama.attention.head_count_kv", config.num_kv_heads);
+  b.U32("llama.attention.key_length", config.head_dim).U32("llama.vocab_size", config.vocab_size);
+  b.F32("llama.attention.layer_norm_rms_epsilon", 1e-5F);
+  std::mt19937 random(ggml_type);
+  const auto blocks = [&](uint64_t count) {
+    constexpr uint16_t kScale = 0x2a66;  // 0.05, and an offset of that for Q4_1
+    std::string bytes;
+    for (uint64_t i = 0; i < count; ++i) {
+      AppendValue(bytes, kScale);
+      if (ggml_type == kQ4_1) AppendValue(bytes, kScale);
+      for (int n = ggml_type == kQ8_0 ? 32 : 16; n > 0; --n) {
+        bytes.push_back(static_cast<char>(ggml_type == kQ8_0 ? random() % 9 : random()));
+      }
+    }
+    return bytes;
+  };
+  const auto add = [&](TensorRole role, uint32_t layer) {
+    if (!HasRole(config, role) || role == TensorRole::kLmHead) return;  // tied
+    const std::vector<uint64_t> shape = ShapeOfRole(config, role);
+    if (shape.size() == 1) {
+      b.Tensor(GgufTensorName(role, layer), shape, 0,
+               FloatBytes(std::vector<float>(shape[0], 1.0F)));
+    } else {
+      b.Tensor(GgufTensorName(role, layer), shape, ggml_type, blocks(shape[0] * shape[1] / 32));
+    }
+  };
+  for (uint32_t role = 0; role < kTensorRoleCount; ++role) {
+    const bool of_layer = IsLayerRole(static_cast<TensorRole>(role));
+    for (uint32_t l = 0; l < (of_layer ? config.num_layers : 1); ++l) {
+      add(static_cast<TensorRole>(role), l);
+    }
+  }
+  return b.Build();
+}
 
 class LostBacking : public testing::TestWithParam<Case> {
  protected:
@@ -57,16 +105,17 @@ class LostBacking : public testing::TestWithParam<Case> {
     fs::create_directories(directory_);
     const std::string& model = GetParam().model;
     const fs::path from = fs::path("tests/fixtures/models") / model;
-    if (model.empty()) {
+    if (GetParam().ggml_type != 0) {
+      model_ = weights_ = directory_ / "model.gguf";
+      std::ofstream(model_, std::ios::binary)
+          << GgufBytes(ParseModelConfig(kMadeUp).value(), GetParam().ggml_type);
+    } else if (model.empty()) {
       model_ = directory_ / "config.json";
       std::ofstream(model_) << kMadeUp;
-    } else if (fs::is_directory(from)) {
+    } else {
       fs::copy(from, directory_);
       model_ = directory_;
       weights_ = directory_ / "model.safetensors";
-    } else {
-      fs::copy(from, directory_);
-      model_ = weights_ = directory_ / from.filename();
     }
   }
   void TearDown() override { fs::remove_all(directory_); }
@@ -74,11 +123,10 @@ class LostBacking : public testing::TestWithParam<Case> {
   std::unique_ptr<Engine> Open(const PolicyDecision& away) {
     EngineOptions options;
     options.model = model_;
-    options.dummy_weights = GetParam().model.empty();
+    options.dummy_weights = weights_.empty();
     options.device = DeviceKind::kCpu;
     options.threads = 2;
     options.granule = 4096;
-    options.ring_slots = GetParam().ring_slots;
     options.max_num_seqs = 8;
     options.max_num_batched_tokens = 48;
     options.max_model_len = 128;
@@ -207,10 +255,9 @@ TEST_P(LostBacking, ACheckpointThatIsNotTheOneLoadedIsNamedAndNotUsed) {
 INSTANTIATE_TEST_SUITE_P(Models, LostBacking,
                          testing::Values(Case{"safetensors", "smollm2_gqa3"}, Case{"dummy", ""},
                                          Case{"safetensors_layers", "smollm2_gqa3", Layers(4, 2)},
-                                         Case{"gguf_q8_0", "gguf_llama/q8_0.gguf", Layers(2, 1), 1},
-                                         Case{"gguf_q4_0", "gguf_llama/q4_0.gguf", Layers(2, 1), 1},
-                                         Case{"gguf_q4_1", "gguf_llama/q4_1.gguf", Layers(2, 1),
-                                              1}),
+                                         Case{"gguf_q8_0", "", Stripes(3), kQ8_0},
+                                         Case{"gguf_q4_0", "", Stripes(3), kQ4_0},
+                                         Case{"gguf_q4_1", "", Layers(5, 2), kQ4_1}),
                          [](const auto& test) { return test.param.name; });
 
 }  // namespace
