@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string_view>
 
 #include "engine/compute.h"
@@ -31,6 +32,9 @@ class Backend {
   // Fills memory.weights() and seals it.
   virtual Result<WeightLoadReport> Load(const Checkpoint& checkpoint, Memory& memory,
                                         const ProgressFn& progress) = 0;
+  // Writes |ranges| of memory.weights() again as Load did (a WeightSource). No step is under way.
+  virtual Status Reload(const Checkpoint& checkpoint, Memory& memory,
+                        std::span<const WeightRange> ranges) = 0;
   virtual Result<std::unique_ptr<Compute>> MakeCompute(Memory& memory,
                                                        const ProgressFn& progress) = 0;
 

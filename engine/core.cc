@@ -68,16 +68,17 @@ EngineCore::~EngineCore() {
 
 void EngineCore::SetPolicy(Policy& policy) {
   policy_ = &policy;
-  uint64_t blocks = memory_.most_kv_blocks();
-  if (!policy.follows_load()) {
-    // Where its border has no room for the weights it keeps, the one in force stays.
-    PolicySnapshot snapshot = Snapshot();
-    snapshot.weights.max_granules_per_layer = memory_.max_granules_per_layer();
-    snapshot.weights.max_layers_away = memory_.max_layers();
-    snapshot.weights.max_in_place_per_layer = memory_.max_in_place_per_layer();
-    const auto wanted = memory_.KvBlocksAt(Clip(policy.Decide(snapshot), snapshot.weights));
-    blocks = wanted ? *wanted : memory_.KvBlocksAt(memory_.weights().plan().target()).value_or(0);
-  }
+  // As if all was well: where weights are held home it passes.
+  PolicySnapshot snapshot = Snapshot();
+  snapshot.weights.max_granules_per_layer = memory_.max_granules_per_layer();
+  snapshot.weights.max_layers_away = memory_.max_layers();
+  snapshot.weights.max_in_place_per_layer = memory_.max_in_place_per_layer();
+  const PolicyDecision widest =
+      policy.follows_load() ? policy.Widest(snapshot.weights) : policy.Decide(snapshot);
+  const auto held = memory_.KvBlocksAt(Clip(widest, snapshot.weights));
+  // Where its border has no room for the weights it keeps, the one in force stays.
+  const uint64_t blocks =
+      held ? *held : memory_.KvBlocksAt(memory_.weights().plan().target()).value_or(0);
   // The last token is never computed: it needs no place in KV.
   max_request_tokens_ = std::min<uint64_t>(options_.max_model_len, blocks * kBlockTokens + 1);
 }
@@ -181,7 +182,8 @@ Result<bool> EngineCore::Step() {
     return false;
   }
   while (!under_way_.empty() && under_way_.size() >= depth()) CollectStep();
-  if (stats_.steps % options_.policy_interval == 0) {
+  const bool keep = std::exchange(keep_border_, false);
+  if (!keep && stats_.steps % options_.policy_interval == 0) {
     ApplyPolicy();
   } else {
     MoveTowardsGoal();
@@ -196,7 +198,8 @@ void EngineCore::Drain() {
   while (!under_way_.empty()) CollectStep();
 }
 
-// S3: nothing runs. If no border has room for the first waiting request it fails; never a hang.
+// S3: nothing runs. If no border of the policy has room for the first waiting request it fails;
+// never a hang, and never for a border that only is not there yet.
 void EngineCore::HandleStarvation() {
   Sequence* first = scheduler_.front_waiting();
   WEIR_CHECK(first != nullptr && scheduler_.running() == 0, "an empty batch with work to do");
@@ -206,8 +209,10 @@ void EngineCore::HandleStarvation() {
   const uint32_t before = memory_.blocks().counts().capacity + memory_.pool().Available();
   ApplyPolicy();
   starved_blocks_ = 0;
+  const bool room = MakeRoomFor(need);
   const uint32_t after = memory_.blocks().counts().capacity + memory_.pool().Available();
-  if (after != before && ++starved_in_a_row_ < options_.max_starved_steps) return;
+  // Even where there is room driver calls may fail, so the tries are counted.
+  if ((room || after != before) && ++starved_in_a_row_ < options_.max_starved_steps) return;
   starved_in_a_row_ = 0;
   Retire(*first, FinishReason::kError,
          NoMemory("the request holds " + std::to_string(first->length()) + " tokens and needs " +
@@ -216,6 +221,22 @@ void EngineCore::HandleStarvation() {
                   (link_.state() == LinkState::kHeld
                        ? "; no weights make room, for " + link_.report().cause
                        : "")));
+}
+
+// The policy has been asked. Whether so many blocks fit in the border in force, or in the policy's
+// widest, which is then moved to and kept until the next step has been scheduled.
+bool EngineCore::MakeRoomFor(uint64_t blocks) {
+  const auto fit = [&](const EvictionTarget& target) {
+    return memory_.KvBlocksAt(target).value_or(0) >= blocks;
+  };
+  if (fit(memory_.weights().planned().target())) return true;
+  const WeightsView weights = Snapshot().weights;
+  const EvictionTarget widest = Clip(policy_->Widest(weights), weights);
+  if (!policy_->follows_load() || !fit(widest)) return false;
+  border_goal_ = widest;
+  keep_border_ = true;
+  MoveTowardsGoal();
+  return true;
 }
 
 StepBatch EngineCore::BuildBatch(const std::vector<ScheduledSequence>& scheduled) const {

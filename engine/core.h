@@ -207,10 +207,13 @@ class EngineCore {
                     const Status& missing);
   void Keep(const StepUnderWay& step, TimeNs step_ns, TimeNs stall_ns);
   void HandleStarvation();
+  bool MakeRoomFor(uint64_t blocks);
   // --- link.cc: the backing copy or the link to it fails
   Result<bool> WatchLink();
   void RetryLink();
   Status BringWeightsHome();
+  void HoldHome(const Status& why);
+  uint64_t RereadBytes() const;
   void LoseLink(const Status& why, const Status& home);
   Status LinkReads();
   bool reads_in_place() const;
@@ -228,6 +231,7 @@ class EngineCore {
   CostModel cost_;
   LinkWatch link_;
   Status weights_missing_;         // copies failed in so many steps that weights are to come home
+  uint64_t reread_told_ = 0;       // bytes read anew that link_ knows of
   TimeNs probed_ns_ = 0;           // when a probe of a good link last succeeded
   uint64_t link_transitions_ = 0;  // of the pager, when a step was last looked at
   RequestWork work_;
@@ -248,6 +252,7 @@ class EngineCore {
   uint32_t failed_in_a_row_ = 0;
   uint32_t missing_in_a_row_ = 0;  // of those: steps that lacked weights, with no other since
   uint32_t starved_in_a_row_ = 0;
+  bool keep_border_ = false;  // for a step: it was made for a request that fits nowhere else
   uint64_t starved_blocks_ = 0;
   double smoothed_step_ns_ = 0;
   double smoothed_stall_ns_ = 0;

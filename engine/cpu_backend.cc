@@ -22,6 +22,7 @@ class CpuBackend final : public Backend {
     pool_ = std::make_unique<cpu::ThreadPool>(static_cast<int>(threads));
     HostDriver::Options host;
     host.populate = HostPopulate::kOnSetAccess;  // page faults belong into remaps, not into steps
+    host.huge_pages = true;
     driver_ = WEIR_TRY(HostDriver::Create(host));
     return OkStatus();
   }
@@ -40,6 +41,11 @@ class CpuBackend final : public Backend {
     return LoadWeights(checkpoint, map_, memory.weights(), [&](uint64_t done, uint64_t total) {
       if (progress) progress("loading weights", done, total);
     });
+  }
+
+  Status Reload(const Checkpoint& checkpoint, Memory& memory,
+                std::span<const WeightRange> ranges) override {
+    return ReloadWeights(checkpoint, map_, memory.weights(), ranges);
   }
 
   Result<std::unique_ptr<Compute>> MakeCompute(Memory& memory, const ProgressFn&) override {

@@ -7,6 +7,7 @@
 
 #include "engine/backend.h"
 #include "engine/cuda_compute.h"
+#include "engine/cuda_layout.h"
 #include "vmm/cuda_driver.h"
 
 namespace weir {
@@ -43,7 +44,9 @@ class CudaBackend final : public Backend {
     const uint64_t granule =
         options.granule != 0 ? options.granule : driver_->properties().granularity_bytes;
     map_ = WeightMap::Make(config_, WeightFormat::kCuda, granule);
-    scratch_bytes_ = WEIR_TRY(CudaCompute::ScratchBytes(config_, map_, limits_));
+    const CudaLayout layout = WEIR_TRY(CudaLayout::Make(config_, map_, limits_));
+    scratch_bytes_ = layout.bytes;
+    activations_ = {layout.hidden, layout.rope_cos - layout.hidden};
     return OkStatus();
   }
 
@@ -65,18 +68,18 @@ class CudaBackend final : public Backend {
 
   Result<WeightLoadReport> Load(const Checkpoint& checkpoint, Memory& memory,
                                 const ProgressFn& progress) override {
-    const MakeMatrixFn make = [&](uint64_t offset, uint64_t count, const DummyTensor& tensor) {
-      return CudaCompute::MakeWeights(
-          memory.weights(), *driver_, stream_, driver_->native_stream(stream_), memory.scratch(),
-          scratch_bytes_, offset, count, tensor.seed * 0x9e3779b97f4a7c15ULL + tensor.tensor_id,
-          tensor.scale);
-    };
     return LoadWeights(
         checkpoint, map_, memory.weights(),
         [&](uint64_t done, uint64_t total) {
           if (progress) progress("loading weights", done, total);
         },
-        make, driver_.get());
+        MakeMatrices(memory), driver_.get());
+  }
+
+  Status Reload(const Checkpoint& checkpoint, Memory& memory,
+                std::span<const WeightRange> ranges) override {
+    return ReloadWeights(checkpoint, map_, memory.weights(), ranges, MakeMatrices(memory),
+                         driver_.get());
   }
 
   Result<std::unique_ptr<Compute>> MakeCompute(Memory& memory,
@@ -104,6 +107,16 @@ class CudaBackend final : public Backend {
   }
 
  private:
+  // Made-up matrices, made where a step's activations lie between steps.
+  MakeMatrixFn MakeMatrices(Memory& memory) {
+    return [this, &memory](uint64_t offset, uint64_t count, const DummyTensor& tensor) {
+      return CudaCompute::MakeWeights(
+          memory.weights(), *driver_, stream_, driver_->native_stream(stream_),
+          memory.scratch() + activations_.offset, activations_.bytes, offset, count,
+          tensor.seed * 0x9e3779b97f4a7c15ULL + tensor.tensor_id, tensor.scale);
+    };
+  }
+
   const ModelConfig config_;
   const ComputeLimits limits_;
   int device_ = 0;
@@ -113,6 +126,11 @@ class CudaBackend final : public Backend {
   std::unique_ptr<CudaDriver> driver_;
   StreamId stream_;
   uint64_t scratch_bytes_ = 0;
+  // Of the step buffers, what no step leaves for another.
+  struct {
+    uint64_t offset = 0;
+    uint64_t bytes = 0;
+  } activations_;
 };
 
 }  // namespace

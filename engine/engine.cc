@@ -52,7 +52,7 @@ Status Engine::Build(const ProgressFn& progress) {
     return InvalidArgument("max_num_seqs and max_num_batched_tokens must be at least 1");
   }
   policy_ = WEIR_TRY(MakePolicy(options_.policy));
-  const Checkpoint checkpoint = WEIR_TRY(OpenCheckpoint(options_));
+  Checkpoint checkpoint = WEIR_TRY(OpenCheckpoint(options_));
   model_ = checkpoint.config();
   WEIR_TRY(LoadText(checkpoint));
 
@@ -76,8 +76,22 @@ Status Engine::Build(const ProgressFn& progress) {
   WEIR_TRY(BuildMemory());
   info_.startup.memory = lap();
   info_.load = WEIR_TRY(backend_->Load(checkpoint, *memory_, progress));
+  info_.most_kv_blocks = memory_->most_kv_blocks();
+  if (!memory_->backing_refusal().ok()) {
+    info_.backing_refusal = memory_->backing_refusal().ToString();
+  }
+  if (memory_->backing_tier() == Tier::kHost) {
+    info_.host_memory_shortcoming = driver().properties().host_tier_shortcoming;
+  }
   WEIR_TRY(memory_->MeasureLink());
   info_.startup.weights = lap();
+  if (memory_->backing_tier() != Tier::kHbm) {
+    checkpoint_.emplace(std::move(checkpoint));
+    memory_->weights().SetSource([this](std::span<const WeightRange> ranges) -> Status {
+      WEIR_TRY(checkpoint_->CheckUnchanged());
+      return backend_->Reload(*checkpoint_, *memory_, ranges);
+    });
+  }
   compute_ = WEIR_TRY(backend_->MakeCompute(*memory_, progress));
   info_.startup.kernels = lap();
 
@@ -134,10 +148,6 @@ Status Engine::BuildMemory() {
   info_.weight_bytes = m.weights.region_bytes;
   info_.scratch_bytes = m.scratch_bytes;
   info_.kv_block_bytes = m.kv_block_bytes;
-  info_.most_kv_blocks = memory_->most_kv_blocks();
-  if (!memory_->backing_refusal().ok()) {
-    info_.backing_refusal = memory_->backing_refusal().ToString();
-  }
   return OkStatus();
 }
 

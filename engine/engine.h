@@ -11,12 +11,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
 
 #include "engine/core.h"
+#include "engine/model/checkpoint.h"
 #include "engine/model/model_config.h"
 #include "engine/options.h"
 #include "engine/text/chat_template.h"
@@ -73,7 +75,9 @@ struct EngineInfo {
   uint32_t max_model_len = 0;
   uint64_t max_request_tokens = 0;  // EngineCore::max_request_tokens: max_model_len or less
   uint64_t clock_error_ns = 0;      // Compute::clock_error_ns, after calibration
-  std::string backing_refusal;      // why weights cannot leave although they were to; "": they can
+  // DriverProperties::host_tier_shortcoming, where the backing copy lies there.
+  std::string host_memory_shortcoming;
+  std::string backing_refusal;  // why weights cannot leave although they were to; "": they can
   WeightLoadReport load;
   StartupTimes startup;
 };
@@ -132,7 +136,8 @@ class Engine {
   EngineOptions options_;
   EngineInfo info_;
   ModelConfig model_;
-  std::unique_ptr<TraceSession> trace_;  // outlives everything that emits
+  std::optional<Checkpoint> checkpoint_;  // where weights are read anew if their copy is gone
+  std::unique_ptr<TraceSession> trace_;   // outlives everything that emits
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Memory> memory_;
   std::unique_ptr<Compute> compute_;

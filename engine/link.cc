@@ -22,13 +22,16 @@ constexpr int kAttempts = 3;
 Result<bool> EngineCore::WatchLink() {
   // What is read in place waits at no gate and is never copied: steps do not show that it fails.
   if (weights_missing_.ok() && link_.good() && reads_in_place()) weights_missing_ = LinkReads();
+  if (weights_missing_.ok() && RereadBytes() > 0) {
+    weights_missing_ = DriverError("the copy could not be read when weights came home");
+  }
   if (!weights_missing_.ok()) {
     WEIR_TRY(driver_.device_lost());
     Drain();
     const Status why = std::exchange(weights_missing_, OkStatus());
     const Status home = BringWeightsHome();
     if (home.ok()) {
-      link_.Held(why, driver_.Now());
+      HoldHome(why);
     } else {
       LoseLink(why, home);
     }
@@ -41,7 +44,7 @@ Result<bool> EngineCore::WatchLink() {
 
 void EngineCore::RetryLink() {
   if (link_.state() == LinkState::kLost && BringWeightsHome().ok()) {
-    link_.Held(DriverError("they could be read again, and weights are home"), driver_.Now());
+    HoldHome(DriverError("they could be read again, and weights are home"));
     return;
   }
   const bool slow = link_.state() == LinkState::kSlow;
@@ -64,6 +67,17 @@ Status EngineCore::BringWeightsHome() {
       return home;
     }
   }
+}
+
+// Every weight is home.
+void EngineCore::HoldHome(const Status& why) {
+  link_.Held(why, RereadBytes(), driver_.Now());
+  reread_told_ += RereadBytes();
+}
+
+// That nobody has been told of.
+uint64_t EngineCore::RereadBytes() const {
+  return memory_.weights().stats().bytes_from_source - reread_told_;
 }
 
 // Every request fails, and those that come, until the backing copy can be read again.
@@ -96,7 +110,7 @@ Status EngineCore::LinkReads() {
 bool EngineCore::MayLeaveHome() {
   if (link_.state() == LinkState::kHeld) return false;
   const Status failed = LinkReads();
-  if (!failed.ok()) link_.Held(failed, driver_.Now());
+  if (!failed.ok()) HoldHome(failed);
   return failed.ok();
 }
 

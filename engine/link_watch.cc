@@ -73,12 +73,17 @@ bool LinkWatch::ObserveStep(const LinkSample& s, double learnt, TimeNs now) {
   return true;
 }
 
-void LinkWatch::Held(const Status& cause, TimeNs now) {
+void LinkWatch::Held(const Status& cause, uint64_t reread_bytes, TimeNs now) {
   ++report_.held;
   report_.measured_bytes_per_ns = 0;
-  Enter(LinkState::kHeld,
-        "copies from tier " + std::string(TierName(report_.tier)) + " fail: " + cause.ToString(),
-        now);
+  std::string text =
+      "copies from tier " + std::string(TierName(report_.tier)) + " fail: " + cause.ToString();
+  if (reread_bytes > 0) {
+    ++report_.reread;
+    text += "; " + std::to_string(reread_bytes) + " bytes were read anew from the checkpoint";
+  }
+  Enter(LinkState::kHeld, std::move(text), now);
+  if (reread_bytes > 0) Trace(LinkTrouble::kReread);
   Trace(LinkTrouble::kHeld);
 }
 

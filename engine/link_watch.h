@@ -32,6 +32,7 @@ struct LinkReport {
   uint64_t held = 0;
   uint64_t lost = 0;
   uint64_t recovered = 0;
+  uint64_t reread = 0;  // of |held|: weights had to be read anew, for no copy could be read
   // Of the last change of state, except |backoff_ns|: until the probe after the last one.
   std::string cause;  // one clause; of a recovery: what it recovered from
   double measured_bytes_per_ns = 0;
@@ -58,8 +59,9 @@ class LinkWatch {
 
   // |learnt|: what the cost model has for the link. True: the link has just turned out to be slow.
   bool ObserveStep(const LinkSample& sample, double learnt, TimeNs now);
-  // Copies failed for |cause|; every weight is home.
-  void Held(const Status& cause, TimeNs now);
+  // Copies failed for |cause|; every weight is home, |reread_bytes| of them from where they were
+  // loaded from.
+  void Held(const Status& cause, uint64_t reread_bytes, TimeNs now);
   // Likewise, but weights are away and cannot come home.
   void Lost(const Status& cause, TimeNs now);
 

@@ -20,19 +20,6 @@ uint64_t ChooseGranule(const WeightLayout& weights, uint64_t granularity) {
   return std::clamp<uint64_t>(wanted, granularity, std::max(granularity, 32 * kMiB));
 }
 
-// What the system or the device answers when it will not give, or pin, memory of a tier: that
-// varies with the release and with what is short. Anything else is a mistake of whoever asked.
-bool RefusedByDevice(const Status& status, Tier tier) {
-  switch (status.code()) {
-    case StatusCode::kNoMemory:
-    case StatusCode::kIo:
-    case StatusCode::kDriver: return true;
-    // A device that cannot reach host memory; a peer that is not there was asked for by mistake.
-    case StatusCode::kUnsupported: return tier == Tier::kHost;
-    default: return false;
-  }
-}
-
 std::string Mebibytes(uint64_t bytes) {
   const uint64_t tenths = CeilDiv(bytes * 10, kMiB);
   return std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) + " MiB";
@@ -137,11 +124,11 @@ Status Memory::Build() {
     auto made = CreateMemoryBackingStore(driver_, tier, options_.weights.region_bytes, granule);
     if (made.ok()) {
       backing_ = std::move(*made);
-    } else if (initial == 0 && RefusedByDevice(made.status(), tier)) {
-      // Everything fits: the weights stay, and whoever opened the engine is told.
-      backing_refusal_ = made.status();
-      TraceEmit(TraceType::kLink, static_cast<uint8_t>(LinkTrouble::kRefused), tier, 0, 0, 0);
-      max_granules_per_layer_ = max_layers_ = least_layer_granules_ = 0;
+      options_.pager.on_backing_refused = [this, tier](const Status& refusal) {
+        DoWithoutBacking(tier, refusal);
+      };
+    } else if (initial == 0 && IsMemoryRefusal(made.status(), tier)) {
+      DoWithoutBacking(tier, made.status());
       most_freed = 0;
     } else {
       return made.status();
@@ -178,6 +165,14 @@ Status Memory::Build() {
                             .scrub = options_.scrub_kv});
   copier_ = WEIR_TRY(BlockCopier::Create(driver_, *kv_));
   return OkStatus();
+}
+
+void Memory::DoWithoutBacking(Tier tier, const Status& refusal) {
+  backing_refusal_ = refusal;
+  backing_.reset();
+  TraceEmit(TraceType::kLink, static_cast<uint8_t>(LinkTrouble::kRefused), tier, 0, 0, 0);
+  max_granules_per_layer_ = max_layers_ = least_layer_granules_ = 0;
+  if (kv_) most_kv_blocks_ = KvBlocksAt({}).value_or(0);
 }
 
 Status Memory::MapScratch() {

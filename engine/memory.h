@@ -56,8 +56,8 @@ class Memory {
  public:
   // Evicts at once what a budget smaller than everything requires; kNoMemory with the least budget
   // that would do when even full eviction is not enough. Where the device or the system refuses
-  // memory for a backing copy (nothing more can be pinned, say) and all weights fit, they stay for
-  // good.
+  // memory for a backing copy (nothing more can be pinned, say), here or while weights are loaded,
+  // and all weights fit, they stay for good.
   static Result<std::unique_ptr<Memory>> Create(Driver& driver, const MemoryOptions& options);
   // The least budget, in bytes, with which all weights stay at home.
   static Result<uint64_t> LeastAtHome(const Driver& driver, const MemoryOptions& options);
@@ -70,7 +70,8 @@ class Memory {
   GranulePool& pool() { return *pool_; }
   VirtAddr scratch() const;
   MemoryView view() const;
-  // Why there is no backing copy although one was asked for; ok if there is, or none was.
+  // Why there is no backing copy although one was asked for; ok if there is, or none was. Once the
+  // weights are sealed it does not change.
   const Status& backing_refusal() const { return backing_refusal_; }
   uint32_t ring_slots() const { return options_.ring_slots; }
   // The most stripe granules a border may take from each layer; 0 without a backing copy, or when
@@ -91,8 +92,9 @@ class Memory {
   // not: bytes/ns. kShouldWait: every block is used. Other errors: the backing copy cannot be read.
   Result<double> ProbeLink();
   Tier backing_tier() const { return backing_ ? backing_->tier() : Tier::kHbm; }
-  // The largest number of KV blocks that any border gives whose weights are copied. Reading in
-  // place gives a ring's more, but only policies that say so beforehand ask for it.
+  // The largest number of KV blocks that any border gives whose weights are copied; known once the
+  // weights are sealed. Reading in place gives a ring's more, but only policies that say so
+  // beforehand ask for it.
   uint64_t most_kv_blocks() const { return most_kv_blocks_; }
   // How many |target| gives; nothing when there is no room for the weights it keeps.
   std::optional<uint64_t> KvBlocksAt(const EvictionTarget& target) const;
@@ -139,6 +141,8 @@ class Memory {
   static Result<Needs> NeedsOf(const Driver& driver, const MemoryOptions& options);
   Status Build();
   Status MapScratch();
+  // The weights fit, and stay: there is no memory for their backing copy.
+  void DoWithoutBacking(Tier tier, const Status& refusal);
   Result<double> TimeFetch(uint64_t offset, uint64_t bytes, VirtAddr to);
   // Extents that KV must give up for |target|, beyond what the pool has.
   Result<uint32_t> ExtentsFor(const EvictionTarget& target);

@@ -1,5 +1,6 @@
 #include "engine/weight_loader.h"
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstring>
@@ -126,6 +127,13 @@ class Loader {
     }
     return upload_ ? upload_->PutBytes(stored_, target.offset)
                    : pager_.Write(target.offset, stored_);
+  }
+
+  bool Touches(const Target& target, std::span<const WeightRange> ranges) const {
+    const uint64_t end = target.offset + StoredBytes(target);
+    return std::any_of(ranges.begin(), ranges.end(), [&](const WeightRange& range) {
+      return range.offset < end && target.offset < range.offset + range.bytes;
+    });
   }
 
   // Everything is where it belongs.
@@ -355,6 +363,20 @@ Result<WeightLoadReport> LoadWeights(const Checkpoint& checkpoint, const WeightM
   report.bytes_stored = map.layout.region_bytes;
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
+}
+
+Status ReloadWeights(const Checkpoint& checkpoint, const WeightMap& map, WeightPager& pager,
+                     std::span<const WeightRange> ranges, const MakeMatrixFn& make,
+                     Driver* stage_on) {
+  WeightLoadReport unused;
+  const MakeMatrixFn none;
+  const bool made_up = checkpoint.format() == CheckpointFormat::kDummy;
+  Loader loader(checkpoint, map, pager, made_up ? make : none);
+  WEIR_TRY(loader.Open(stage_on, &unused));
+  for (const Target& target : TargetsOf(checkpoint.config(), map)) {
+    if (loader.Touches(target, ranges)) WEIR_TRY(loader.LoadTarget(target, [](uint64_t) {}));
+  }
+  return loader.Finish();
 }
 
 }  // namespace weir

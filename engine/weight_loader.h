@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 
 #include "engine/model/checkpoint.h"
@@ -38,5 +39,11 @@ Result<WeightLoadReport> LoadWeights(const Checkpoint& checkpoint, const WeightM
                                      WeightPager& pager,
                                      const std::function<void(uint64_t, uint64_t)>& progress,
                                      const MakeMatrixFn& make = {}, Driver* stage_on = nullptr);
+
+// Writes |ranges| of weights that were loaded with the same arguments to |pager| again, bit for
+// bit, within a WeightSource. Tensors are read whole where a range has a part of them.
+Status ReloadWeights(const Checkpoint& checkpoint, const WeightMap& map, WeightPager& pager,
+                     std::span<const WeightRange> ranges, const MakeMatrixFn& make = {},
+                     Driver* stage_on = nullptr);
 
 }  // namespace weir

@@ -42,14 +42,23 @@ class BackingStore {
     return Unsupported("a backing store in tier " + std::string(TierName(tier())) +
                        " has no memory that could be mapped");
   }
+  // Why memory for it was refused (IsMemoryRefusal), once a call has failed for that; ok until
+  // then.
+  virtual Status refusal() const { return OkStatus(); }
   // |stream| was destroyed: what was kept for it (staging buffers) may go.
   virtual void StreamGone(StreamId stream) { (void)stream; }
 };
 
+// Whether |status| is what the system or the device answers when it will not give, or pin, memory
+// of |tier|: that varies with the release and with what is short. Anything else is a mistake of
+// whoever asked.
+bool IsMemoryRefusal(const Status& status, Tier tier);
+
 // Memory of another tier that the device's copy engine reaches: host memory (kHost, NUMA-placed) or
-// a peer GPU's (kPeer), mapped once in a region of its own, in pieces of |piece_bytes|: with the
-// granule size of the weights these can be read in place. kUnsupported: the driver has no such
-// tier.
+// a peer GPU's (kPeer), mapped in a region of its own in pieces of |piece_bytes|: with the granule
+// size of the weights these can be read in place. A little is taken now (kUnsupported: the driver
+// has no such tier), the rest by a thread of the store's; calls wait for what they need of it, and
+// fail with its error, as Seal does.
 Result<std::unique_ptr<BackingStore>> CreateMemoryBackingStore(Driver& driver, Tier tier,
                                                                uint64_t bytes,
                                                                uint64_t piece_bytes);

@@ -181,6 +181,7 @@ Status WeightPager::Impl::CheckServing() const {
     case State::kServing: return OkStatus();
     case State::kLoading: return BadState("the weights are not sealed yet");
     case State::kInStep: return BadState("a step is under way");
+    case State::kRefilling: return BadState("weights are being written anew");
     case State::kBroken: break;
   }
   return BadState("the weights are incomplete: a transition failed and so did going back");

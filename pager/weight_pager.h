@@ -16,6 +16,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -30,6 +31,16 @@ namespace weir {
 
 struct Pass;
 
+// Bytes [offset, offset + bytes) of the weights.
+struct WeightRange {
+  uint64_t offset = 0;
+  uint64_t bytes = 0;
+};
+// Makes weights anew when neither the region nor the backing copy has them: calls
+// WeightPager::Write or WriteFrom with the bytes that loading wrote to |ranges| (others may be
+// among them, and are left out), and waits for what it put on streams. An error says why it cannot.
+using WeightSource = std::function<Status(std::span<const WeightRange> ranges)>;
+
 struct WeightPagerOptions {
   uint64_t gate_timeout_ns = 10'000'000'000;  // then the step fails and names the stripe
   // Compare each stripe's checksum (xxh3) with the backing copy's when its gate opens; a stripe
@@ -41,6 +52,10 @@ struct WeightPagerOptions {
   // repaired at a gate (a step that misses one fails and is run again). They are traced with
   // stamps.
   bool device_gates = false;
+  // Called by Seal, with the reason, when memory for the backing copy was refused while loading
+  // (BackingStore::refusal) and nothing is away: the weights are at home for good, the pager has
+  // let go of the store, and it may be destroyed. Empty: loading fails instead.
+  std::function<void(const Status&)> on_backing_refused;
 };
 
 struct WeightPagerStats {
@@ -56,6 +71,7 @@ struct WeightPagerStats {
   uint64_t remap_ns = 0;            // spent on them
   uint64_t transitions = 0;         // that took effect
   uint64_t hidden_transitions = 0;  // of them, behind closed gates
+  uint64_t bytes_from_source = 0;   // came home from the WeightSource
 };
 
 class WeightPager final : public StepGates {
@@ -84,12 +100,15 @@ class WeightPager final : public StepGates {
   Status CanReadInPlace() const;
 
   // Loading: bytes go to the backing copy (where a segment lies) and to the region (where
-  // resident).
+  // resident). Within a WeightSource: to what of the region has been asked for.
   Status Write(uint64_t offset, std::span<const std::byte> data);
   // The same from device memory, in the order of |stream|: for weights made on the device. Wait for
   // the stream before Seal.
   Status WriteFrom(StreamId stream, uint64_t offset, uint64_t bytes, VirtAddr src);
   Status Seal();
+  // Asked when weights that come home cannot be read from the backing copy by any means. None: they
+  // cannot come home then.
+  void SetSource(WeightSource source);
 
   // Changes what is away, at a step boundary. Evicting: unmaps, aliases the ring or maps the
   // backing copy, frees granules. kUnsupported: what CanReadInPlace says.

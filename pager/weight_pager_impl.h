@@ -8,6 +8,7 @@
 //   base <= produced <= queued <= base + N + prefix, of a pass that is under way
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <deque>
 #include <map>
@@ -60,6 +61,21 @@ enum class WaitOutcome : uint8_t { kArrived, kStreamFailed, kTimedOut };
 
 using SharedPlan = std::shared_ptr<const EvictionPlan>;
 
+// Sets of bytes as begin -> end, merged.
+void Cover(std::map<uint64_t, uint64_t>* written, uint64_t begin, uint64_t end);
+// Calls |fn|(begin, end) for each part of [begin, end) that |written| does not cover.
+template <typename Fn>
+Status ForGaps(const std::map<uint64_t, uint64_t>& written, uint64_t begin, uint64_t end, Fn fn) {
+  uint64_t at = begin;
+  auto it = written.upper_bound(begin);
+  if (it != written.begin() && std::prev(it)->second > begin) at = std::prev(it)->second;
+  for (; at < end && it != written.end() && it->first < end; ++it) {
+    if (it->first > at) WEIR_TRY(fn(at, it->first));
+    at = std::max(at, it->second);
+  }
+  return at < end ? fn(at, end) : OkStatus();
+}
+
 // A half-open run of slots of the weight region.
 struct WeightSlotRun {
   uint32_t first = 0;
@@ -89,7 +105,7 @@ struct WeightTransition {
 };
 
 struct WeightPager::Impl {
-  enum class State : uint8_t { kLoading, kServing, kInStep, kBroken };
+  enum class State : uint8_t { kLoading, kServing, kInStep, kRefilling, kBroken };
   static constexpr uint32_t kAttempts = 3;  // at a copy, before its error is passed on
 
   Impl(AddressSpace& s, BackingStore* b, const WeightPagerOptions& o)
@@ -152,8 +168,13 @@ struct WeightPager::Impl {
   Status copy_error;  // WeightPager::copy_error
 
   // Loading.
-  std::vector<WeightSegment> covered;    // the layout's segments in address order, merged
-  std::map<uint64_t, uint64_t> written;  // begin -> end of what has been written
+  Status refused;                      // there is no memory for the backing copy
+  std::vector<WeightSegment> covered;  // the layout's segments in address order, merged
+  // begin -> end of what has been written, by loading and by the source when last asked.
+  std::map<uint64_t, uint64_t> written;
+  std::map<uint64_t, uint64_t> written_again;
+  WeightSource source;
+  std::vector<WeightRange> refilling;  // what it is being asked for
   std::vector<SlotPlace> place_of_slot;
   std::vector<uint64_t> sums;      // by weight slot, xxh3 of what may leave; if verifying
   std::vector<std::byte> scratch;  // one granule, for drivers that are not host-addressable
@@ -178,6 +199,14 @@ struct WeightPager::Impl {
   Status ForResident(uint64_t offset, uint64_t end, Fn fn) const;
   template <typename Fn>
   Status ForCovered(uint64_t offset, uint64_t end, Fn fn) const;
+
+  // --- weight_pager_load.cc
+  // Calls |store|(begin, end) for what of [offset, end) has a backing copy.
+  template <typename Fn>
+  Status StoreCovered(uint64_t offset, uint64_t end, Fn store);
+  // |stored|, unless it failed for want of memory and the weights can do without a copy.
+  Status OrDoWithout(Status stored);
+  void LetGoOfBacking();
 
   // --- weight_pager.cc: the copy stream
   Status MakeCounters();
@@ -247,9 +276,18 @@ struct WeightPager::Impl {
                    WeightPagerStats* stats);
   // Slots at home whose bytes passes still copy there, and which |plan| leaves at home.
   std::vector<WeightSlotRun> Unfilled(const EvictionPlan& plan) const;
-  Status Fill(const std::vector<WeightSlotRun>& runs);
+  Status Fill(const std::vector<WeightSlotRun>& runs, WeightPagerStats* stats);
   Status FillOnce(const std::vector<WeightSlotRun>& runs);
+  // By itself, however slowly.
+  Status FillAlone(const WeightSlotRun& run);
   Status FillThroughHost(const WeightSlotRun& run);
+
+  // --- weight_pager_refill.cc
+  Status FillFromSource(const std::vector<WeightSlotRun>& runs, WeightPagerStats* stats);
+  // Calls |write|(begin, end) for what of [offset, end) the source was asked for.
+  template <typename Fn>
+  Status ForRefilling(uint64_t offset, uint64_t end, Fn write);
+  Status CheckRefilled(const WeightRange& range);
 
   // --- weight_pager_transition.cc
   Status BeginHeld(const Pass& pass, uint64_t number);

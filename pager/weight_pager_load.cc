@@ -6,20 +6,6 @@
 #include "pager/weight_pager_impl.h"
 
 namespace weir {
-namespace {
-
-// Calls |fn|(begin, end) for each part of [begin, end) that |written| does not cover.
-template <typename Fn>
-Status ForGaps(const std::map<uint64_t, uint64_t>& written, uint64_t begin, uint64_t end, Fn fn) {
-  uint64_t at = begin;
-  auto it = written.upper_bound(begin);
-  if (it != written.begin() && std::prev(it)->second > begin) at = std::prev(it)->second;
-  for (; at < end && it != written.end() && it->first < end; ++it) {
-    if (it->first > at) WEIR_TRY(fn(at, it->first));
-    at = std::max(at, it->second);
-  }
-  return at < end ? fn(at, end) : OkStatus();
-}
 
 void Cover(std::map<uint64_t, uint64_t>* written, uint64_t begin, uint64_t end) {
   auto it = written->upper_bound(begin);
@@ -36,8 +22,6 @@ void Cover(std::map<uint64_t, uint64_t>* written, uint64_t begin, uint64_t end) 
   written->emplace(begin, end);
 }
 
-}  // namespace
-
 // The parts of [offset, end) that have a backing copy.
 template <typename Fn>
 Status WeightPager::Impl::ForCovered(uint64_t offset, uint64_t end, Fn fn) const {
@@ -48,6 +32,29 @@ Status WeightPager::Impl::ForCovered(uint64_t offset, uint64_t end, Fn fn) const
     if (lo < hi) WEIR_TRY(fn(lo, hi));
   }
   return OkStatus();
+}
+
+template <typename Fn>
+Status WeightPager::Impl::StoreCovered(uint64_t offset, uint64_t end, Fn store) {
+  if (!refused.ok()) return OkStatus();
+  return OrDoWithout(ForCovered(offset, end, store));
+}
+
+Status WeightPager::Impl::OrDoWithout(Status stored) {
+  if (stored.ok() || !options.on_backing_refused || armed(*cover)) return stored;
+  refused = backing->refusal();
+  return refused.ok() ? stored : OkStatus();
+}
+
+// Nothing was stored yet by any stream, or all of it has ended.
+void WeightPager::Impl::LetGoOfBacking() {
+  if (copy_stream.valid()) {
+    (void)driver.DestroyStream(copy_stream);
+    backing->StreamGone(copy_stream);
+    copy_stream = StreamId();
+  }
+  backing = nullptr;
+  options.on_backing_refused(refused);
 }
 
 // What is away has its ring slot overwritten by the first step anyway, or is the backing copy.
@@ -75,9 +82,22 @@ bool WeightPager::Impl::MayLeave(uint32_t slot) const {
   return begin + granule_bytes <= s.offset + s.bytes;
 }
 
+template <typename Fn>
+Status WeightPager::Impl::ForRefilling(uint64_t offset, uint64_t end, Fn write) {
+  for (const WeightRange& range : refilling) {
+    const uint64_t lo = std::max(offset, range.offset);
+    const uint64_t hi = std::min(end, range.offset + range.bytes);
+    if (lo >= hi) continue;
+    WEIR_TRY(write(lo, hi));
+    Cover(&written_again, lo, hi);
+  }
+  return OkStatus();
+}
+
 Status WeightPager::Write(uint64_t offset, std::span<const std::byte> data) {
   Impl& m = *impl_;
-  if (m.state != Impl::State::kLoading) return BadState("the weights are sealed");
+  const bool again = m.state == Impl::State::kRefilling;
+  if (m.state != Impl::State::kLoading && !again) return BadState("the weights are sealed");
   if (offset > layout_.region_bytes || data.size() > layout_.region_bytes - offset) {
     return InvalidArgument(std::to_string(data.size()) + " bytes at " + std::to_string(offset) +
                            " are outside the weights of " + std::to_string(layout_.region_bytes));
@@ -85,7 +105,12 @@ Status WeightPager::Write(uint64_t offset, std::span<const std::byte> data) {
   if (data.empty()) return OkStatus();
   const uint64_t end = offset + data.size();
   const auto part = [&](uint64_t lo, uint64_t hi) { return data.subspan(lo - offset, hi - lo); };
-  WEIR_TRY(m.ForCovered(
+  if (again) {
+    return m.ForRefilling(offset, end, [&](uint64_t lo, uint64_t hi) {
+      return m.driver.Write(base() + lo, part(lo, hi));
+    });
+  }
+  WEIR_TRY(m.StoreCovered(
       offset, end, [&](uint64_t lo, uint64_t hi) { return m.backing->Store(lo, part(lo, hi)); }));
   WEIR_TRY(m.ForResident(offset, end, [&](uint64_t lo, uint64_t hi) {
     return m.driver.Write(base() + lo, part(lo, hi));
@@ -96,11 +121,17 @@ Status WeightPager::Write(uint64_t offset, std::span<const std::byte> data) {
 
 Status WeightPager::WriteFrom(StreamId stream, uint64_t offset, uint64_t bytes, VirtAddr src) {
   Impl& m = *impl_;
-  if (m.state != Impl::State::kLoading) return BadState("the weights are sealed");
+  const bool again = m.state == Impl::State::kRefilling;
+  if (m.state != Impl::State::kLoading && !again) return BadState("the weights are sealed");
   WEIR_CHECK(offset <= layout_.region_bytes && bytes <= layout_.region_bytes - offset,
              "made-up weights lie inside the weights");
   const uint64_t end = offset + bytes;
-  WEIR_TRY(m.ForCovered(offset, end, [&](uint64_t lo, uint64_t hi) {
+  if (again) {
+    return m.ForRefilling(offset, end, [&](uint64_t lo, uint64_t hi) {
+      return m.driver.Copy(stream, base() + lo, src + (lo - offset), hi - lo);
+    });
+  }
+  WEIR_TRY(m.StoreCovered(offset, end, [&](uint64_t lo, uint64_t hi) {
     return m.backing->StoreFrom(stream, lo, hi - lo, src + (lo - offset));
   }));
   WEIR_TRY(m.ForResident(offset, end, [&](uint64_t lo, uint64_t hi) {
@@ -113,10 +144,10 @@ Status WeightPager::WriteFrom(StreamId stream, uint64_t offset, uint64_t bytes, 
 Status WeightPager::Seal() {
   Impl& m = *impl_;
   if (m.state != Impl::State::kLoading) return BadState("the weights are sealed already");
+  const auto written = m.written;  // Write adds to the original
   if (m.backing != nullptr) {
     // Padding between tensors was never written: make it the same here and there.
     const std::vector<std::byte> zeros(kMiB);
-    const auto written = m.written;  // Write adds to the original
     for (const WeightSegment& s : m.covered) {
       WEIR_TRY(ForGaps(written, s.offset, s.offset + s.bytes, [&](uint64_t begin, uint64_t end) {
         Status status;
@@ -127,10 +158,14 @@ Status WeightPager::Seal() {
         return status;
       }));
     }
-    WEIR_TRY(m.backing->Seal());
-    if (m.options.verify_stripes) WEIR_TRY(m.ComputeSums());
+    if (m.refused.ok()) WEIR_TRY(m.OrDoWithout(m.backing->Seal()));
+    if (!m.refused.ok()) {
+      m.LetGoOfBacking();
+    } else if (m.options.verify_stripes) {
+      WEIR_TRY(m.ComputeSums());
+    }
   }
-  m.written.clear();
+  m.written = written;
   m.state = Impl::State::kServing;
   m.Restart(&stats_);
   return OkStatus();

@@ -53,7 +53,8 @@ Result<WeightTransition> WeightPager::Impl::MakeTransition(
   const Region& home = space.region(weights);
   const Region& spare = space.region(ring);
   const auto slots = static_cast<uint32_t>(from.size());
-  std::vector<bool> stays(slots, false);  // keeps its granule, which changes owner
+  std::vector<bool> stays(slots, false);     // keeps its granule, which changes owner
+  std::vector<bool> moved_in(slots, false);  // has its granule already
   // By ring slot that comes or goes: the weight slot whose granule it takes, or leaves behind.
   std::vector<int32_t> heir(ring_after.size(), -1);
   for (uint32_t s = 0; s < slots; ++s) {
@@ -93,8 +94,18 @@ Result<WeightTransition> WeightPager::Impl::MakeTransition(
   for (; !coming.empty() && !leaving.empty(); coming.pop_back(), leaving.pop_back()) {
     take(coming.back(), leaving.back());
   }
+  // What is beyond a shrinking ring's goes home from where others leave, so that layers change
+  // places with an empty pool, too.
+  const size_t from_ring = std::min(homeless.size(), going.size());
+  while (homeless.size() > from_ring && !leaving.empty()) {
+    plan.Unmap(weights, SlotIndex(homeless.back()));
+    plan.MapAlias(weights, SlotIndex(homeless.back()), weights, SlotIndex(leaving.back()));
+    moved_in[homeless.back()] = true;
+    homeless.pop_back();
+    leaving.pop_back();
+  }
   for (uint32_t s = 0; s < slots; ++s) {
-    if (from[s] != to[s] && !stays[s]) plan.Unmap(weights, SlotIndex(s));
+    if (from[s] != to[s] && !stays[s] && !moved_in[s]) plan.Unmap(weights, SlotIndex(s));
   }
   // A shrinking ring sends granules home.
   for (uint32_t i = 0; i < ring_after.size(); ++i) {
@@ -165,27 +176,38 @@ std::vector<WeightSlotRun> WeightPager::Impl::Unfilled(const EvictionPlan& plan)
   return runs;
 }
 
-Status WeightPager::Impl::Fill(const std::vector<WeightSlotRun>& runs) {
+Status WeightPager::Impl::Fill(const std::vector<WeightSlotRun>& runs, WeightPagerStats* stats) {
   if (runs.empty()) return OkStatus();
   Status status = FillOnce(runs);
   if (status.ok()) return status;
   // One run at a time: a copy that failed took all later ones of its stream with it.
+  std::vector<WeightSlotRun> unread;
   for (const WeightSlotRun& run : runs) {
-    for (uint32_t attempt = 0; attempt < kAttempts; ++attempt) {
-      status = ReplaceStream();
-      if (status.ok()) status = FillOnce({run});
-      if (status.ok()) break;
-    }
-    if (!status.ok()) {
-      // No stream carries it. What the host can still read saves the weights, however slowly.
-      (void)ReplaceStream();
-      if (FillThroughHost(run).ok()) status = OkStatus();
-    }
-    if (!status.ok()) break;
+    // What is read anew comes in one go: no need to try long for each of the rest.
+    Status alone = unread.empty() ? FillAlone(run) : FillThroughHost(run);
+    if (alone.ok()) continue;
+    status = std::move(alone);
+    unread.push_back(run);
+    if (!source) break;
   }
-  // M2: some of the copies may be queued, and the caller is about to unmap what they write.
-  if (!status.ok()) (void)ReplaceStream();
-  return status;
+  // M2: some of the copies may be queued, and others are about to write there, or to unmap it.
+  if (!unread.empty()) (void)ReplaceStream();
+  if (unread.empty()) return OkStatus();
+  const Status anew = FillFromSource(unread, stats);
+  if (anew.ok() || !source) return anew.ok() ? anew : status;
+  return {status.code(), status.message() + "; reading them anew: " + anew.ToString()};
+}
+
+Status WeightPager::Impl::FillAlone(const WeightSlotRun& run) {
+  Status status;
+  for (uint32_t attempt = 0; attempt < kAttempts; ++attempt) {
+    status = ReplaceStream();
+    if (status.ok()) status = FillOnce({run});
+    if (status.ok()) return status;
+  }
+  // No stream carries it. What the host can still read saves the weights, however slowly.
+  (void)ReplaceStream();
+  return FillThroughHost(run).ok() ? OkStatus() : status;
 }
 
 // Queues the fetches of |runs| together and waits for them.
@@ -251,14 +273,14 @@ Status WeightPager::Apply(const EvictionTarget& target) {
     if (m.restart_pending) m.Restart(&stats_);
     return status;
   }
-  status = m.Fill(restored);
+  status = m.Fill(restored, &stats_);
   if (!status.ok()) {
     Status undone;
     for (uint32_t attempt = 0; attempt < Impl::kAttempts; ++attempt) {
       std::vector<WeightSlotRun> back;
       undone = m.MoveAllTo(*m.cover, RemapCause::kEvict, &back, &stats_);
       if (!undone.ok()) continue;
-      undone = m.Fill(back);
+      undone = m.Fill(back, &stats_);
       break;
     }
     if (!undone.ok()) {

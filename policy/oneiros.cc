@@ -124,6 +124,13 @@ uint32_t OneirosPolicy::ChooseSlots(const WeightsView& weights, double ratio,
   return two ? 2 : 1;
 }
 
+PolicyDecision OneirosPolicy::Widest(const WeightsView& weights) const {
+  const uint32_t alpha = MostAlpha(weights);
+  const uint32_t slots = ChooseSlots(weights, 0, alpha);
+  return {
+      .placement = Placement::kLayer, .layers = alpha > 0 ? alpha + slots : 0, .ring_slots = slots};
+}
+
 PolicyDecision OneirosPolicy::Hold(std::string reason) const {
   return {.placement = Placement::kLayer,
           .layers = alpha_ > 0 ? alpha_ + slots_ : 0,

@@ -40,6 +40,7 @@ class OneirosPolicy final : public Policy {
   explicit OneirosPolicy(const OneirosConfig& config) : config_(config) {}
   std::string_view name() const override { return "oneiros"; }
   PolicyDecision Decide(const PolicySnapshot& snapshot) override;
+  PolicyDecision Widest(const WeightsView& weights) const override;
   std::vector<std::pair<std::string, std::string>> Parameters() const override;
 
   // The largest alpha whose loads hide behind a pass of |layers| layers, |ratio| = r above.

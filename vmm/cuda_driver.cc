@@ -117,11 +117,17 @@ Status CudaDriver::Init(const CudaDriverOptions& options) {
   host_tier_ = Attribute(api_, device_,
                          CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED) == 1;
   // Without NUMA the device reports node -1, and the API asks for node 0.
-  host_numa_node_ = options.host_numa_node >= 0
-                        ? options.host_numa_node
-                        : std::max(0, Attribute(api_, device_, CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID));
+  const int nearest = Attribute(api_, device_, CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID);
+  host_numa_node_ = options.host_numa_node >= 0 ? options.host_numa_node : std::max(0, nearest);
+  if (options.host_numa_node < 0 && nearest < 0) {
+    properties_.host_tier_shortcoming =
+        "the CUDA device names no NUMA node near to it; host memory comes from node 0";
+  }
   WEIR_TRY(InitGranularity());
-  table_ = MappingTable(properties_.granularity_bytes);
+  {
+    MutexLock lock(table_mutex_);
+    table_ = MappingTable(properties_.granularity_bytes);
+  }
   CUstream stream = nullptr;
   WEIR_TRY(Check("cuStreamCreate", api_.cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING)));
   service_stream_ = stream;
@@ -234,6 +240,7 @@ bool CudaDriver::DrainStreams() {
 }
 
 void CudaDriver::ReleaseMemory() {
+  MutexLock lock(table_mutex_);
   for (const auto& [base, bytes] : table_.reservations()) {
     for (VirtAddr at = base; at - base < bytes && table_.mapping_count() != 0;) {
       VirtAddr begin = 0;
@@ -259,9 +266,15 @@ void CudaDriver::ReleaseMemory() {
 
 // --- Physical and virtual memory ---------------------------------------------------------------
 
+// Each call checks, lets the CUDA driver do its work, then notes what it did. Nobody may name the
+// same addresses in between (driver.h), so no lock is held while the CUDA driver works.
+
 Result<AllocId> CudaDriver::Create(Tier tier, uint64_t bytes) {
   WEIR_TRY(Enter());
-  WEIR_TRY(table_.CheckSize("allocation", bytes));
+  {
+    MutexLock lock(table_mutex_);
+    WEIR_TRY(table_.CheckSize("allocation", bytes));
+  }
   CUmemLocation location{};
   switch (tier) {
     case Tier::kHbm:
@@ -293,20 +306,30 @@ Result<AllocId> CudaDriver::Create(Tier tier, uint64_t bytes) {
     return created.WithContext("creating " + std::to_string(bytes) + " bytes in tier " +
                                std::string(TierName(tier)));
   }
+  MutexLock lock(table_mutex_);
   return table_.AddAllocation(tier, bytes, handle);
 }
 
 Status CudaDriver::Release(AllocId alloc) {
   WEIR_TRY(Enter());
-  WEIR_TRY(table_.CheckRelease(alloc));
-  WEIR_TRY(Check("cuMemRelease", api_.cuMemRelease(table_.Find(alloc)->tag)));
+  CUmemGenericAllocationHandle handle = 0;
+  {
+    MutexLock lock(table_mutex_);
+    WEIR_TRY(table_.CheckRelease(alloc));
+    handle = table_.Find(alloc)->tag;
+  }
+  WEIR_TRY(Check("cuMemRelease", api_.cuMemRelease(handle)));
+  MutexLock lock(table_mutex_);
   table_.ApplyRelease(alloc);
   return OkStatus();
 }
 
 Result<VirtAddr> CudaDriver::Reserve(uint64_t bytes, uint64_t alignment) {
   WEIR_TRY(Enter());
-  WEIR_TRY(table_.CheckSize("reservation", bytes));
+  {
+    MutexLock lock(table_mutex_);
+    WEIR_TRY(table_.CheckSize("reservation", bytes));
+  }
   if (!IsPowerOfTwo(alignment)) {
     return InvalidArgument("reservation aligned to " + std::to_string(alignment) +
                            "; accepted is a power of two");
@@ -329,6 +352,7 @@ Result<VirtAddr> CudaDriver::Reserve(uint64_t bytes, uint64_t alignment) {
   }
   WEIR_TRY(Check("cuMemAddressReserve", result));
   const VirtAddr aligned = AlignUp(base, alignment);
+  MutexLock lock(table_mutex_);
   table_.AddReservation(aligned, bytes);
   reserved_.emplace(aligned, Reserved{base, driver_bytes});
   return aligned;
@@ -336,27 +360,43 @@ Result<VirtAddr> CudaDriver::Reserve(uint64_t bytes, uint64_t alignment) {
 
 Status CudaDriver::Free(VirtAddr base) {
   WEIR_TRY(Enter());
-  WEIR_TRY(table_.CheckFree(base));
-  const auto it = reserved_.find(base);
-  WEIR_TRY(Check("cuMemAddressFree", api_.cuMemAddressFree(it->second.base, it->second.bytes)));
-  reserved_.erase(it);
+  Reserved reserved;
+  {
+    MutexLock lock(table_mutex_);
+    WEIR_TRY(table_.CheckFree(base));
+    reserved = reserved_.at(base);
+  }
+  WEIR_TRY(Check("cuMemAddressFree", api_.cuMemAddressFree(reserved.base, reserved.bytes)));
+  MutexLock lock(table_mutex_);
+  reserved_.erase(base);
   table_.ApplyFree(base);
   return OkStatus();
 }
 
 Status CudaDriver::Map(VirtAddr at, AllocId alloc) {
   WEIR_TRY(Enter());
-  WEIR_TRY(table_.CheckMap(at, alloc));
-  const MappingTable::Allocation* allocation = table_.Find(alloc);
-  WEIR_TRY(Check("cuMemMap", api_.cuMemMap(at, allocation->bytes, 0, allocation->tag, 0)));
+  MappingTable::Allocation allocation;
+  {
+    MutexLock lock(table_mutex_);
+    WEIR_TRY(table_.CheckMap(at, alloc));
+    allocation = *table_.Find(alloc);
+  }
+  WEIR_TRY(Check("cuMemMap", api_.cuMemMap(at, allocation.bytes, 0, allocation.tag, 0)));
+  MutexLock lock(table_mutex_);
   table_.ApplyMap(at, alloc);
   return OkStatus();
 }
 
 Status CudaDriver::Unmap(VirtAddr at) {
   WEIR_TRY(Enter());
-  WEIR_TRY(table_.CheckUnmap(at));
-  WEIR_TRY(Check("cuMemUnmap", api_.cuMemUnmap(at, table_.mapping(at).bytes)));
+  uint64_t bytes = 0;
+  {
+    MutexLock lock(table_mutex_);
+    WEIR_TRY(table_.CheckUnmap(at));
+    bytes = table_.mapping(at).bytes;
+  }
+  WEIR_TRY(Check("cuMemUnmap", api_.cuMemUnmap(at, bytes)));
+  MutexLock lock(table_mutex_);
   table_.ApplyUnmap(at);
   return OkStatus();
 }
@@ -364,27 +404,35 @@ Status CudaDriver::Unmap(VirtAddr at) {
 // One call a mapping: the CUDA driver's cost goes by mappings anyway, and each can be undone alone.
 Status CudaDriver::SetAccess(VirtAddr at, uint64_t bytes, Access access) {
   WEIR_TRY(Enter());
-  WEIR_TRY(table_.CheckSetAccess(at, bytes));
-  for (VirtAddr here = at; here - at < bytes; here += table_.mapping(here).bytes) {
-    const Status set = SetMappingAccess(here, access);
+  std::vector<MappedPiece> pieces;
+  {
+    MutexLock lock(table_mutex_);
+    WEIR_TRY(table_.CheckSetAccess(at, bytes));
+    for (VirtAddr here = at; here - at < bytes; here += pieces.back().bytes) {
+      const MappingTable::Mapping& mapping = table_.mapping(here);
+      pieces.push_back({here, mapping.bytes, table_.Find(mapping.alloc)->tier, mapping.access});
+    }
+  }
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const Status set = SetMappingAccess(pieces[i], access);
     if (set.ok()) continue;
-    for (VirtAddr undo = at; undo != here; undo += table_.mapping(undo).bytes) {
-      WEIR_TRY(SetMappingAccess(undo, table_.mapping(undo).access));
+    for (size_t undo = 0; undo < i; ++undo) {
+      WEIR_TRY(SetMappingAccess(pieces[undo], pieces[undo].access));
     }
     return set;
   }
+  MutexLock lock(table_mutex_);
   table_.ApplySetAccess(at, bytes, access);
   return OkStatus();
 }
 
-Status CudaDriver::SetMappingAccess(VirtAddr at, Access access) {
-  const MappingTable::Mapping& mapping = table_.mapping(at);
+Status CudaDriver::SetMappingAccess(const MappedPiece& piece, Access access) {
   std::array<CUmemAccessDesc, 2> grants{};
   grants[0].location = Location(CU_MEM_LOCATION_TYPE_DEVICE, device_);
   grants[1].location = Location(CU_MEM_LOCATION_TYPE_HOST_NUMA, host_numa_node_);
   for (CUmemAccessDesc& grant : grants) grant.flags = AccessFlags(access);
-  const size_t count = table_.Find(mapping.alloc)->tier == Tier::kHost ? 2 : 1;
-  return Check("cuMemSetAccess", api_.cuMemSetAccess(at, mapping.bytes, grants.data(), count));
+  const size_t count = piece.tier == Tier::kHost ? 2 : 1;
+  return Check("cuMemSetAccess", api_.cuMemSetAccess(piece.at, piece.bytes, grants.data(), count));
 }
 
 // --- Moving bytes ------------------------------------------------------------------------------
@@ -397,6 +445,7 @@ Result<std::vector<CudaDriver::Run>> CudaDriver::Walk(VirtAddr at, uint64_t byte
   };
   if (within(gates_)) return std::vector<Run>{{bytes, Tier::kHbm}};
   if (within(counters_)) return std::vector<Run>{{bytes, Tier::kHost}};
+  MutexLock lock(table_mutex_);
   const Status accessible = table_.CheckAccess(at, bytes, needed);
   if (!accessible.ok()) return accessible.WithContext(what);
   std::vector<Run> runs;

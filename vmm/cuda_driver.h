@@ -38,8 +38,8 @@
 // does not set it: up to 31 streams then have a hardware queue of their own. Beyond that a stream
 // waiting for a counter can hold up another one.
 //
-// Thread: see driver.h. Any thread may make calls one at a time; each leaves the device's primary
-// context current on the calling thread.
+// Thread: see driver.h. Otherwise any thread may make calls one at a time; each leaves the device's
+// primary context current on the calling thread.
 #pragma once
 
 #include <atomic>
@@ -141,6 +141,12 @@ class CudaDriver final : public Driver {
     VirtAddr base = 0;
     uint64_t bytes = 0;
   };
+  struct MappedPiece {  // one mapping as it was when looked up
+    VirtAddr at = 0;
+    uint64_t bytes = 0;
+    Tier tier = Tier::kHbm;
+    Access access = Access::kNone;
+  };
   struct Run {  // neighbouring mappings of one tier
     uint64_t bytes = 0;
     Tier tier = Tier::kHbm;
@@ -193,7 +199,7 @@ class CudaDriver final : public Driver {
   // Runs |fn| in stream order unless the stream has failed by then.
   Status LaunchHostCall(Stream& stream, std::function<Status()> fn, HostCallKind kind);
 
-  Status SetMappingAccess(VirtAddr at, Access access);
+  Status SetMappingAccess(const MappedPiece& piece, Access access);
   // The runs of [at, at+bytes); kInvalidArgument if some byte lacks |needed|.
   Result<std::vector<Run>> Walk(VirtAddr at, uint64_t bytes, Access needed, const char* what) const;
   Status Transfer(VirtAddr dst, VirtAddr src, uint64_t bytes);
@@ -221,8 +227,11 @@ class CudaDriver final : public Driver {
   CUctx_st* context_ = nullptr;
   bool peer_retained_ = false;
 
-  MappingTable table_{1};                  // an allocation's tag is its CUDA handle
-  std::map<VirtAddr, Reserved> reserved_;  // by the address that Reserve returned
+  mutable Mutex table_mutex_{LockRank::kDriver};
+  // An allocation's tag is its CUDA handle.
+  MappingTable table_ WEIR_GUARDED_BY(table_mutex_){1};
+  // By the address that Reserve returned.
+  std::map<VirtAddr, Reserved> reserved_ WEIR_GUARDED_BY(table_mutex_);
 
   std::vector<Stream> streams_;            // by StreamId; ids are not used again
   CUstream_st* service_stream_ = nullptr;  // Read, Write

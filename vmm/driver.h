@@ -15,7 +15,9 @@
 //   D7 a failed call changed nothing.
 //
 // Thread: the engine thread makes all calls except LoadCounter, StoreCounter and HostWaitCounter,
-// which compute threads may also make.
+// which compute threads may also make. Where time is real, one more thread may at the same time
+// take memory (Create, Map, SetAccess, and Unmap and Release to undo them) at addresses that no
+// other call names before it is done.
 #pragma once
 
 #include <cstddef>
@@ -41,6 +43,9 @@ struct DriverProperties {
   bool host_addressable = false;   // a VirtAddr may be dereferenced by this process
   bool virtual_time = false;       // Now() advances only through waits
   bool has_peer = false;           // Tier::kPeer can be created
+  // What was wished of Tier::kHost and the system did not grant (huge pages, a node), as one
+  // clause; "": nothing. The memory works, but slower.
+  std::string host_tier_shortcoming;
 };
 
 class Driver {

@@ -17,6 +17,9 @@
 #define MADV_POPULATE_READ 22  // Linux 5.14
 #define MADV_POPULATE_WRITE 23
 #endif
+#ifndef MADV_HUGEPAGE
+#define MADV_HUGEPAGE 14
+#endif
 
 namespace weir {
 namespace {
@@ -45,6 +48,20 @@ std::string CpuName() {
   return "cpu";
 }
 
+// Why memfd pages stay small although huge ones are asked for; "" if the system grants them.
+std::string WhyNoHugePages() {
+  const char* const setting = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+  std::ifstream in(setting);
+  std::string modes;
+  if (!std::getline(in, modes)) return "this kernel has no huge pages for shared memory";
+  for (const char* granted : {"[always]", "[within_size]", "[advise]", "[force]"}) {
+    if (modes.find(granted) != std::string::npos) return "";
+  }
+  return std::string("no huge pages: ") + setting + " is " +
+         modes.substr(modes.find('[') + 1, modes.find(']') - modes.find('[') - 1) +
+         ", advise would grant them";
+}
+
 // Puts a PROT_NONE placeholder over [at, at+bytes), atomically: no moment without a mapping in
 // which another thread's mmap could land there.
 bool Blank(VirtAddr at, uint64_t bytes) {
@@ -66,6 +83,11 @@ Result<std::unique_ptr<HostDriver>> HostDriver::Create(const Options& options) {
     MutexLock lock(driver->mutex_);
     WEIR_TRY(driver->hbm_.Open());
     WEIR_TRY(driver->host_.Open());
+  }
+  if (options.huge_pages) {
+    driver->properties_.host_tier_shortcoming = WhyNoHugePages();
+    const bool granted = driver->properties_.host_tier_shortcoming.empty();
+    if (granted) driver->populate_step_ = HostMemory::kHugePageBytes;
   }
   return driver;
 }
@@ -173,22 +195,35 @@ Status HostDriver::Map(VirtAddr at, AllocId alloc) {
              static_cast<off_t>(a.tag)) == MAP_FAILED) {
     return SystemError("mapping " + std::to_string(a.bytes) + " bytes at " + HexAddress(at), errno);
   }
+  if (options_.huge_pages && a.tier == Tier::kHost && a.bytes >= HostMemory::kHugePageBytes) {
+    // Not granted: said once, in properties().
+    (void)::madvise(Pointer(at), a.bytes, MADV_HUGEPAGE);
+  }
   table_.ApplyMap(at, alloc);
   return OkStatus();
 }
 
 Status HostDriver::SetAccess(VirtAddr at, uint64_t bytes, Access access) {
-  MutexLock lock(mutex_);
-  WEIR_TRY(table_.CheckSetAccess(at, bytes));
-  if (::mprotect(Pointer(at), bytes, Protection(access)) != 0) {
-    return SystemError("mprotect of " + std::to_string(bytes) + " bytes at " + HexAddress(at),
-                       errno);
+  {
+    MutexLock lock(mutex_);
+    WEIR_TRY(table_.CheckSetAccess(at, bytes));
+    if (::mprotect(Pointer(at), bytes, Protection(access)) != 0) {
+      return SystemError("mprotect of " + std::to_string(bytes) + " bytes at " + HexAddress(at),
+                         errno);
+    }
+    table_.ApplySetAccess(at, bytes, access);
   }
-  table_.ApplySetAccess(at, bytes, access);
-  if (options_.populate == HostPopulate::kOnSetAccess && access != Access::kNone) {
+  if (options_.populate != HostPopulate::kOnSetAccess || access == Access::kNone) {
+    return OkStatus();
+  }
+  const int populate = access == Access::kRead ? MADV_POPULATE_READ : MADV_POPULATE_WRITE;
+  // Changes nothing that other calls look at, so they need not wait for it; in steps, since the
+  // system lets nobody else map meanwhile.
+  for (uint64_t done = 0; done < bytes; done += populate_step_) {
     // An old kernel does without: the first touch faults as ever.
-    (void)::madvise(Pointer(at), bytes,
-                    access == Access::kRead ? MADV_POPULATE_READ : MADV_POPULATE_WRITE);
+    if (::madvise(Pointer(at + done), std::min(populate_step_, bytes - done), populate) != 0) {
+      break;
+    }
   }
   return OkStatus();
 }

@@ -34,6 +34,8 @@ class HostDriver final : public Driver {
     uint32_t counters = 4096;
     HostReserve reserve = HostReserve::kLazy;
     HostPopulate populate = HostPopulate::kOnTouch;
+    // Asks for huge pages where a mapping of the host tier has room for one.
+    bool huge_pages = false;
   };
   static Result<std::unique_ptr<HostDriver>> Create(const Options& options);
   // Cancels what still waits, ends the threads, unmaps everything.
@@ -85,6 +87,7 @@ class HostDriver final : public Driver {
   Status CheckCounter(VirtAddr counter) WEIR_EXCLUDES(mutex_);
 
   Options options_;
+  uint64_t populate_step_ = 256 << 10;
   DriverProperties properties_;
   HostCounters counters_;
   Mutex mutex_{LockRank::kDriver};

@@ -1,5 +1,6 @@
 #include "vmm/host_memory.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -10,6 +11,8 @@
 #include <numa.h>
 #include <numaif.h>
 #endif
+
+#include "vmm/types.h"
 
 namespace weir {
 
@@ -49,18 +52,17 @@ Result<uint64_t> HostMemory::Allocate(uint64_t bytes) {
                     std::to_string(cap_bytes_) + " bytes left, " + std::to_string(bytes) +
                     " asked");
   }
-  uint64_t offset = end_;
-  auto hole = holes_.begin();
-  while (hole != holes_.end() && hole->second < bytes) ++hole;
-  if (hole != holes_.end()) {
-    offset = hole->first;
-  } else {
-    if (::ftruncate(fd_, static_cast<off_t>(end_ + bytes)) != 0) {
-      return SystemError("growing tier " + name_, errno);
-    }
+  const uint64_t alignment = bytes >= kHugePageBytes ? kHugePageBytes : 1;
+  const auto fits = [&](const auto& hole) {
+    return AlignUp(hole.first, alignment) + bytes <= hole.first + hole.second;
+  };
+  const auto hole = std::find_if(holes_.begin(), holes_.end(), fits);
+  const uint64_t offset = AlignUp(hole != holes_.end() ? hole->first : end_, alignment);
+  if (hole == holes_.end() && ::ftruncate(fd_, static_cast<off_t>(offset + bytes)) != 0) {
+    return SystemError("growing tier " + name_, errno);
   }
   const auto undo = [&] {
-    if (offset == end_) {
+    if (hole == holes_.end()) {
       (void)!::ftruncate(fd_, static_cast<off_t>(end_));
     } else {
       (void)::fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
@@ -78,13 +80,17 @@ Result<uint64_t> HostMemory::Allocate(uint64_t bytes) {
     undo();
     return SystemError("taking " + std::to_string(bytes) + " bytes for tier " + name_, error);
   }
-  if (hole != holes_.end()) {
-    const uint64_t left = hole->second - bytes;
-    holes_.erase(hole);
-    if (left != 0) holes_.emplace(offset + bytes, left);
+  // What lies before and behind the extent: of the hole, or skipped at the end of the file.
+  const bool at_end = hole == holes_.end();
+  const uint64_t begin = at_end ? end_ : hole->first;
+  const uint64_t end = at_end ? offset + bytes : hole->first + hole->second;
+  if (at_end) {
+    end_ = end;
   } else {
-    end_ += bytes;
+    holes_.erase(hole);
   }
+  AddHole(begin, offset - begin);
+  AddHole(offset + bytes, end - offset - bytes);
   used_bytes_ += bytes;
   return offset;
 }
@@ -117,6 +123,11 @@ void HostMemory::Release(uint64_t offset, uint64_t bytes) {
   (void)::fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
                     static_cast<off_t>(bytes));
   used_bytes_ -= bytes;
+  AddHole(offset, bytes);
+}
+
+void HostMemory::AddHole(uint64_t offset, uint64_t bytes) {
+  if (bytes == 0) return;
   auto next = holes_.lower_bound(offset);
   if (next != holes_.end() && next->first == offset + bytes) {
     bytes += next->second;

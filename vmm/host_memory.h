@@ -21,6 +21,9 @@ enum class HostReserve : uint8_t {
 
 class HostMemory {
  public:
+  // Extents that have room for such a page begin with one.
+  static constexpr uint64_t kHugePageBytes = 2 << 20;
+
   // |cap_bytes| 0: no cap. |numa_node| -1: wherever the first toucher runs.
   HostMemory(std::string name, uint64_t cap_bytes, int numa_node, HostReserve reserve)
       : name_(std::move(name)), cap_bytes_(cap_bytes), numa_node_(numa_node), reserve_(reserve) {}
@@ -38,6 +41,7 @@ class HostMemory {
 
  private:
   Status Place(uint64_t offset, uint64_t bytes);
+  void AddHole(uint64_t offset, uint64_t bytes);
 
   std::string name_;
   uint64_t cap_bytes_;

@@ -17,6 +17,7 @@ enum class LockRank : uint8_t {
   kApiRequest,    // a request of the API. Held: its connection may be written
   kEngineQueue,   // requests coming in, tokens going out. Held: nothing is waited for
   kIoRing,        // submissions of a file ring. Held: io_uring_submit allowed
+  kBackingStore,  // which pieces of a backing store are there. Held: giving them back
   kDriver,        // a driver's tables. Held: no callbacks, no waits for work
   kDriverStream,  // one stream's queue
   kHttpAnswer,    // bytes of one HTTP answer. Held: posting to its connection allowed

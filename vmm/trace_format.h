@@ -220,6 +220,8 @@ enum class LinkTrouble : uint8_t {
   kProbeFailed,  // tried again in vain
   kRecovered,
   kRefused,  // at start there was no backing copy to be had: weights stay for good
+  kReread,   // weights that are home now were read from where they were loaded from: no copy could
+             // be
 };
 
 struct TraceRecord {

@@ -146,6 +146,10 @@ class Server {
       LogWarn("no memory for a backing copy of the weights: they stay, and KV cannot borrow",
               {{"reason", info.backing_refusal}});
     }
+    if (!info.host_memory_shortcoming.empty()) {
+      LogInfo("host memory for the backing copy is not as wished: taking it is slower",
+              {{"reason", info.host_memory_shortcoming}});
+    }
     if (load.io_mode != FileRing::Mode::kIoUring) {
       LogWarn("files are read without io_uring", {{"reason", load.io_mode_reason}});
     }
@@ -162,6 +166,10 @@ class Server {
     if (now.slow != before.slow) {
       LogWarn("streaming weights is slow: tide keeps fewer away",
               {{"cause", now.cause}, {"tried_again_after_ms", backoff_ms}});
+    }
+    if (now.reread != before.reread) {
+      LogWarn("the backing copy of the weights is gone: they were read anew from the checkpoint",
+              {{"cause", now.cause}});
     }
     if (now.held != before.held) {
       LogWarn("weights came home and stay there",

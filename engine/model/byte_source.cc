@@ -49,7 +49,24 @@ Result<std::shared_ptr<FileSource>> FileSource::Open(const std::string& path) {
     ::close(fd);
     return InvalidArgument(path + " is not a regular file");
   }
-  return std::shared_ptr<FileSource>(new FileSource(fd, static_cast<uint64_t>(info.st_size), path));
+  return std::shared_ptr<FileSource>(new FileSource(fd, IdentityOf(info), path));
+}
+
+FileSource::Identity FileSource::IdentityOf(const struct stat& info) {
+  return {.device = static_cast<uint64_t>(info.st_dev),
+          .inode = static_cast<uint64_t>(info.st_ino),
+          .size = static_cast<uint64_t>(info.st_size),
+          .changed_s = static_cast<int64_t>(info.st_mtim.tv_sec),
+          .changed_ns = static_cast<int64_t>(info.st_mtim.tv_nsec)};
+}
+
+Status FileSource::CheckUnchanged() const {
+  struct stat info {};
+  if (::stat(path_.c_str(), &info) != 0) {
+    return NotFound(path_ + " cannot be found any more: " + std::strerror(errno));
+  }
+  if (IdentityOf(info) == identity_) return {};
+  return DataLoss(path_ + " is not the file that was opened, or has changed since");
 }
 
 FileSource::~FileSource() {
@@ -57,7 +74,7 @@ FileSource::~FileSource() {
 }
 
 Status FileSource::ReadAt(uint64_t offset, std::span<std::byte> out) const {
-  if (offset > size_ || out.size() > size_ - offset) return PastEnd(offset, out.size(), size_);
+  if (offset > size() || out.size() > size() - offset) return PastEnd(offset, out.size(), size());
   size_t done = 0;
   while (done < out.size()) {
     const ssize_t n =

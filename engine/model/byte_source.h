@@ -10,6 +10,8 @@
 
 #include "vmm/status.h"
 
+struct stat;
+
 namespace weir {
 
 // Represents a read-only array of bytes of fixed, known size. Immutable; reading is thread-safe.
@@ -45,15 +47,25 @@ class FileSource : public ByteSource {
   FileSource(const FileSource&) = delete;
   FileSource& operator=(const FileSource&) = delete;
 
-  uint64_t size() const override { return size_; }
+  uint64_t size() const override { return identity_.size; }
   const std::string& path() const { return path_; }
   Status ReadAt(uint64_t offset, std::span<std::byte> out) const override;
+  // Whether path() still names this file, with the size and time of change seen at Open; kDataLoss
+  // or kNotFound says what has become of it.
+  Status CheckUnchanged() const;
 
  private:
-  FileSource(int fd, uint64_t size, std::string path)
-      : fd_(fd), size_(size), path_(std::move(path)) {}
+  // What tells one state of one file from another.
+  struct Identity {
+    uint64_t device = 0, inode = 0, size = 0;
+    int64_t changed_s = 0, changed_ns = 0;
+    bool operator==(const Identity&) const = default;
+  };
+  FileSource(int fd, const Identity& identity, std::string path)
+      : fd_(fd), identity_(identity), path_(std::move(path)) {}
+  static Identity IdentityOf(const struct stat& info);
   int fd_;
-  uint64_t size_;
+  Identity identity_;
   std::string path_;
 };
 

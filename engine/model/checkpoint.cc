@@ -101,6 +101,11 @@ uint64_t StoredRow(const TensorSource& source, uint64_t row) {
   return row / head_dim * head_dim + StoredWithinHead(row % head_dim, head_dim);
 }
 
+Status Checkpoint::CheckUnchanged() const {
+  for (const auto& file : files_) WEIR_TRY(file->CheckUnchanged());
+  return {};
+}
+
 size_t Checkpoint::SlotOf(TensorRole role, uint32_t layer) const {
   const auto index = static_cast<size_t>(role);
   if (!IsLayerRole(role)) return index;

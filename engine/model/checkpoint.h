@@ -71,6 +71,10 @@ class Checkpoint {
   // Bytes of all tensors the model needs, as stored; 0 for a dummy.
   uint64_t stored_bytes() const { return stored_bytes_; }
 
+  // Whether the files that hold tensors are still those that were opened, as they were; the error
+  // names the first that is not. A dummy has none.
+  Status CheckUnchanged() const;
+
   // kNotFound if the model has no such part (a bias it does not use, a layer out of range);
   // anything HasRole says is there. kLmHead of a tied model is the embedding. |layer|: ignored for
   // model roles.

@@ -108,9 +108,11 @@ void ServerMetrics::RenderPager(Exposition& out, const AsyncStats& stats) const 
             Number(pager.repairs));
   out.Family("weir_link_troubles_total", Type::kCounter,
              "Times the link to the backing copy became slow, its copies failed and weights came "
-             "home (held), or weights could not come home (lost).");
+             "home (held), of those by reading them anew from the checkpoint (reread), or weights "
+             "could not come home (lost).");
   out.Sample({{"tier", tier}, {"kind", "slow"}}, Number(link.slow));
   out.Sample({{"tier", tier}, {"kind", "held"}}, Number(link.held));
+  out.Sample({{"tier", tier}, {"kind", "reread"}}, Number(link.reread));
   out.Sample({{"tier", tier}, {"kind", "lost"}}, Number(link.lost));
   Gauge(out, "weir_weights_held_home",
         "1 while weights stay in device memory because copies of them failed, until the link is "

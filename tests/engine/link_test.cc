@@ -13,6 +13,7 @@
 #include "tests/support/checked_trace.h"
 #include "tests/support/iterations.h"
 #include "tests/support/sim_model.h"
+#include "vmm/host_driver.h"
 #include "vmm/sim_driver.h"
 
 namespace weir {
@@ -33,6 +34,7 @@ struct WorldOptions {
   uint64_t budget_percent = 118;  // of weights and step buffers
   uint64_t seed = 1;
   bool traced = false;
+  bool source = false;  // of weights whose copy is gone
 };
 
 // A model of 512 KiB behind a link that hides half of it in a step; few requests fit beside it.
@@ -70,6 +72,9 @@ class World {
     WeightPager& weights = memory_->weights();
     EXPECT_TRUE(weights.Write(0, SimModel::WeightBytes(shape_)).ok());
     EXPECT_TRUE(weights.Seal().ok());
+    if (options.source) {
+      weights.SetSource([this](std::span<const WeightRange> ranges) { return Make(ranges); });
+    }
     driver.on_copy_from = [this](VirtAddr src) {
       backing_ = src;
       return CopyFault::kNone;
@@ -178,6 +183,7 @@ class World {
   void Pass(TimeNs ns) { sim_->AdvanceBy(ns); }
   SimDriver& sim() { return *sim_; }
 
+  Status source_fails;
   std::unique_ptr<CheckedTrace> trace;
   // Status of the last request that was refused.
   Status refused;
@@ -188,6 +194,20 @@ class World {
     uint32_t max_tokens = 0;
     std::vector<int32_t> tokens;
   };
+  // A little more than was asked for, in pieces, as a loader has tensors.
+  Status Make(std::span<const WeightRange> ranges) {
+    WEIR_TRY(Status(source_fails));
+    const std::vector<std::byte> all = SimModel::WeightBytes(shape_);
+    for (const WeightRange& range : ranges) {
+      const uint64_t end = std::min<uint64_t>(range.offset + range.bytes + 1000, all.size());
+      for (uint64_t at = range.offset - std::min<uint64_t>(range.offset, 500); at < end;) {
+        const uint64_t n = std::min<uint64_t>(end - at, 3000);
+        WEIR_TRY(memory_->weights().Write(at, std::span(all).subspan(at, n)));
+        at += n;
+      }
+    }
+    return OkStatus();
+  }
   void Add() {
     Client client;
     client.prompt.resize(8 + rng_() % 24);
@@ -440,6 +460,84 @@ TEST_P(LinkTest, WhereTheOnlyCopyIsGoneRequestsFailAndTheEngineWaitsForIt) {
   }
 }
 
+// The same where the weights can be read from where they were loaded: nobody notices but the log.
+TEST_P(LinkTest, WhereTheOnlyCopyIsGoneWeightsAreReadAnew) {
+  const uint64_t runs = testing::Iterations("WEIR_LINK_RUNS", 12);
+  for (uint64_t seed = 1; seed <= runs; ++seed) {
+    const char* policies[] = {"tide", "fixed{granules_per_layer=8}", "zero-inference",
+                              "fixed{granules_per_layer=5}"};
+    const std::string policy = policies[seed % std::size(policies)];
+    SCOPED_TRACE("seed " + std::to_string(seed) + ", " + policy);
+    World world({.gates = GetParam(), .policy = policy, .seed = seed, .source = true});
+    world.set_load(20);
+    world.Steps(60 + static_cast<uint32_t>(seed * 7 % 50));
+    ASSERT_GT(world.away(), 0U);
+    world.Break(World::Reach::kGone);
+    world.Steps(12);
+    const LinkReport& link = world.core->link();
+    EXPECT_EQ(link.state, LinkState::kHeld) << link.cause;
+    EXPECT_EQ(link.held, 1U);
+    EXPECT_EQ(link.reread, 1U);
+    EXPECT_EQ(link.lost, 0U);
+    EXPECT_NE(link.cause.find("read anew from the checkpoint"), std::string::npos) << link.cause;
+    EXPECT_EQ(world.away(), 0U);
+    const uint64_t finished = world.finished;
+    world.Steps(150);
+    EXPECT_GT(world.finished, finished);
+    world.Pass(1'000'000'000);
+    world.Steps(20);  // probed in vain
+    EXPECT_EQ(link.state, LinkState::kHeld);
+    EXPECT_EQ(world.away(), 0U);
+    EXPECT_EQ(link.reread, 1U);
+    world.Mend();
+    world.Finish();  // compares what is home with the copy, too
+    EXPECT_TRUE(world.errors.empty()) << world.errors[0].ToString();
+    if (HasFailure()) return;
+  }
+}
+
+TEST_P(LinkTest, WhereNeitherCopyNorCheckpointCanBeReadBothAreNamed) {
+  World world({.gates = GetParam(), .policy = "fixed{granules_per_layer=8}", .source = true});
+  world.source_fails = DataLoss("model.safetensors has changed");
+  world.set_load(20);
+  world.Steps(80);
+  ASSERT_GT(world.away(), 0U);
+  world.Break(World::Reach::kGone);
+  world.Steps(12);
+  EXPECT_EQ(world.core->link().state, LinkState::kLost);
+  ASSERT_EQ(world.errors.size(), 20U);
+  EXPECT_NE(world.errors[0].message().find("model.safetensors has changed"), std::string::npos)
+      << world.errors[0].message();
+  EXPECT_NE(world.errors[0].message().find("weights in tier peer cannot be read"),
+            std::string::npos);
+  world.source_fails = OkStatus();  // it is there again
+  world.Pass(60'000'000'000);
+  world.errors.clear();
+  world.Steps(150);
+  EXPECT_EQ(world.core->link().state, LinkState::kHeld);
+  EXPECT_EQ(world.core->link().reread, 1U);
+  EXPECT_GT(world.finished, 0U);
+  world.Mend();
+  world.Finish();
+  EXPECT_TRUE(world.errors.empty());
+}
+
+// A source that leaves something out is no source.
+TEST_P(LinkTest, WeightsThatWereNotWrittenAnewDoNotCount) {
+  World world({.gates = GetParam(), .policy = "fixed{granules_per_layer=8}"});
+  world.core->memory().weights().SetSource([](std::span<const WeightRange>) { return OkStatus(); });
+  world.set_load(20);
+  world.Steps(80);
+  ASSERT_GT(world.away(), 0U);
+  world.Break(World::Reach::kGone);
+  world.Steps(12);
+  EXPECT_EQ(world.core->link().state, LinkState::kLost);
+  EXPECT_NE(world.core->link().cause.find("were not written anew"), std::string::npos)
+      << world.core->link().cause;
+  world.Mend();
+  world.Finish();
+}
+
 TEST_P(LinkTest, EachTroubleIsInATraceThatIsSound) {
   World world({.gates = GetParam(), .traced = true});
   world.set_load(24);
@@ -547,46 +645,80 @@ INSTANTIATE_TEST_SUITE_P(Gates, LinkTest, ::testing::Values(Gates::kHost, Gates:
                            return gates.param == Gates::kHost ? "Host" : "Device";
                          });
 
-// Whatever a device answers when memory cannot be pinned: what fits stays, what does not is
-// refused.
+// Whatever a device answers when memory cannot be pinned, and however late: what fits stays, what
+// does not is refused.
 TEST(BackingRefusal, WeightsStayWhereNoHostMemoryCanBePinned) {
-  const SimModelShape shape;
+  constexpr uint64_t kSegment = 6 << 20;
+  constexpr uint64_t kGranule = 64 << 10;
+  const SimModelShape shape{.layers = 6, .segments = 1, .segment_bytes = kSegment};
+  const auto drivers = [](bool sim) -> std::unique_ptr<Driver> {
+    if (sim) return SimDriver::Create({.granularity_bytes = 4096}).value();
+    return HostDriver::Create({}).value();
+  };
+  const std::vector<std::byte> bytes = SimModel::WeightBytes(shape);
   for (const StatusCode code : {StatusCode::kNoMemory, StatusCode::kDriver, StatusCode::kIo,
                                 StatusCode::kUnsupported, StatusCode::kInvalidArgument}) {
     for (const bool fits : {true, false}) {
       for (int nth = 1; nth <= 2; ++nth) {  // the first piece of the copy, or a later one
-        SCOPED_TRACE(std::string(StatusCodeName(code)) + (fits ? ", fits" : ""));
-        auto sim = SimDriver::Create({.granularity_bytes = 4096}).value();
-        FaultDriver driver(*sim);
-        driver.create_fails = [code, nth, n = 0](Tier tier) mutable {
-          if (tier != Tier::kHost || ++n != nth) return OkStatus();
-          return Status(code, "injected: cannot be pinned");
-        };
-        MemoryOptions m;
-        m.granule_bytes = 4096;
-        m.scratch_bytes = 4096;
-        m.kv_block_bytes = 4096;
-        m.kv_least_blocks = 4;
-        m.weights = SimModel::Layout({.layers = 6, .segments = 1, .segment_bytes = 6 << 20});
-        const uint64_t all = m.weights.region_bytes + m.scratch_bytes;
-        m.hbm_budget_bytes = fits ? all + (64 << 10) : all * 7 / 10;
-        Tracer tracer({.mask = Tracer::MaskOf(TraceType::kLink)});
-        SetTracer(&tracer);
-        const auto made = Memory::Create(driver, m);
-        SetTracer(nullptr);
-        std::vector<TraceRecord> said;
-        tracer.Drain([&](const TraceRecord& r) { said.push_back(r); });
-        if (fits && code != StatusCode::kInvalidArgument) {
-          ASSERT_TRUE(made.ok()) << made.status().ToString();
-          EXPECT_EQ((*made)->backing_refusal().code(), code);
-          EXPECT_EQ((*made)->max_granules_per_layer(), 0U);
-          EXPECT_EQ((*made)->max_layers(), 0U);
-          ASSERT_EQ(said.size(), 1U);
-          EXPECT_EQ(said[0].cause, static_cast<uint8_t>(LinkTrouble::kRefused));
-          EXPECT_EQ(said[0].args[0], static_cast<uint64_t>(Tier::kHost));
-        } else {
-          EXPECT_TRUE(said.empty());
-          EXPECT_EQ(made.status().code(), code);
+        for (const bool on_sim : {true, false}) {
+          SCOPED_TRACE(std::string(StatusCodeName(code)) + (fits ? ", fits" : "") +
+                       (on_sim ? ", sim, " : ", host, ") + std::to_string(nth));
+          const auto inner = drivers(on_sim);
+          FaultDriver driver(*inner);
+          driver.create_fails = [code, nth, n = 0](Tier tier) mutable {
+            if (tier != Tier::kHost || ++n != nth) return OkStatus();
+            return Status(code, "injected: cannot be pinned");
+          };
+          MemoryOptions m;
+          m.granule_bytes = kGranule;
+          m.scratch_bytes = kGranule;
+          m.kv_block_bytes = 4096;
+          m.kv_least_blocks = 4;
+          m.weights = SimModel::Layout(shape);
+          const uint64_t all = AlignUp(m.weights.region_bytes, kGranule) + kGranule;
+          m.hbm_budget_bytes = fits ? all + kGranule * 4 : all * 7 / 10;
+          Tracer tracer({.mask = Tracer::MaskOf(TraceType::kLink)});
+          SetTracer(&tracer);
+          auto memory = Memory::Create(driver, m);
+          Status loaded = memory.status();
+          if (loaded.ok()) {
+            for (uint64_t at = 0; at < bytes.size() && loaded.ok(); at += kSegment / 3) {
+              loaded = (*memory)->weights().Write(
+                  at, std::span(bytes).subspan(at, std::min(kSegment / 3, bytes.size() - at)));
+            }
+            if (loaded.ok()) loaded = (*memory)->weights().Seal();
+          }
+          SetTracer(nullptr);
+          std::vector<TraceRecord> said;
+          tracer.Drain([&](const TraceRecord& r) { said.push_back(r); });
+          if (fits && code != StatusCode::kInvalidArgument) {
+            ASSERT_TRUE(loaded.ok()) << loaded.ToString();
+            EXPECT_EQ((*memory)->backing_refusal().code(), code);
+            EXPECT_EQ((*memory)->max_granules_per_layer(), 0U);
+            EXPECT_EQ((*memory)->max_layers(), 0U);
+            EXPECT_EQ((*memory)->most_kv_blocks(), 4 * kGranule / 4096);
+            ASSERT_EQ(said.size(), 1U);
+            EXPECT_EQ(said[0].cause, static_cast<uint8_t>(LinkTrouble::kRefused));
+            EXPECT_EQ(said[0].args[0], static_cast<uint64_t>(Tier::kHost));
+            EXPECT_TRUE((*memory)->MeasureLink().ok());
+            EXPECT_FALSE((*memory)->ProbeLink().ok());
+            EXPECT_TRUE((*memory)->weights().BeginStep().ok());
+            EXPECT_TRUE((*memory)->weights().EndStep().ok());
+            EXPECT_FALSE((*memory)->weights().Apply({.granules_per_layer = 1}).ok());
+            std::vector<std::byte> region(bytes.size());
+            ASSERT_TRUE(inner->Read((*memory)->weights().base(), region).ok());
+            EXPECT_TRUE(region == bytes);
+            const Status sound = (*memory)->CheckIntegrity();
+            EXPECT_TRUE(sound.ok()) << sound.ToString();
+          } else {
+            EXPECT_TRUE(said.empty());
+            EXPECT_EQ(loaded.code(), code);
+          }
+          memory = BadState("ends");
+          if (auto* sim = dynamic_cast<SimDriver*>(inner.get())) {
+            EXPECT_EQ(sim->allocation_count(), 0U);
+            EXPECT_EQ(sim->violations(), 0U);
+          }
         }
       }
     }

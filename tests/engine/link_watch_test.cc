@@ -62,7 +62,7 @@ TEST_F(LinkWatchTest, AStepThatWaitedForOtherReasonsThanBytesIsNotTheLinks) {
 }
 
 TEST_F(LinkWatchTest, BackOffDoublesFromOneSecondToAMinute) {
-  link.Held(DriverError("gone"), now);
+  link.Held(DriverError("gone"), 0, now);
   EXPECT_EQ(link.report().cause, "copies from tier peer fail: driver error: gone");
   TimeNs expected = kSecond;
   for (int i = 0; i < 10; ++i) {
@@ -82,12 +82,12 @@ TEST_F(LinkWatchTest, BackOffDoublesFromOneSecondToAMinute) {
 }
 
 TEST_F(LinkWatchTest, ATroubleSoonAfterTheOneBeforeWaitsLongerALaterOneStartsAnew) {
-  link.Held(DriverError("gone"), now);
+  link.Held(DriverError("gone"), 0, now);
   ASSERT_TRUE(link.OnProbe(40.0, now += kSecond));
-  link.Held(DriverError("gone"), now += 59 * kSecond);
+  link.Held(DriverError("gone"), 0, now += 59 * kSecond);
   EXPECT_EQ(link.report().backoff_ns, 2 * kSecond);
   ASSERT_TRUE(link.OnProbe(40.0, now += 2 * kSecond));
-  link.Held(DriverError("gone"), now += 60 * kSecond);
+  link.Held(DriverError("gone"), 0, now += 60 * kSecond);
   EXPECT_EQ(link.report().backoff_ns, kSecond);
   link.Lost(DriverError("for good"), now);
   EXPECT_EQ(link.report().backoff_ns, 2 * kSecond);
@@ -100,7 +100,7 @@ TEST_F(LinkWatchTest, WithoutAMeasuredLinkNoStepIsJudgedAndAnyProbeThatSucceedsI
     EXPECT_FALSE(blind.ObserveStep(
         {.bytes = 1, .copies = 1, .stall_ns = kSecond, .step_ns = kSecond}, 0, now));
   }
-  blind.Held(DriverError("gone"), now);
+  blind.Held(DriverError("gone"), 0, now);
   EXPECT_TRUE(blind.OnProbe(1e-6, now));
 }
 

@@ -90,6 +90,38 @@ TEST(RequestLimit, WhatABorderThatNeverMovesCanHoldIsServedAndNoMoreIsTaken) {
   }
 }
 
+// Under a policy that follows the load, its widest border: whatever is admitted is served, alone or
+// beside others, and what is refused is refused when it comes.
+TEST(RequestLimit, WhatTheWidestBorderOfALoadFollowingPolicyHoldsIsServed) {
+  const uint64_t budget = TightBudget();
+  for (const char* policy : {"tide", "tide{hold_steps=100000}", "oneiros", "oneiros{slots=2}"}) {
+    SCOPED_TRACE(policy);
+    const auto engine = Engine::Open(Options(policy, budget)).value();
+    const uint64_t most = engine->info().max_request_tokens;
+    ASSERT_LT(most, kContext);
+    EXPECT_GT(most, 20 * kBlockTokens + 1) << "more than with all weights at home";
+    for (const uint64_t prompt : {uint64_t{1}, most / 2, most - 40, most - 1}) {
+      SCOPED_TRACE(prompt);
+      ASSERT_TRUE(engine->Submit(Request(prompt, most - prompt)).ok());
+      const GenerationOutput out = RunOne(*engine);
+      EXPECT_EQ(out.reason, FinishReason::kLength) << out.error.ToString();
+      EXPECT_EQ(out.tokens.size(), most - prompt);
+      EXPECT_EQ(engine->Submit(Request(prompt, most - prompt + 1)).status().code(),
+                StatusCode::kNoMemory);
+    }
+    // Others come and go, and the border with them.
+    for (uint64_t i = 0; i < 12; ++i) {
+      const uint64_t prompt = 1 + i * 37 % (most - 20);
+      ASSERT_TRUE(engine->Submit(Request(prompt, i % 2 == 0 ? 8 : most - prompt)).ok());
+    }
+    while (engine->Step().value()) {
+      for (const GenerationOutput& out : engine->TakeOutputs()) {
+        EXPECT_TRUE(out.error.ok()) << out.error.ToString();
+      }
+    }
+  }
+}
+
 TEST(RequestLimit, WithRoomForTheContextItIsTheLimit) {
   const auto engine = Engine::Open(Options("resident", 0)).value();
   EXPECT_EQ(engine->info().max_request_tokens, kContext);

@@ -1,5 +1,9 @@
 // One contract for every backing store on every driver that carries it.
+#include <atomic>
+#include <chrono>
+#include <future>
 #include <random>
+#include <thread>
 
 #include <gtest/gtest.h>
 
@@ -192,6 +196,106 @@ TEST(MemoryBackingStoreTest, PiecesAreWholeUnitsOfTheDevice) {
     const Status refused = CreateMemoryBackingStore(*driver, Tier::kHost, 10'000, piece).status();
     EXPECT_EQ(refused.code(), StatusCode::kInvalidArgument) << piece;
     EXPECT_NE(refused.message().find("granularity"), std::string::npos) << refused.ToString();
+  }
+}
+
+// --- Memory is taken in pieces, ahead of whoever stores ------------------------------------------
+
+// A store of some pieces on a host driver whose host memory can be held back.
+class MemoryPieces : public testing::Test {
+ protected:
+  static constexpr uint64_t kPiece = 32 * kMiB;
+  static constexpr uint64_t kPieces = 6;
+  static constexpr auto kLong = std::chrono::seconds(20);
+
+  std::unique_ptr<BackingStore> Make(uint64_t host_bytes = 0) {
+    inner_ = HostDriver::Create({.host_bytes = host_bytes}).value();
+    driver_ = std::make_unique<test::FaultDriver>(*inner_);
+    driver_->create_fails = [this](Tier) { return on_create_(++creates_); };
+    return CreateMemoryBackingStore(*driver_, Tier::kHost, kPieces * kPiece, kPiece).value();
+  }
+
+  std::unique_ptr<Driver> inner_;
+  std::unique_ptr<test::FaultDriver> driver_;
+  std::function<Status(int)> on_create_ = [](int) { return OkStatus(); };  // any thread
+  std::atomic<int> creates_{0};
+  const std::vector<std::byte> some_ = test::Pattern(1000);
+};
+
+TEST_F(MemoryPieces, WhatIsThereIsUsedWhileTheRestIsTaken) {
+  std::promise<void> go;
+  on_create_ = [wait = go.get_future().share()](int n) {
+    if (n > 1) wait.wait();
+    return OkStatus();
+  };
+  const auto store = Make();
+  EXPECT_TRUE(store->Store(0, some_).ok());
+  EXPECT_TRUE(store->Store(kPiece - some_.size(), some_).ok());
+  EXPECT_LE(creates_, 2);
+  go.set_value();
+  EXPECT_TRUE(store->Store(kPiece - 10, some_).ok());
+  ASSERT_TRUE(store->Seal().ok());
+  EXPECT_EQ(creates_, static_cast<int>(kPieces));
+  std::vector<std::byte> out(some_.size());
+  ASSERT_TRUE(store->Load(kPiece - 10, out).ok());
+  EXPECT_EQ(out, some_);
+}
+
+TEST_F(MemoryPieces, WhatSomebodyWaitsForIsTakenNext) {
+  std::promise<void> waits, served;
+  const auto served_in_time = [late = served.get_future().share()] {
+    return late.wait_for(kLong) == std::future_status::ready;
+  };
+  std::atomic<bool> in_time{false};
+  on_create_ = [&, wait = waits.get_future().share()](int n) {
+    if (n == 2) wait.wait();                 // the second piece
+    if (n == 4) in_time = served_in_time();  // after the one that is waited for
+    return OkStatus();
+  };
+  const auto store = Make();
+  std::thread asks([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));  // until Store waits
+    waits.set_value();
+  });
+  EXPECT_TRUE(store->Store(4 * kPiece, some_).ok());
+  served.set_value();
+  asks.join();
+  ASSERT_TRUE(store->Seal().ok());
+  EXPECT_TRUE(in_time);
+}
+
+TEST_F(MemoryPieces, ARefusalHalfWayIsSaidWhereThePieceIsNeededAndAllIsGivenBack) {
+  auto store = Make(3 * kPiece);
+  uint64_t there = 0;
+  for (uint64_t i = 0; i < kPieces; ++i) {
+    const Status stored = store->Store(i * kPiece, some_);
+    if (stored.ok()) ++there;
+    EXPECT_TRUE(stored.ok() || stored.code() == StatusCode::kNoMemory) << stored.ToString();
+  }
+  EXPECT_EQ(there, 3U);
+  EXPECT_TRUE(store->Store(0, some_).ok());  // what is there stays good
+  const Status sealed = store->Seal();
+  EXPECT_EQ(sealed.code(), StatusCode::kNoMemory);
+  EXPECT_NE(sealed.message().find("backing store in host memory"), std::string::npos);
+  EXPECT_EQ(store->refusal().message(), sealed.message());
+  store.reset();
+  EXPECT_TRUE(inner_->Create(Tier::kHost, 3 * kPiece).ok());
+}
+
+TEST_F(MemoryPieces, AMistakeIsNoRefusal) {
+  on_create_ = [](int n) { return n == 3 ? InvalidArgument("injected") : OkStatus(); };
+  const auto store = Make();
+  EXPECT_EQ(store->Seal().code(), StatusCode::kInvalidArgument);
+  EXPECT_TRUE(store->refusal().ok());
+}
+
+TEST_F(MemoryPieces, AStoreMayEndWhileItsMemoryIsTaken) {
+  for (int i = 0; i < 20; ++i) {
+    auto store = Make(kPieces * kPiece);
+    if (i % 2 == 0) std::this_thread::sleep_for(std::chrono::microseconds(50 * i));
+    store.reset();
+    EXPECT_TRUE(inner_->Create(Tier::kHost, kPieces * kPiece).ok());
+    driver_.reset();
   }
 }
 

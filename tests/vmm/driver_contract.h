@@ -242,6 +242,43 @@ TEST_P(DriverContract, BytesSurviveWhileNothingIsMapped) {
   }
 }
 
+// As a backing store does while a loader uses what it has.
+TEST_P(DriverContract, OneMoreThreadMayTakeMemory) {
+  if (driver_->properties().virtual_time) GTEST_SKIP() << "under virtual time there is one thread";
+  constexpr uint64_t kPieces = 16;
+  const VirtAddr here = NewMapped(2);
+  const VirtAddr there = NewRange(kPieces);
+  const StreamId stream = driver_->CreateStream("uses").value();
+  std::atomic<uint64_t> taken{0};
+  std::vector<AllocId> pieces(kPieces);
+  std::thread takes([&] {
+    for (uint64_t i = 0; i < kPieces; ++i) {
+      for (const bool again : {true, false}) {
+        pieces[i] = NewAlloc();
+        Bind(there + i * size_, pieces[i]);
+        if (!again) break;
+        ASSERT_OK(driver_->Unmap(there + i * size_));
+        ASSERT_OK(driver_->Release(pieces[i]));
+      }
+      taken.store(i + 1, std::memory_order_release);
+    }
+  });
+  const auto bytes = Pattern(3, size_);
+  for (uint64_t i = 0; i < kPieces;) {
+    ASSERT_OK(driver_->Write(here, bytes));
+    ASSERT_OK(driver_->Copy(stream, here + size_, here, size_));
+    Finish(stream);
+    for (; i < taken.load(std::memory_order_acquire); ++i) {
+      ASSERT_OK(driver_->Copy(stream, there + i * size_, here + size_, size_));
+      Finish(stream);
+    }
+  }
+  takes.join();
+  for (uint64_t i = 0; i < kPieces; ++i) {
+    EXPECT_EQ(ReadBytes(*driver_, there + i * size_, size_), bytes);
+  }
+}
+
 TEST_P(DriverContract, HostAddressableMemoryIsRealMemory) {
   if (!driver_->properties().host_addressable) GTEST_SKIP() << "addresses are the device's";
   const VirtAddr base = NewMapped(1);

@@ -211,8 +211,8 @@ constexpr std::string_view kStepKinds[] = {"serving", "calibration"};
 constexpr std::string_view kPressures[] = {"none", "free-granules", "cached", "full"};
 constexpr std::string_view kCommitments[] = {"taken", "allocated"};
 constexpr std::string_view kTransitions[] = {"copies-only", "moves"};
-constexpr std::string_view kLinkTroubles[] = {"slow",         "held",      "lost",
-                                              "probe-failed", "recovered", "refused"};
+constexpr std::string_view kLinkTroubles[] = {"slow",      "held",    "lost",  "probe-failed",
+                                              "recovered", "refused", "reread"};
 constexpr std::string_view kPlacements[] = {"stripe", "layer", "in_place"};
 
 template <size_t N>
