@@ -171,7 +171,7 @@ void Memory::DoWithoutBacking(Tier tier, const Status& refusal) {
   backing_refusal_ = refusal;
   backing_.reset();
   TraceEmit(TraceType::kLink, static_cast<uint8_t>(LinkTrouble::kRefused), tier, 0, 0, 0);
-  max_granules_per_layer_ = max_layers_ = least_layer_granules_ = 0;
+  max_granules_per_layer_ = max_layers_ = least_layer_granules_ = max_in_place_per_layer_ = 0;
   if (kv_) most_kv_blocks_ = KvBlocksAt({}).value_or(0);
 }
 

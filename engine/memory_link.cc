@@ -34,7 +34,9 @@ Result<double> Memory::TimeFetch(uint64_t offset, uint64_t bytes, VirtAddr to) {
 }
 
 Status Memory::MeasureLink() {
-  if (max_granules_per_layer_ == 0 && max_in_place_per_layer_ == 0) return OkStatus();
+  if (backing_ == nullptr || (max_granules_per_layer_ == 0 && max_in_place_per_layer_ == 0)) {
+    return OkStatus();
+  }
   const uint64_t bytes =
       std::min({kMostBytes, space_->region(scratch_).bytes(), AlignDown(backing_->bytes(), 4096)});
   link_bytes_per_ns_ = WEIR_TRY(TimeFetch(0, bytes, scratch()));

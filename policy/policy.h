@@ -165,8 +165,10 @@ class Policy {
   // The decision that lends KV the most of all it may come to, for the sake of a request that runs
   // nowhere else (starved_blocks): what fits then is admitted, and is served.
   virtual PolicyDecision Widest(const WeightsView& weights) const {
-    return {.granules_per_layer = weights.max_granules_per_layer,
-            .ring_slots = weights.ring_slots < 2 ? 2 : weights.ring_slots};
+    PolicyDecision widest;
+    widest.granules_per_layer = weights.max_granules_per_layer;
+    widest.ring_slots = weights.ring_slots < 2 ? 2 : weights.ring_slots;
+    return widest;
   }
   // False: Decide answers the same whatever the load. Then the border it wants bounds what a
   // request may ever hold.

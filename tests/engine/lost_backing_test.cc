@@ -174,7 +174,7 @@ class LostBacking : public testing::TestWithParam<Case> {
       ASSERT_TRUE(cut.ok()) << cut.ToString();
       ++killed;
     }
-    ASSERT_EQ(killed, 1U);
+    ASSERT_GE(killed, 1U);
   }
   static uint32_t Away(Engine& engine) {
     return engine.core().memory().weights().plan().evicted_granules();

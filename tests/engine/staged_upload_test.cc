@@ -129,14 +129,15 @@ TEST(StagedUpload, AModelIsLoadedToTheSameBytes) {
     // No host memory for the device: the weights stay, they take the way through ordinary memory,
     // and the reasons are told.
     World refused(map.layout, BackingTier::kHost, 4096);
-    EXPECT_EQ(refused.memory->backing_refusal().code(), StatusCode::kNoMemory);
-    EXPECT_EQ(refused.memory->max_granules_per_layer(), 0U);
-    EXPECT_EQ(refused.memory->max_layers(), 0U);
-    EXPECT_TRUE(through.memory->backing_refusal().ok());
     const WeightLoadReport without = load(refused, true);
     EXPECT_FALSE(without.staged);
     EXPECT_NE(without.staging_reason, "");
     EXPECT_TRUE(refused.Region() == plain.Region());
+    EXPECT_EQ(refused.memory->backing_refusal().code(), StatusCode::kNoMemory);
+    EXPECT_EQ(refused.memory->max_granules_per_layer(), 0U);
+    EXPECT_EQ(refused.memory->max_layers(), 0U);
+    EXPECT_EQ(refused.memory->max_in_place_per_layer(), 0U);
+    EXPECT_TRUE(through.memory->backing_refusal().ok());
   }
 }
 
