@@ -87,6 +87,8 @@ struct ComputeLimits {
   uint32_t max_sequences = 64;  // sequences in a step
   uint32_t max_context = 0;     // tokens of one sequence
   uint32_t vocab_size = 0;
+  // Logits of a step that biases, penalties and min_tokens may touch (MostLogitEdits); 0: any.
+  uint64_t max_logit_edits = 0;
 };
 
 class Compute {

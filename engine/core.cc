@@ -31,6 +31,11 @@ RequestEvent EndEvent(FinishReason reason) {
   return RequestEvent::kFinished;
 }
 
+SchedulerOptions WithLimitsOf(SchedulerOptions options, const Compute& compute) {
+  options.max_logit_edits = compute.limits().max_logit_edits;
+  return options;
+}
+
 }  // namespace
 
 EngineCore::EngineCore(Driver& driver, Memory& memory, Compute& compute, Policy& policy,
@@ -40,7 +45,7 @@ EngineCore::EngineCore(Driver& driver, Memory& memory, Compute& compute, Policy&
       compute_(compute),
       policy_(&policy),
       options_(options),
-      scheduler_(memory.blocks(), options.scheduler,
+      scheduler_(memory.blocks(), WithLimitsOf(options.scheduler, compute),
                  [this](uint32_t blocks) {
                    // Growing is best effort: the scheduler looks at what there is afterwards.
                    const Status grown = memory_.GrowKv(blocks);
@@ -118,6 +123,8 @@ Result<RequestId> EngineCore::Add(CoreRequest request) {
   sequence->prompt_tokens = static_cast<uint32_t>(prompt);
   sequence->tokens = std::move(request.prompt);
   sequence->sampling = std::move(request.sampling);
+  sequence->logit_edits = MostLogitEdits(sequence->sampling, prompt + sequence->sampling.max_tokens,
+                                         options_.eos_ids.size(), vocab);
   sequence->root = PrefixRoot(request.cache_salt);
   sequence->priority = request.priority;
   sequence->added_ns = driver_.Now();

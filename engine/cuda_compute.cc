@@ -97,7 +97,7 @@ struct CudaCompute::Impl {
   void ReadSamples(const Slot& slot, StepOutcome* outcome) const;
 
   const ModelConfig config;
-  const ComputeLimits limits;
+  ComputeLimits limits;
   const WeightMap map;
   const Memory memory;
   const Options options;
@@ -164,6 +164,7 @@ Status CudaCompute::Impl::Build(const std::function<void(uint64_t, uint64_t)>& p
   WEIR_TRY(FromCuda(cudaGetDeviceProperties(&properties, options.device), "the device"));
   gpu = properties.name;
   layout = WEIR_TRY(CudaLayout::Make(config, map, limits));
+  limits.max_logit_edits = layout.max_edits;
   WEIR_TRY(FromCuda(cudaMemsetAsync(scratch(), 0, layout.bytes, memory.stream), "step buffers"));
   WEIR_TRY(FillRopeTables());
   WEIR_TRY(MakeSlots());

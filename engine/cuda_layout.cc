@@ -126,8 +126,11 @@ Result<CudaLayout> CudaLayout::Make(const ModelConfig& c, const WeightMap& map,
   l.inputs = at.Take(l.in.bytes);
   l.outputs = at.Take(l.out.bytes);
   l.sampled = at.Take(sequences * 4);
-  l.max_edits = std::min(sequences * std::min<uint64_t>(c.vocab_size, limits.max_context + 1024),
-                         kMostEditBytes / sizeof(cuda::LogitEdit));
+  // Any one sequence's, and about what all of them are likely to need: who does not fit waits.
+  l.max_edits = std::max<uint64_t>(
+      c.vocab_size,
+      std::min(sequences * std::min<uint64_t>(c.vocab_size, limits.max_context + 1024),
+               kMostEditBytes / sizeof(cuda::LogitEdit)));
   l.edits = at.Take(l.max_edits * sizeof(cuda::LogitEdit));
   l.hidden = at.Take(rows * c.hidden_size * 2);
   l.normed = at.Take(rows * c.hidden_size * 2);

@@ -152,6 +152,14 @@ Status CheckToken(const char* name, int32_t token, uint32_t vocab_size) {
 
 }  // namespace
 
+uint64_t MostLogitEdits(const SamplingParams& p, uint64_t tokens, uint64_t eos_tokens,
+                        uint32_t vocab_size) {
+  uint64_t most = p.logit_bias.size();
+  if (p.min_tokens > 0) most += eos_tokens + p.stop_token_ids.size();
+  if (p.has_penalties()) most += tokens;
+  return std::min<uint64_t>(most, vocab_size);
+}
+
 Status ValidateSampling(const SamplingParams& p, uint32_t vocab_size) {
   WEIR_TRY(CheckRange("temperature", p.temperature, p.temperature >= 0 && p.temperature <= 2,
                       "between 0 and 2"));

@@ -46,6 +46,10 @@ struct SamplingParams {
   }
 };
 
+// The most logits that a step ever has to change for a request that ends at |tokens| in all.
+uint64_t MostLogitEdits(const SamplingParams& params, uint64_t tokens, uint64_t eos_tokens,
+                        uint32_t vocab_size);
+
 // kInvalidArgument with the parameter's name first, what is accepted and what was given.
 Status ValidateSampling(const SamplingParams& params, uint32_t vocab_size);
 

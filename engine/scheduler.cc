@@ -169,6 +169,7 @@ void Scheduler::ScheduleRunning(uint32_t* budget, std::vector<ScheduledSequence>
 void Scheduler::AdmitWaiting(uint32_t* budget, std::vector<ScheduledSequence>* batch) {
   while (!waiting_.empty() && *budget > 0 && running_.size() < options_.max_sequences) {
     Sequence& sequence = waiting_.front();
+    if (!LogitEditsFit(sequence)) return;
     // At least one token is computed, for its logits.
     const uint32_t max_hit = (sequence.length() - 1) / kBlockTokens;
     sequence.blocks = blocks_.MatchAndAcquire(sequence.root, sequence.tokens, max_hit,
@@ -198,6 +199,13 @@ void Scheduler::AdmitWaiting(uint32_t* budget, std::vector<ScheduledSequence>* b
     batch->push_back({&sequence, chunk, hit + chunk, sequence.preemptions});
     *budget -= chunk;
   }
+}
+
+bool Scheduler::LogitEditsFit(const Sequence& next) const {
+  if (options_.max_logit_edits == 0 || next.logit_edits == 0 || running_.empty()) return true;
+  uint64_t edits = next.logit_edits;
+  for (const Sequence& s : running_) edits += s.logit_edits;
+  return edits <= options_.max_logit_edits;
 }
 
 void Scheduler::OnSubmitted(const std::vector<ScheduledSequence>& batch) {

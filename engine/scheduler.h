@@ -5,6 +5,7 @@
 // budget, sequence slots and KV blocks last. A sequence that cannot get the blocks of its next
 // tokens preempts the last admitted one; a preempted sequence is recomputed. Where that happens
 // again and again, admission keeps some blocks free for those already running to grow into.
+// A step's room for changed logits is reserved at admission, for all that a sequence may ever need.
 // Blocks are allocated here, before the step is submitted: a running sequence cannot run out of KV
 // in the middle of a step. Engine thread only; pure bookkeeping.
 #pragma once
@@ -26,6 +27,9 @@ struct SchedulerOptions {
   uint32_t max_batched_tokens = 512;
   uint32_t max_sequences = 64;
   uint32_t max_prefill_chunk = 512;  // most prompt tokens of one sequence in a step
+  // ComputeLimits::max_logit_edits: what of them running sequences may come to need, all together.
+  // One sequence always may. 0: any number.
+  uint64_t max_logit_edits = 0;
 };
 
 struct ScheduledSequence {
@@ -106,6 +110,7 @@ class Scheduler {
   void Enqueue(Sequence* sequence);
   void ScheduleRunning(uint32_t* budget, std::vector<ScheduledSequence>* batch);
   void AdmitWaiting(uint32_t* budget, std::vector<ScheduledSequence>* batch);
+  bool LogitEditsFit(const Sequence& next) const;
   // Blocks for tokens [0, length); false, nothing taken, when there are too few.
   bool ReserveBlocks(Sequence& sequence, uint32_t length);
   void Preempt(Sequence* sequence);

@@ -59,9 +59,10 @@ struct Sequence {
   std::vector<PrefixHash> prompt_hashes;  // of its full blocks; empty without prefix caching
 
   SamplingParams sampling;
-  TokenHistory history;  // counts for penalties
-  int32_t priority = 0;  // lower runs first
-  uint64_t arrival = 0;  // order of Add; ties within a priority
+  TokenHistory history;      // counts for penalties
+  uint64_t logit_edits = 0;  // MostLogitEdits
+  int32_t priority = 0;      // lower runs first
+  uint64_t arrival = 0;      // order of Add; ties within a priority
   uint32_t preemptions = 0;
   uint64_t prefill_tokens = 0;  // computed for it, those that gave an output token not counted
 

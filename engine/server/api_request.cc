@@ -109,7 +109,7 @@ FieldError Combine(Endpoint endpoint, const RequestLimits& limits, ApiRequest* r
                                           std::to_string(sampling.min_tokens));
   }
   if (endpoint == kChat) {
-    if (r->top_logprobs >= 0 && !r->has_chat_logprobs) {
+    if (r->top_logprobs > 0 && !r->has_chat_logprobs) {
       return InvalidField("top_logprobs", "top_logprobs needs logprobs: true");
     }
     if (r->has_chat_logprobs) sampling.logprobs = std::max(0, r->top_logprobs);

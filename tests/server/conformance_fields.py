@@ -256,6 +256,7 @@ def log_probabilities_come_with_as_many_alternatives_as_asked(api):
     chat = api.chat(max_tokens=3, logprobs=True, top_logprobs=4)["choices"][0]["logprobs"]
     assert all(len(token["top_logprobs"]) == 4 for token in chat["content"])
     assert chat["content"][0]["token"] == chat["content"][0]["top_logprobs"][0]["token"]
+    assert api.chat(max_tokens=1, top_logprobs=0)["choices"][0].get("logprobs") is None
     status, error = api.refusal("/v1/chat/completions", messages=CHAT, top_logprobs=2)
     assert status == 400 and error["param"] == "top_logprobs"
 

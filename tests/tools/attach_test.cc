@@ -315,6 +315,7 @@ TEST(Commands, AMistakeIsNamedAndWhatIsAcceptedIsSaid) {
   says({"export", path}, "--perfetto, --csv or --jsonl");
   says({"export", path, "--perfetto", "-o", "/no/such/place"}, "/no/such/place cannot be written");
   says({"script", path, "--type", "mapp"}, "there are: map unmap");
+  says({"script", path, "--from", "5", "--to", "1"}, "--to 1 is before --from 5");
   says({"hist", path, "--of", "steps"}, "{step,stall,copy,remap}");
   says({"diff", path, "/no/such/trace"}, "/no/such/trace: No such file");
   for (const char* format : {"--perfetto", "--csv", "--jsonl"}) {

@@ -48,6 +48,9 @@ struct ScriptOptions {
 };
 
 int RunScript(const ScriptOptions& options) {
+  if (options.to_s > 0 && options.to_s < options.from_s) {
+    throw TraceError(fmt::format("--to {} is before --from {}", options.to_s, options.from_s));
+  }
   uint64_t mask = 0;
   for (const std::string& name : options.types) {
     const auto type = TypeByName(name);
