@@ -3,7 +3,7 @@
 # other and keeps every report. A section that fails is named at the end.
 #   bench/gpu.sh [--built DIR] OUT [SECTION...]
 #     --built DIR   builds and installs nothing; DIR is what bench/pack_gpu.sh made elsewhere
-#     sections      tests kernels latency throughput prefix pcie border overload swing context
+#     sections      tests kernels latency throughput load prefix pcie border overload swing context
 # The last four need a second GPU (it holds what is away); border also 96 GiB on the first for the
 # 32B shape. overload, swing and context take about 5, 2 and 1 minutes. With everything built:
 # about 18 minutes on an H200.
@@ -23,7 +23,7 @@ fi
 [ $# -ge 1 ] || usage
 out=$1
 shift
-all="tests kernels latency throughput prefix pcie border overload swing context"
+all="tests kernels latency throughput load prefix pcie border overload swing context"
 sections=("$@")
 [ ${#sections[@]} -gt 0 ] || read -ra sections <<<"$all"
 for section in "${sections[@]}"; do
@@ -90,6 +90,11 @@ for section in "${sections[@]}"; do
         --backing none --policy resident --quiet --dataset-name sharegpt_like --num-prompts 2000 \
         --max-num-seqs 512 --max-num-batched-tokens 8192 --max-model-len 4096 \
         --json "$out/throughput_sharegpt.json"
+      ;;
+    load)
+      report load_8b "$build"/bench/engine/weir_load_bench $small --device cuda \
+        --directory "$out/checkpoint" --backing none,host --rounds 2
+      rm -rf "$out/checkpoint"
       ;;
     prefix)
       # Prompts of 8,192 tokens, nine tenths of them shared, one at a time.
