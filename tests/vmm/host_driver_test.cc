@@ -29,9 +29,10 @@ TEST_F(HostDriverTest, TheGranularityIsThePageSize) {
   EXPECT_EQ(page_, static_cast<uint64_t>(::sysconf(_SC_PAGESIZE)));
 }
 
-// Not under AddressSanitizer, whose shadow would fault as well.
-__attribute__((no_sanitize("address"))) uint64_t ReadEach(VirtAddr begin, uint64_t bytes,
-                                                          uint64_t step) {
+// Not under sanitizers, whose shadow would fault as well.
+__attribute__((no_sanitize("address"), no_sanitize("thread"))) uint64_t ReadEach(VirtAddr begin,
+                                                                                 uint64_t bytes,
+                                                                                 uint64_t step) {
   uint64_t sum = 0;
   for (uint64_t at = 0; at < bytes; at += step) {
     sum += *reinterpret_cast<const volatile uint8_t*>(begin + at);
