@@ -55,11 +55,13 @@ bool LinkWatch::ObserveStep(const LinkSample& s, double learnt, TimeNs now) {
     return false;
   }
   if (slow_in_a_row_++ == 0) {
+    // Not measured by this one, in whose middle the link may have become slow.
     slow_bytes_ = slow_ns_ = 0;
     learnt_before_ = learnt;
+  } else {
+    slow_bytes_ += static_cast<double>(s.bytes);
+    slow_ns_ += step;
   }
-  slow_bytes_ += static_cast<double>(s.bytes);
-  slow_ns_ += step;
   if (slow_in_a_row_ < kSlowSteps) return false;
   slow_in_a_row_ = 0;
   report_.measured_bytes_per_ns = slow_bytes_ / slow_ns_;

@@ -584,7 +584,7 @@ TEST_P(LinkTest, EachTroubleIsInATraceThatIsSound) {
     EXPECT_NEAR(static_cast<double>(r.args[2]), 0.2e9, 0.01e9);  // expected
     EXPECT_EQ(r.args[3] == 0, causes.back() == LinkTrouble::kRecovered);
     if (causes.back() == LinkTrouble::kSlow) {
-      EXPECT_NEAR(static_cast<double>(r.args[1]), 0.02e9, 0.003e9);
+      EXPECT_NEAR(static_cast<double>(r.args[1]), 0.02e9, 0.002e9);
     }
   }
   using enum LinkTrouble;
