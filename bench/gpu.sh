@@ -5,12 +5,11 @@
 #     --built DIR   builds and installs nothing; DIR is what bench/pack_gpu.sh made elsewhere
 #     sections      tests kernels latency throughput load prefix pcie border overload swing context
 # The last four need a second GPU (it holds what is away); border also 96 GiB on the first for the
-# 32B shape. overload, swing and context take about 5, 2 and 1 minutes. With everything built:
-# about 18 minutes on an H200.
+# 32B shape.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 usage() {
-  sed -n '2,10s/^# //p' "$0" >&2
+  sed -n '2,8s/^# //p' "$0" >&2
   exit 2
 }
 build=

@@ -11,7 +11,7 @@
 #     --rate N           requests a second, in bursts      [24]
 #     --requests N       of the recorded run               [600]
 #     --pairs N          runs without and with recording   [6]
-# About 10 minutes on an H100. Exit status 1 when something failed; OUT keeps every report.
+# Exit status 1 when something failed; OUT keeps every report.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 usage() {

@@ -2,19 +2,11 @@
 
 #include <atomic>
 
-#include "engine/cuda_layout.h"
+#include "engine/cuda_graph.h"
 #include "kernels/cuda/clock.h"
 #include "vmm/trace.h"
 
 namespace weir {
-namespace {
-
-Status FromCuda(cudaError_t error, const char* what) {
-  return ToStatus(cuda::LaunchStatus::Of(error, what));
-}
-
-}  // namespace
-
 CudaClock::~CudaClock() {
   if (stream_ != nullptr) (void)cudaStreamDestroy(stream_);
 }

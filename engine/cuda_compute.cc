@@ -7,6 +7,7 @@
 
 #include "engine/cuda_clock.h"
 #include "engine/cuda_decode_attention.h"
+#include "engine/cuda_graph.h"
 #include "engine/cuda_inputs.h"
 #include "engine/cuda_layout.h"
 #include "engine/cuda_recorder.h"
@@ -16,10 +17,6 @@
 
 namespace weir {
 namespace {
-
-Status FromCuda(cudaError_t error, const char* what) {
-  return ToStatus(cuda::LaunchStatus::Of(error, what));
-}
 
 // Row counts for which the products of eager steps get algorithms of their own.
 std::vector<uint32_t> RowBuckets(const std::vector<uint32_t>& decode, uint32_t max_rows) {
@@ -31,11 +28,6 @@ std::vector<uint32_t> RowBuckets(const std::vector<uint32_t>& decode, uint32_t m
   }
   return buckets;
 }
-
-struct GraphDeleter {
-  void operator()(cudaGraphExec_t graph) const { (void)cudaGraphExecDestroy(graph); }
-};
-using Graph = std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, GraphDeleter>;
 
 // Whether anybody wants to know when something ran on the device.
 bool TimesWanted() {
@@ -49,7 +41,7 @@ struct CapturedStep {
   uint32_t bucket = 0;
   bool own_attention = false;  // it has no plan
   cuda::AttentionPlan plan;
-  Graph graph;
+  CudaGraph graph;
 };
 
 }  // namespace
@@ -268,23 +260,12 @@ Status CudaCompute::Impl::Capture(uint32_t bucket) {
   step.own_attention = attention->UsesOwn(bucket);
   if (!step.own_attention) WEIR_TRY(PlanPadding(&step));
 
-  WEIR_TRY(FromCuda(cudaStreamBeginCapture(memory.stream, cudaStreamCaptureModeThreadLocal),
-                    "cudaStreamBeginCapture"));
-  const Status enqueued = recorder->Enqueue(
-      *gemm, shape, {.decode = step.own_attention ? nullptr : &step.plan, .prefill = nullptr},
-      true);
-  cudaGraph_t graph = nullptr;
-  const cudaError_t ended = cudaStreamEndCapture(memory.stream, &graph);
-  Status status = enqueued.ok() ? FromCuda(ended, "cudaStreamEndCapture") : enqueued;
-  if (status.ok()) {
-    cudaGraphExec_t exec = nullptr;
-    status = FromCuda(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
-    step.graph.reset(exec);
-    if (status.ok()) status = FromCuda(cudaGraphUpload(exec, memory.stream), "cudaGraphUpload");
-  }
-  if (graph != nullptr) (void)cudaGraphDestroy(graph);
-  if (status.ok()) captured.push_back(std::move(step));
-  return status;
+  step.graph = WEIR_TRY(CaptureCudaGraph(memory.stream, [&] {
+    const cuda::AttentionPlan* plan = step.own_attention ? nullptr : &step.plan;
+    return recorder->Enqueue(*gemm, shape, {.decode = plan, .prefill = nullptr}, true);
+  }));
+  captured.push_back(std::move(step));
+  return OkStatus();
 }
 
 // --- Running -------------------------------------------------------------------------------------

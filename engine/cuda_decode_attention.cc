@@ -3,44 +3,14 @@
 #include <algorithm>
 #include <functional>
 #include <limits>
-#include <memory>
 #include <numeric>
 #include <sstream>
 #include <vector>
 
+#include "engine/cuda_graph.h"
+
 namespace weir {
 namespace {
-
-Status FromCuda(cudaError_t error, const char* what) {
-  return ToStatus(cuda::LaunchStatus::Of(error, what));
-}
-
-struct GraphDeleter {
-  void operator()(cudaGraphExec_t graph) const { (void)cudaGraphExecDestroy(graph); }
-};
-using Graph = std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, GraphDeleter>;
-struct EventDeleter {
-  void operator()(cudaEvent_t event) const { (void)cudaEventDestroy(event); }
-};
-using Event = std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, EventDeleter>;
-
-Result<Graph> Capture(cudaStream_t stream, uint32_t calls,
-                      const std::function<Status(uint32_t)>& enqueue) {
-  WEIR_TRY(FromCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
-                    "cudaStreamBeginCapture"));
-  Status status;
-  for (uint32_t i = 0; i < calls && status.ok(); ++i) status = enqueue(i);
-  cudaGraph_t graph = nullptr;
-  const cudaError_t ended = cudaStreamEndCapture(stream, &graph);
-  if (status.ok()) status = FromCuda(ended, "cudaStreamEndCapture");
-  cudaGraphExec_t exec = nullptr;
-  if (status.ok()) {
-    status = FromCuda(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
-  }
-  if (graph != nullptr) (void)cudaGraphDestroy(graph);
-  if (!status.ok()) return status;
-  return Graph(exec);
-}
 
 // Milliseconds of |calls| calls one after the other in a graph; the least of some replays.
 Result<float> Time(cudaStream_t stream, uint32_t calls,
@@ -48,12 +18,13 @@ Result<float> Time(cudaStream_t stream, uint32_t calls,
   constexpr int kRounds = 4;
   WEIR_TRY(enqueue(0));  // no module is loaded during the capture
   WEIR_TRY(FromCuda(cudaStreamSynchronize(stream), "the first run"));
-  const Graph graph = WEIR_TRY(Capture(stream, calls, enqueue));
-  cudaEvent_t event = nullptr;
-  WEIR_TRY(FromCuda(cudaEventCreate(&event), "an event"));
-  const Event begin(event);
-  WEIR_TRY(FromCuda(cudaEventCreate(&event), "an event"));
-  const Event end(event);
+  const CudaGraph graph = WEIR_TRY(CaptureCudaGraph(stream, [&] {
+    Status status;
+    for (uint32_t i = 0; i < calls && status.ok(); ++i) status = enqueue(i);
+    return status;
+  }));
+  const CudaEvent begin = WEIR_TRY(MakeCudaEvent());
+  const CudaEvent end = WEIR_TRY(MakeCudaEvent());
   float least = std::numeric_limits<float>::max();
   for (int round = 0; round <= kRounds; ++round) {  // round 0 warms up
     WEIR_TRY(FromCuda(cudaEventRecord(begin.get(), stream), "timing"));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "engine/cuda_graph.h"
 #include "kernels/cuda/decode_attention.h"
 #include "kernels/cuda/gates.h"
 #include "kernels/cuda/sampling.h"
@@ -45,13 +46,6 @@ CudaInputLayout::Tables TakeTables(Cursor& at, uint64_t sequences) {
 }
 
 }  // namespace
-
-Status ToStatus(const cuda::LaunchStatus& status) {
-  if (status.ok()) return OkStatus();
-  if (status.code() == cudaErrorNotSupported) return Unsupported(status.message());
-  if (status.code() == cudaErrorInvalidValue) return InvalidArgument(status.message());
-  return DriverError(status.message());
-}
 
 cuda::AttentionShape AttentionShapeOf(const ModelConfig& c, const WeightMap& map) {
   return {.q_heads = static_cast<int32_t>(c.num_heads),

@@ -60,6 +60,5 @@ inline constexpr uint64_t kGemmWorkspaceBytes = 32 * kMiB;  // NVIDIA's advice f
 
 cuda::AttentionShape AttentionShapeOf(const ModelConfig& config, const WeightMap& map);
 cuda::KvLayout CudaKvLayoutOf(const ModelConfig& config, const WeightMap& map);
-Status ToStatus(const cuda::LaunchStatus& status);
 
 }  // namespace weir

@@ -1,5 +1,6 @@
 #include "engine/cuda_recorder.h"
 
+#include "engine/cuda_graph.h"
 #include "kernels/cuda/activation.h"
 #include "kernels/cuda/embed.h"
 #include "kernels/cuda/norm.h"

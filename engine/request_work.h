@@ -7,9 +7,9 @@
 // mislead: all that runs is young, and those that end first are the short ones. So
 //   tokens a request  every token counts, whoever generated it, from one end to the next;
 //   blocks a request  those beside its output, which are the same at any age. Of its output it
-//   holds
-//                     on average what running requests have generated at a time: E[n^2] / 2 E[n]
-//                     for n tokens, which is E[n] if an end is as likely at any time.
+//                     holds on average what running requests have generated at a time:
+//                     E[n^2] / 2 E[n] for n tokens, which is E[n] if an end is as likely at any
+//                     time.
 // Engine thread only.
 #pragma once
 

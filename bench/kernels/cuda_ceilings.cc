@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "bench/kernels/cuda_empty.h"
+#include "engine/cuda_graph.h"
 #include "engine/cuda_layout.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/launch.h"

@@ -21,6 +21,7 @@
 #include "bench/kernels/cuda_kernel_bench_options.h"
 #include "bench/kernels/cuda_step.h"
 #include "bench/kernels/cuda_timing.h"
+#include "engine/cuda_graph.h"
 #include "kernels/cuda/fill.h"
 
 namespace weir::bench {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "bench/kernels/cuda_timing.h"
+#include "engine/cuda_graph.h"
 #include "kernels/cpu/rope.h"
 #include "kernels/cuda/fill.h"
 

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "bench/kernels/cuda_step.h"
+#include "engine/cuda_graph.h"
 #include "kernels/cuda/activation.h"
 #include "kernels/cuda/embed.h"
 #include "kernels/cuda/norm.h"

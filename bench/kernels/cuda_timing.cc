@@ -3,55 +3,26 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <memory>
-#include <type_traits>
 #include <vector>
 
-#include "engine/cuda_layout.h"
+#include "engine/cuda_graph.h"
 
 namespace weir::bench {
 namespace {
 
-struct GraphDeleter {
-  void operator()(cudaGraphExec_t graph) const { (void)cudaGraphExecDestroy(graph); }
-};
-using Graph = std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, GraphDeleter>;
-
-struct EventDeleter {
-  void operator()(cudaEvent_t event) const { (void)cudaEventDestroy(event); }
-};
-using Event = std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, EventDeleter>;
-
-Result<Event> MakeEvent() {
-  cudaEvent_t event = nullptr;
-  WEIR_TRY(FromCuda(cudaEventCreate(&event), "an event"));
-  return Event(event);
-}
-
-Result<Graph> Capture(cudaStream_t stream, uint32_t calls,
-                      const std::function<Status(uint32_t)>& enqueue) {
-  WEIR_TRY(FromCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
-                    "cudaStreamBeginCapture"));
-  Status status;
-  for (uint32_t i = 0; i < calls && status.ok(); ++i) status = enqueue(i);
-  cudaGraph_t graph = nullptr;
-  const cudaError_t ended = cudaStreamEndCapture(stream, &graph);
-  if (status.ok()) status = FromCuda(ended, "cudaStreamEndCapture");
-  cudaGraphExec_t exec = nullptr;
-  if (status.ok()) {
-    status = FromCuda(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
-  }
-  Graph made(exec);
-  if (graph != nullptr) (void)cudaGraphDestroy(graph);
-  if (status.ok()) status = FromCuda(cudaGraphUpload(exec, stream), "cudaGraphUpload");
-  if (!status.ok()) return status;
-  return made;
+Result<CudaGraph> Capture(cudaStream_t stream, uint32_t calls,
+                          const std::function<Status(uint32_t)>& enqueue) {
+  return CaptureCudaGraph(stream, [&] {
+    Status status;
+    for (uint32_t i = 0; i < calls && status.ok(); ++i) status = enqueue(i);
+    return status;
+  });
 }
 
 // Seconds of each of |rounds| replays. All are queued before the first is waited for.
 Result<std::vector<double>> Replay(cudaStream_t stream, cudaGraphExec_t graph, uint32_t rounds) {
-  std::vector<Event> events;
-  for (uint32_t i = 0; i < 2 * rounds; ++i) events.push_back(WEIR_TRY(MakeEvent()));
+  std::vector<CudaEvent> events;
+  for (uint32_t i = 0; i < 2 * rounds; ++i) events.push_back(WEIR_TRY(MakeCudaEvent()));
   for (uint32_t i = 0; i < rounds; ++i) {
     WEIR_TRY(FromCuda(cudaEventRecord(events[2 * i].get(), stream), "an event"));
     WEIR_TRY(FromCuda(cudaGraphLaunch(graph, stream), "cudaGraphLaunch"));
@@ -88,10 +59,6 @@ uint32_t CallsFor(const TimingOptions& o, double seconds_a_call) {
 
 }  // namespace
 
-Status FromCuda(cudaError_t error, const char* what) {
-  return ToStatus(cuda::LaunchStatus::Of(error, what));
-}
-
 Result<Timing> TimeCalls(cudaStream_t stream, const TimingOptions& o,
                          const std::function<Status(uint32_t)>& enqueue) {
   WEIR_TRY(enqueue(0));
@@ -100,12 +67,12 @@ Result<Timing> TimeCalls(cudaStream_t stream, const TimingOptions& o,
   const uint32_t few = std::clamp(o.rotation, o.least_calls, std::max(o.least_calls, 8U));
   double estimate = 0;
   {
-    const Graph trial = WEIR_TRY(Capture(stream, few, enqueue));
+    const CudaGraph trial = WEIR_TRY(Capture(stream, few, enqueue));
     estimate = Median(WEIR_TRY(Replay(stream, trial.get(), 3))) / few;
   }
   Timing timing;
   timing.calls = CallsFor(o, std::max(estimate, 1e-8));
-  const Graph graph = WEIR_TRY(Capture(stream, timing.calls, enqueue));
+  const CudaGraph graph = WEIR_TRY(Capture(stream, timing.calls, enqueue));
 
   using Clock = std::chrono::steady_clock;
   const Clock::time_point start = Clock::now();

@@ -10,8 +10,6 @@
 
 namespace weir::bench {
 
-Status FromCuda(cudaError_t error, const char* what);
-
 // Seconds of one call, over the replays of a graph.
 struct Timing {
   double median = 0;
