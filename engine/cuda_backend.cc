@@ -122,7 +122,7 @@ class CudaBackend final : public Backend {
   int device_ = 0;
   std::string algorithms_;
   std::string algorithm_file_;
-  DecodeAttentionUse decode_attention_ = DecodeAttentionUse::kNever;
+  DecodeAttentionUse decode_attention_ = DecodeAttentionUse::kAuto;
   std::unique_ptr<CudaDriver> driver_;
   StreamId stream_;
   uint64_t scratch_bytes_ = 0;

@@ -6,7 +6,6 @@
 #include <optional>
 
 #include "engine/cuda_clock.h"
-#include "engine/cuda_decode_attention.h"
 #include "engine/cuda_graph.h"
 #include "engine/cuda_inputs.h"
 #include "engine/cuda_layout.h"
@@ -75,7 +74,6 @@ struct CudaCompute::Impl {
   Status Build(const std::function<void(uint64_t, uint64_t)>& progress);
   Status MakeSlots();
   Status FillRopeTables();
-  Status ImportAlgorithms();
   Status PlanPadding(CapturedStep* step);
   Status Capture(uint32_t bucket);
   Status Plan(Slot& slot, CapturedStep* captured, cuda::AttentionPlan* decode,
@@ -95,7 +93,7 @@ struct CudaCompute::Impl {
   const Options options;
   CudaLayout layout;
   std::unique_ptr<cuda::GemmPlanner> gemm;
-  std::optional<CudaDecodeAttention> attention;
+  std::optional<cuda::DecodeAttention> decode_attention;  // our own; unset: FlashInfer's only
   std::unique_ptr<CudaRecorder> recorder;
   std::vector<CapturedStep> captured;
   std::array<Slot, 2> slots;
@@ -165,18 +163,28 @@ Status CudaCompute::Impl::Build(const std::function<void(uint64_t, uint64_t)>& p
   cuda::KvPool kv{.base = reinterpret_cast<cuda::Bf16*>(memory.kv),
                   .block_stride = static_cast<int64_t>(memory.kv_block_stride / 2),
                   .layout = CudaKvLayoutOf(config, map)};
-  attention = WEIR_TRY(
-      CudaDecodeAttention::Create(AttentionShapeOf(config, map), options.decode_attention));
+  if (options.decode_attention == DecodeAttentionUse::kAuto) {
+    cuda::DecodeAttention own;
+    const cuda::LaunchStatus made =
+        cuda::DecodeAttention::Create(AttentionShapeOf(config, map), &own);
+    if (made.ok()) {
+      decode_attention = own;
+    } else if (made.code() != cudaErrorNotSupported) {
+      return ToStatus(made);
+    }
+  }
   recorder = std::make_unique<CudaRecorder>(
-      config, limits, map, layout, *attention, reinterpret_cast<std::byte*>(memory.weights), kv,
-      scratch(), reinterpret_cast<uint64_t*>(memory.produced),
-      reinterpret_cast<uint64_t*>(memory.consumed), memory.stream);
+      config, limits, map, layout, decode_attention ? &*decode_attention : nullptr,
+      reinterpret_cast<std::byte*>(memory.weights), kv, scratch(),
+      reinterpret_cast<uint64_t*>(memory.produced), reinterpret_cast<uint64_t*>(memory.consumed),
+      memory.stream);
   WEIR_TRY(ToStatus(cuda::GemmPlanner::Create({.workspace = scratch() + layout.gemm_workspace,
                                                .workspace_bytes = kGemmWorkspaceBytes,
                                                .candidates = 6,
                                                .rounds = 3},
                                               &gemm)));
-  WEIR_TRY(ImportAlgorithms());
+  // Choices of another library version or GPU are of no use; then all are made anew.
+  if (!options.algorithms.empty()) (void)gemm->Import(options.algorithms);
   const std::vector<uint32_t> rows = RowBuckets(layout.decode_buckets, limits.max_rows);
   const uint64_t total = rows.size() + layout.decode_buckets.size();
   uint64_t done = 0;
@@ -189,7 +197,6 @@ Status CudaCompute::Impl::Build(const std::function<void(uint64_t, uint64_t)>& p
   size_t before = 0, after = 0, all = 0;
   WEIR_TRY(FromCuda(cudaMemGetInfo(&before, &all), "free memory"));
   for (const uint32_t bucket : layout.decode_buckets) {
-    WEIR_TRY(attention->Choose(bucket, recorder->DecodeTrial(slots[0].decode_int.At<void>(0))));
     WEIR_TRY(Capture(bucket).WithContext("capturing the decode step of " + std::to_string(bucket) +
                                          " sequences"));
     if (progress) progress(++done, total);
@@ -198,16 +205,6 @@ Status CudaCompute::Impl::Build(const std::function<void(uint64_t, uint64_t)>& p
   WEIR_TRY(FromCuda(cudaMemGetInfo(&after, &all), "free memory"));
   graph_bytes = before > after ? before - after : 0;
   return OkStatus();
-}
-
-// Choices of another library version or GPU are of no use; then all are made anew.
-Status CudaCompute::Impl::ImportAlgorithms() {
-  const size_t rest = options.algorithms.find(CudaDecodeAttention::kLine);  // behind the products
-  if (options.algorithms.empty() || !gemm->Import(options.algorithms.substr(0, rest)).ok() ||
-      rest == std::string::npos) {
-    return OkStatus();
-  }
-  return attention->Import(options.algorithms.substr(rest));
 }
 
 Status CudaCompute::Impl::MakeSlots() {
@@ -257,7 +254,7 @@ Status CudaCompute::Impl::Capture(uint32_t bucket) {
   step.bucket = bucket;
   CudaStepShape shape;
   shape.bucket = bucket;
-  step.own_attention = attention->UsesOwn(bucket);
+  step.own_attention = recorder->AttendsWithOwn(bucket);
   if (!step.own_attention) WEIR_TRY(PlanPadding(&step));
 
   step.graph = WEIR_TRY(CaptureCudaGraph(memory.stream, [&] {
@@ -496,7 +493,7 @@ std::string CudaCompute::description() const {
 }
 
 std::string CudaCompute::algorithms() const {
-  return impl_->gemm->Export() + impl_->attention->Export();
+  return impl_->gemm->Export();
 }
 
 uint64_t CudaCompute::clock_error_ns() const {

@@ -42,7 +42,7 @@ class CudaCompute final : public Compute {
     int device = 0;
     // What an earlier Create on this kind of GPU chose (algorithms()); empty: choose by timing.
     std::string algorithms;
-    DecodeAttentionUse decode_attention = DecodeAttentionUse::kNever;
+    DecodeAttentionUse decode_attention = DecodeAttentionUse::kAuto;
   };
 
   // kUnsupported: a shape that has no kernels; the message says what is accepted.

@@ -13,7 +13,7 @@ using cuda::Bf16;
 
 CudaRecorder::CudaRecorder(const ModelConfig& config, const ComputeLimits& limits,
                            const WeightMap& map, const CudaLayout& layout,
-                           const CudaDecodeAttention& decode_attention, std::byte* weights,
+                           const cuda::DecodeAttention* decode_attention, std::byte* weights,
                            cuda::KvPool kv, std::byte* scratch, uint64_t* produced,
                            uint64_t* consumed, cudaStream_t stream)
     : config_(config),
@@ -137,28 +137,6 @@ cuda::PlanBuffers CudaRecorder::prefill_buffers(void* host_int) const {
           .device_int = Scratch<void>(layout_.prefill_int),
           .host_int = host_int,
           .int_bytes = layout_.prefill_int_bytes};
-}
-
-CudaDecodeAttention::Trial CudaRecorder::DecodeTrial(void* host_int) const {
-  cuda::KvLayout layout = kv_.layout;
-  layout.layers = 1;
-  const CudaInputLayout::Tables& tables = layout_.in.decode;
-  return {.run = {.q = Scratch<Bf16>(layout_.qkv),
-                  .q_stride = q_size_ + 2 * kv_size_,
-                  .out = Scratch<Bf16>(layout_.attended),
-                  .scale = attention_scale(),
-                  .kv = {.base = reinterpret_cast<Bf16*>(weights_),
-                         .block_stride = layout.BlockElements(),
-                         .layout = layout},
-                  .pages = {.blocks = Input<int32_t>(layout_.in.pages),
-                            .page_indptr = Input<int32_t>(tables.page_indptr),
-                            .last_page_len = Input<int32_t>(tables.last_page_len),
-                            .q_indptr = Input<int32_t>(tables.q_indptr)}},
-          .pool_blocks = map_.layout.region_bytes / static_cast<uint64_t>(layout.BlockBytes()),
-          .max_context = limits_.max_context,
-          .buffers = decode_buffers(host_int),
-          .workspace = Scratch<void>(layout_.decode_workspace),
-          .stream = stream_};
 }
 
 Status CudaRecorder::Enqueue(cuda::GemmPlanner& gemm, const CudaStepShape& shape,
@@ -303,7 +281,7 @@ Status CudaRecorder::Attention(uint32_t layer, const CudaStepShape& shape,
                                       .q_indptr = Input<int32_t>(tables.q_indptr)}},
                            launch));
   };
-  if (shape.bucket > 0 && decode_attention_.UsesOwn(shape.bucket)) {
+  if (AttendsWithOwn(shape.bucket)) {
     WEIR_TRY(OwnDecodeAttention(layer, shape.bucket));
   } else if (plans.decode != nullptr) {
     WEIR_TRY(run(*plans.decode, decode_buffers(nullptr), layout_.in.decode, 0, 0));
@@ -315,23 +293,28 @@ Status CudaRecorder::Attention(uint32_t layer, const CudaStepShape& shape,
   return OkStatus();
 }
 
+bool CudaRecorder::AttendsWithOwn(uint32_t bucket) const {
+  return decode_attention_ != nullptr && bucket > 0 &&
+         bucket <= static_cast<uint32_t>(cuda::kMaxDecodeSequences);
+}
+
 // Launched early it reads the page table and KV of earlier steps before the launch above it has
 // ended: both were there before the step's first kernel, which is not launched early.
 Status CudaRecorder::OwnDecodeAttention(uint32_t layer, uint32_t bucket) {
   const CudaInputLayout::Tables& tables = layout_.in.decode;
   return ToStatus(
-      decode_attention_.own().Run({.q = Scratch<Bf16>(layout_.qkv),
-                                   .q_stride = q_size_ + 2 * kv_size_,
-                                   .out = Scratch<Bf16>(layout_.attended),
-                                   .scale = attention_scale(),
-                                   .kv = kv_,
-                                   .layer = static_cast<int32_t>(layer),
-                                   .sequences = static_cast<int32_t>(bucket),
-                                   .pages = {.blocks = Input<int32_t>(layout_.in.pages),
-                                             .page_indptr = Input<int32_t>(tables.page_indptr),
-                                             .last_page_len = Input<int32_t>(tables.last_page_len)},
-                                   .workspace = Scratch<void>(layout_.decode_workspace)},
-                                  Early()));
+      decode_attention_->Run({.q = Scratch<Bf16>(layout_.qkv),
+                              .q_stride = q_size_ + 2 * kv_size_,
+                              .out = Scratch<Bf16>(layout_.attended),
+                              .scale = attention_scale(),
+                              .kv = kv_,
+                              .layer = static_cast<int32_t>(layer),
+                              .sequences = static_cast<int32_t>(bucket),
+                              .pages = {.blocks = Input<int32_t>(layout_.in.pages),
+                                        .page_indptr = Input<int32_t>(tables.page_indptr),
+                                        .last_page_len = Input<int32_t>(tables.last_page_len)},
+                              .workspace = Scratch<void>(layout_.decode_workspace)},
+                             Early()));
 }
 
 }  // namespace weir

@@ -5,10 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "engine/cuda_decode_attention.h"
 #include "engine/cuda_inputs.h"
 #include "engine/cuda_layout.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/decode_attention.h"
 #include "kernels/cuda/gates.h"
 #include "kernels/cuda/gemm.h"
 
@@ -25,7 +25,7 @@ struct CudaStepPlans {
 class CudaRecorder {
  public:
   CudaRecorder(const ModelConfig& config, const ComputeLimits& limits, const WeightMap& map,
-               const CudaLayout& layout, const CudaDecodeAttention& decode_attention,
+               const CudaLayout& layout, const cuda::DecodeAttention* decode_attention,
                std::byte* weights, cuda::KvPool kv, std::byte* scratch, uint64_t* produced,
                uint64_t* consumed, cudaStream_t stream);
 
@@ -38,8 +38,8 @@ class CudaRecorder {
 
   cuda::PlanBuffers decode_buffers(void* host_int) const;
   cuda::PlanBuffers prefill_buffers(void* host_int) const;
-  // With the weights in the place of KV: they are there, and enough to come from HBM.
-  CudaDecodeAttention::Trial DecodeTrial(void* host_int) const;
+  // Whether a captured step of so many sequences attends with our own kernel: it needs no plan.
+  bool AttendsWithOwn(uint32_t bucket) const;
 
  private:
   template <typename T>
@@ -75,7 +75,7 @@ class CudaRecorder {
   const ComputeLimits& limits_;
   const WeightMap& map_;
   const CudaLayout& layout_;
-  const CudaDecodeAttention& decode_attention_;
+  const cuda::DecodeAttention* decode_attention_;  // null: FlashInfer's only
   std::byte* weights_;
   cuda::KvPool kv_;
   std::byte* scratch_;

@@ -10,8 +10,8 @@ namespace weir {
 enum class DeviceKind : uint8_t { kAuto, kCpu, kCuda };
 enum class KvCacheDtype : uint8_t { kBf16, kF32 };
 enum class BackingChoice : uint8_t { kHost, kNvme, kNone, kPeer };
-// Of our own kernel for the attention of decode steps.
-enum class DecodeAttentionUse : uint8_t { kNever, kTimed, kAlways };
+// Which kernel attends in captured decode steps on a GPU; kAuto: our own where it takes the shape.
+enum class DecodeAttentionUse : uint8_t { kAuto, kFlashInfer };
 
 // Recording of events (vmm/trace_format.h).
 struct TraceOptions {
@@ -37,9 +37,7 @@ struct EngineOptions {
   // A file that keeps such choices between processes; empty: none. Read if it is there and of this
   // GPU and library, then written.
   std::string gemm_algorithm_file;
-  // On a GPU: whether captured decode steps attend with our own kernel instead of FlashInfer's.
-  // kTimed: where it is faster, found out at start; kAlways: an error where there is none.
-  DecodeAttentionUse decode_attention = DecodeAttentionUse::kNever;
+  DecodeAttentionUse decode_attention = DecodeAttentionUse::kAuto;
   uint32_t threads = 0;  // compute threads on the CPU; 0: one per core
 
   // Memory. Sizes in bytes.

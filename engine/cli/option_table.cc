@@ -281,10 +281,9 @@ std::vector<OptionInfo> MakeTable() {
   t.push_back(Choice<DecodeAttentionUse>(
       "compute", "decode_attention",
       [](S& s) -> DecodeAttentionUse& { return s.engine.decode_attention; },
-      {{"never", DecodeAttentionUse::kNever},
-       {"timed", DecodeAttentionUse::kTimed},
-       {"always", DecodeAttentionUse::kAlways}},
-      "on a GPU, weir's own attention kernel in decode steps; timed: where it is faster"));
+      {{"auto", DecodeAttentionUse::kAuto}, {"flashinfer", DecodeAttentionUse::kFlashInfer}},
+      "which kernel attends in decode steps on a GPU; auto: weir's own where it takes the model's "
+      "shape"));
   t.push_back(Budget());
   t.push_back(Size(
       "memory", "kv_cache", [](S& s) -> uint64_t& { return s.engine.kv_cache_bytes; },

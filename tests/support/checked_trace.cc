@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "tools/trace/reader.h"
+#include "tools/trace/schema.h"
 #include "vmm/trace_file.h"
 
 namespace weir::testing {
@@ -19,7 +20,7 @@ class ExpectedBytes {
     switch (static_cast<TraceType>(r.type)) {
       case TraceType::kPlacement:
         sum_ += r.args[5];
-        rounds_.push_back({.bytes = r.args[3]});
+        rounds_.push_back({.bytes = r.cause == trace_tool::kPlacementInPlace ? 0 : r.args[3]});
         for (auto& [step, round] : under_way_) {
           if (step != transition_) round = rounds_.size() - 1;
         }
