@@ -179,6 +179,13 @@ uint32_t EngineCore::depth() const {
 }
 
 Result<bool> EngineCore::Step() {
+  const TimeNs begin = driver_.Now();
+  Result<bool> worked = ScheduleAndCollect();
+  stats_.step_ns += driver_.Now() - begin;
+  return worked;
+}
+
+Result<bool> EngineCore::ScheduleAndCollect() {
   FollowRecorder();
   AdvanceBorder(UINT64_MAX);
   if (!WEIR_TRY(WatchLink())) return !outputs_.empty();
@@ -354,7 +361,9 @@ void EngineCore::CollectStep() {
   const WeightPagerStats before = weights.stats();
   StepOutcome outcome;
   AdvanceBorder(UINT64_MAX);
+  const TimeNs begin = driver_.Now();
   Status run = compute_.Collect(&outcome);
+  stats_.waited_ns += driver_.Now() - begin;
   step->trace.Ran(outcome);  // before anything is remapped because of it
   Status end = weights.EndStep();
   if (run.ok()) run = std::move(end);

@@ -80,6 +80,8 @@ struct CoreStats {
   uint64_t wasted_rows = 0;      // computed for requests that had ended meanwhile
   uint64_t scrubbed_blocks = 0;  // of KV, zeroed because they went from one tenant to another
   TimeNs border_ns = 0;          // moving the border, by the host
+  TimeNs step_ns = 0;            // of the calling thread in Step
+  TimeNs waited_ns = 0;          // of those, until a step had ended where it ran
 };
 
 // One row per step for reports and plots.
@@ -190,6 +192,7 @@ class EngineCore {
   uint32_t depth() const;
   StepBatch BuildBatch(const std::vector<ScheduledSequence>& scheduled) const;
   // Schedules and submits a step; false when there was nothing to submit.
+  Result<bool> ScheduleAndCollect();
   bool SubmitStep();
   Status Submit(StepUnderWay& step);
   Status ScrubBlocks();

@@ -156,6 +156,9 @@ class LatencyBench {
     s_.core.queued_steps += run.core.queued_steps;
     s_.core.queued_ns += run.core.queued_ns;
     s_.core.idle_ns += run.core.idle_ns;
+    s_.core.steps += run.core.steps;
+    s_.core.step_ns += run.core.step_ns;
+    s_.core.waited_ns += run.core.waited_ns;
     s_.wall_ns += run.wall_ns;
     ++s_.iterations;
     s_.last = SummariseBench(run);
@@ -207,6 +210,7 @@ class LatencyBench {
     out.Row("stalled in gates, s", Fixed(static_cast<double>(s_.stall_ns) / 1e9, 3));
     if (s_.core.queued_steps > 0) {
       out.Row("device idle between queued steps", IdleText(s_.core));
+      out.Row("host time a step, us", Fixed(HostMicroseconds(s_.core), 1));
     }
     out.Row("host time outside compute",
             Fixed(HostSeconds(), 3) + " s of " + Fixed(static_cast<double>(s_.wall_ns) / 1e9, 3));
@@ -252,6 +256,7 @@ class LatencyBench {
             {"gate_faults", s_.gate_faults},
             {"stall_s", static_cast<double>(s_.stall_ns) / 1e9},
             {"host_outside_compute_s", HostSeconds()},
+            {"host_us_a_step", HostMicroseconds(s_.core)},
             {"latencies_ms", s_.latency_ms}};
   }
 

@@ -76,7 +76,10 @@ void EngineRows(ReportLines& out, const BenchRun& run, const BenchSummary& s,
           Grouped(run.pager.gate_arrivals) + " / " + Grouped(run.pager.faults));
   out.Row("stalled in gates", Fixed(Seconds(run.pager.stall_ns), 3) + " s, " +
                                   Fixed(s.stall_share * 100, 1) + " % of the steps");
-  if (run.core.queued_steps > 0) out.Row("device idle between queued steps", IdleText(run.core));
+  if (run.core.queued_steps > 0) {
+    out.Row("device idle between queued steps", IdleText(run.core));
+    out.Row("host time a step, us", Fixed(HostMicroseconds(run.core), 1));
+  }
   out.Row("host time outside compute",
           Fixed(s.host_s, 3) + " s, " + Fixed(s.host_share * 100, 1) + " % of the time not idle");
 }
@@ -87,6 +90,12 @@ std::string IdleText(const CoreStats& stats) {
   const double all = idle + static_cast<double>(stats.queued_ns);
   return Fixed(idle / steps / 1e3, 1) + " us, " + Fixed(all > 0 ? idle / all * 100 : 0, 2) +
          " % of the time";
+}
+
+double HostMicroseconds(const CoreStats& stats) {
+  return stats.steps == 0 ? 0
+                          : static_cast<double>(stats.step_ns - stats.waited_ns) / 1e3 /
+                                static_cast<double>(stats.steps);
 }
 
 void TroubleRows(ReportLines& out, const BenchRun& run, const BenchSummary& s) {
@@ -147,7 +156,8 @@ Json RunJson(const BenchRun& run, const BenchSummary& s, const EngineInfo& info)
           {"repairs", run.pager.repairs},
           {"idle_s", Seconds(run.idle_ns)},
           {"compute_s", Seconds(run.core.compute_ns)},
-          {"host_outside_compute_s", s.host_s}};
+          {"host_outside_compute_s", s.host_s},
+          {"host_us_a_step", HostMicroseconds(run.core)}};
 }
 
 Json SeriesJson(const BenchRun& run, const EngineInfo& info) {

@@ -40,6 +40,9 @@ void EngineRows(ReportLines& out, const BenchRun& run, const BenchSummary& summa
                 const EngineInfo& info);
 // How long the device waited before steps that were queued in time: each, and of their time.
 std::string IdleText(const CoreStats& stats);
+// What the engine's thread does for a step, where the device runs steps by itself: scheduling,
+// inputs, launches, accepting tokens, moving the border; most of it while another step runs.
+double HostMicroseconds(const CoreStats& stats);
 // Up to five failed requests with their reasons, other lengths, an interruption.
 void TroubleRows(ReportLines& out, const BenchRun& run, const BenchSummary& summary);
 

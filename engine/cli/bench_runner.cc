@@ -29,6 +29,8 @@ CoreStats Difference(CoreStats now, const CoreStats& before) {
   now.queued_steps -= before.queued_steps;
   now.queued_ns -= before.queued_ns;
   now.idle_ns -= before.idle_ns;
+  now.step_ns -= before.step_ns;
+  now.waited_ns -= before.waited_ns;
   now.wasted_rows -= before.wasted_rows;
   now.border_ns -= before.border_ns;
   return now;
