@@ -1,6 +1,7 @@
 #include "engine/cuda_clock.h"
 
 #include <atomic>
+#include <utility>
 
 #include "engine/cuda_graph.h"
 #include "kernels/cuda/clock.h"
@@ -18,12 +19,23 @@ Status CudaClock::Open() {
                     "a stream for the clock"));
   reading_ = WEIR_TRY(PinnedBuffer::Create(sizeof(uint64_t)));
   constexpr int kTries = 8;  // the first ones load the kernel; each good one narrows the bounds
-  for (int i = 0; i < kTries; ++i) WEIR_TRY(Compare());
+  for (int i = 0; i < kTries; ++i) {
+    WEIR_TRY(Ask());
+    WEIR_TRY(FromCuda(cudaStreamSynchronize(stream_), "reading the device's clock"));
+    WEIR_TRY(Look());
+  }
   return OkStatus();
 }
 
 Status CudaClock::Refresh() {
-  return TraceMonotonicNs() - compared_ns_ > kCompareEveryNs ? Compare() : OkStatus();
+  if (asked_ns_ == 0) {
+    if (TraceMonotonicNs() - compared_ns_ <= kCompareEveryNs) return OkStatus();
+    WEIR_TRY(Ask());
+  }
+  do {
+    WEIR_TRY(Look());
+  } while (asked_ns_ != 0 && TraceMonotonicNs() - asked_ns_ < kPatienceNs);
+  return OkStatus();
 }
 
 void CudaClock::Bound(uint64_t device_ns, TimeNs not_before, TimeNs not_after) {
@@ -33,23 +45,29 @@ void CudaClock::Bound(uint64_t device_ns, TimeNs not_before, TimeNs not_after) {
   map_.Bound(device_ns, bound ? not_before - kTickNs : ClockMap::kEver, not_after);
 }
 
-Status CudaClock::Compare() {
+Status CudaClock::Ask() {
+  std::atomic_ref<uint64_t>(*reading_.At<uint64_t>(0)).store(0, std::memory_order_relaxed);
+  const TimeNs now = TraceMonotonicNs();
+  // As the kernels of a step, so that it fits beside them on a multiprocessor.
+  WEIR_TRY(ToStatus(cuda::ReadClock(reading_.At<uint64_t>(0),
+                                    {.stream = stream_, .overlap = cuda::Overlap::kPrologue})));
+  asked_ns_ = now;
+  return OkStatus();
+}
+
+Status CudaClock::Look() {
   std::atomic_ref<uint64_t> reading(*reading_.At<uint64_t>(0));
-  reading.store(0, std::memory_order_relaxed);
-  const TimeNs not_before = TraceMonotonicNs();
-  WEIR_TRY(ToStatus(cuda::ReadClock(reading_.At<uint64_t>(0), {.stream = stream_})));
   // The word shows up before the stream counts as done; the stream tells if it never will.
-  uint64_t device_ns = 0;
-  cudaError_t state = cudaErrorNotReady;
-  while ((device_ns = reading.load(std::memory_order_acquire)) == 0 && state == cudaErrorNotReady) {
-    state = cudaStreamQuery(stream_);
+  const cudaError_t state = cudaStreamQuery(stream_);
+  const uint64_t device_ns = reading.load(std::memory_order_acquire);
+  if (device_ns == 0 && state == cudaErrorNotReady) return OkStatus();
+  const TimeNs not_before = std::exchange(asked_ns_, 0);
+  compared_ns_ = TraceMonotonicNs();
+  if (device_ns == 0) {
+    WEIR_TRY(FromCuda(state, "reading the device's clock"));
+    return DriverError("a kernel that reads the device's clock wrote nothing");
   }
-  const TimeNs not_after = TraceMonotonicNs();
-  if (device_ns == 0) device_ns = reading.load(std::memory_order_acquire);
-  if (state != cudaErrorNotReady) WEIR_TRY(FromCuda(state, "reading the device's clock"));
-  if (device_ns == 0) return DriverError("a kernel that reads the device's clock wrote nothing");
-  Bound(device_ns, not_before, not_after);
-  compared_ns_ = not_after;
+  Bound(device_ns, not_before, compared_ns_);
   return OkStatus();
 }
 

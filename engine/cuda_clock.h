@@ -2,7 +2,9 @@
 //
 // Represents the distance between the two clocks and a stream on which they are compared: a kernel
 // of one thread reads the device's clock between two readings of the host's. The stream has a
-// priority of its own, so that the kernel gets the next free place on a busy device. One thread.
+// priority of its own, so that the kernel gets the next free place on a busy device. It is never
+// waited for without limit: a step whose gates the caller holds closed may have every place, until
+// the caller goes on. One thread.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -16,6 +18,7 @@ namespace weir {
 class CudaClock {
  public:
   static constexpr TimeNs kCompareEveryNs = 100'000'000;
+  static constexpr TimeNs kPatienceNs = 100'000;
 
   CudaClock() = default;
   ~CudaClock();
@@ -24,8 +27,8 @@ class CudaClock {
 
   // On the current device; waits for a few kernels.
   Status Open();
-  // Compares the clocks if the last comparison is older than kCompareEveryNs: 10 us on an idle
-  // device, on a busy one until a kernel's block ends.
+  // Compares the clocks if the last comparison is older than kCompareEveryNs. Waits for up to
+  // kPatienceNs; a reading that comes later is taken by a later call.
   Status Refresh();
   // The device showed |device_ns| not before, not after that time of the host (ClockMap's).
   void Bound(uint64_t device_ns, TimeNs not_before, TimeNs not_after);
@@ -34,11 +37,13 @@ class CudaClock {
   uint64_t error_ns(uint64_t device_ns) const { return map_.error_ns(device_ns); }
 
  private:
-  Status Compare();
+  Status Ask();
+  Status Look();  // whether the reading that was asked for is there
 
   cudaStream_t stream_ = nullptr;
   PinnedBuffer reading_;
   TimeNs compared_ns_ = 0;
+  TimeNs asked_ns_ = 0;  // of the reading under way; 0: there is none
   ClockMap map_;
 };
 

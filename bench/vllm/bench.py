@@ -72,7 +72,8 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", help="a model's config.json")
-    parser.add_argument("--requests", help="what --save-requests of weir bench wrote")
+    parser.add_argument("--requests", nargs="+", default=[],
+                        help="files that --save-requests of weir bench wrote")
     parser.add_argument("--batch-size", default="", help="decode steps of these batches, 1,64,...")
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--output-len", type=int, default=100)
@@ -102,7 +103,7 @@ def main():
               "gpu": torch.cuda.get_device_name(0), "settings": vars(args),
               "ready_s": time.perf_counter() - begin}
     if args.requests:
-        report["throughput"] = throughput(llm, args.requests, vocab_size)
+        report["throughput"] = {path: throughput(llm, path, vocab_size) for path in args.requests}
     if batches:
         report["latency"] = [latency(llm, b, args.context, args.output_len, vocab_size,
                                      args.repetitions) for b in batches]
