@@ -50,8 +50,10 @@ cuda::GatePoint CudaRecorder::Gate(int32_t arrive, int32_t depart) const {
   return {.table = gates_, .arrive = arrive, .depart = depart};
 }
 
-const int32_t* CudaRecorder::GateChunk(uint32_t gate) const {
-  return gates_.produced == nullptr ? nullptr : gates_.chunk_of_gate + gate;
+cuda::WeightGate CudaRecorder::Before(uint32_t gate) const {
+  if (gates_.produced == nullptr) return {};
+  return {
+      .chunk = gates_.chunk_of_gate + gate, .header = gates_.header, .produced = gates_.produced};
 }
 
 cuda::GemmParams CudaRecorder::Product(uint64_t weights, uint64_t bias, int64_t n, int64_t k,
@@ -78,9 +80,9 @@ std::vector<cuda::GemmParams> CudaRecorder::ProductsOf(uint32_t layer) const {
               kOverwrite),
       Product(w.down, w.down_bias, hidden, ffn, Scratch<Bf16>(layout_.activated), x, kAccumulate)};
   const uint32_t gate = layer * kSegmentsPerLayer;
-  products[0].gate_chunk = products[1].gate_chunk = GateChunk(gate);
-  products[2].gate_chunk = GateChunk(gate + 1);
-  products[3].gate_chunk = GateChunk(gate + 2);
+  products[0].gate = products[1].gate = Before(gate);
+  products[2].gate = Before(gate + 1);
+  products[3].gate = Before(gate + 2);
   return products;
 }
 
@@ -89,7 +91,7 @@ cuda::GemmParams CudaRecorder::Logits() const {
                                config_.hidden_size, Scratch<Bf16>(layout_.gathered),
                                Scratch<float>(layout_.logits), cuda::GemmOutput::kOverwrite);
   p.kind.type = cuda::GemmOutputType::kF32;
-  p.gate_chunk = GateChunk(map_.layout.gates() - 1);
+  p.gate = Before(map_.layout.gates() - 1);
   return p;
 }
 

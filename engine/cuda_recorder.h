@@ -61,7 +61,8 @@ class CudaRecorder {
                            const cuda::Bf16* x, void* y, cuda::GemmOutput output) const;
   cuda::GemmParams Logits() const;
   std::vector<cuda::GemmParams> ProductsOf(uint32_t layer) const;  // qkv, o, gate_up, down
-  const int32_t* GateChunk(uint32_t gate) const;
+  // The gate, as products see it that read weights early.
+  cuda::WeightGate Before(uint32_t gate) const;
   // A kernel may be placed before the one before it has ended.
   cuda::Launch Early() const { return {.stream = stream_, .overlap = cuda::Overlap::kPrologue}; }
   Status Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaStepShape& shape,

@@ -1,6 +1,5 @@
-#include "kernels/cuda/gates.cuh"
-
 #include "kernels/cuda/enqueue.cuh"
+#include "kernels/cuda/gates.cuh"
 
 namespace weir::cuda {
 namespace {
@@ -29,6 +28,12 @@ LaunchStatus CheckGatePoint(const GatePoint& gate, const char* what) {
     return LaunchStatus::Invalid(std::string(what) + ": a departure needs consumed");
   }
   return {};
+}
+
+LaunchStatus CheckWeightGate(const WeightGate& gate, const char* what) {
+  if (gate.chunk == nullptr || (gate.header != nullptr && gate.produced != nullptr)) return {};
+  return LaunchStatus::Invalid(std::string(what) +
+                               ": a gate before weights needs header and produced");
 }
 
 LaunchStatus StepEnd(const StepEndParams& params, const Launch& launch) {

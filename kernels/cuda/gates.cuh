@@ -45,6 +45,15 @@ __device__ __forceinline__ int32_t FailedGate(const StepLog* log) {
   return *const_cast<const volatile int32_t*>(&log->failed_gate);
 }
 
+// What |produced| must have come to before the weights are there; 0 where the gate is not armed.
+// Past the caches of this multiprocessor: in a kernel that was launched early they may hold what an
+// earlier step read there.
+__device__ __forceinline__ uint64_t NeededOf(const WeightGate& gate) {
+  const int32_t chunk = *const_cast<const volatile int32_t*>(gate.chunk);
+  const uint64_t base = *const_cast<const volatile uint64_t*>(&gate.header->pass_base);
+  return chunk < 0 ? 0 : base + static_cast<uint64_t>(chunk) + 1;
+}
+
 __device__ inline void Depart(const GateTable& table, int32_t gate) {
   const int32_t chunk = table.chunk_of_gate[gate];
   if (chunk < 0) return;

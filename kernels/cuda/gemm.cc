@@ -109,7 +109,7 @@ LaunchStatus GemmPlanner::Check(const GemmParams& p) const {
   if (kind.output == GemmOutput::kAccumulate && kind.type == GemmOutputType::kF32) {
     return LaunchStatus::Invalid("gemm: only bf16 outputs accumulate");
   }
-  return {};
+  return CheckWeightGate(p.gate, "gemm");
 }
 
 LaunchStatus GemmPlanner::MakeBucket(const GemmParams& p, Bucket* bucket) const {
