@@ -11,6 +11,15 @@ namespace weir {
 
 using cuda::Bf16;
 
+namespace {
+
+// What a product of cuBLASLt's finds of its weights in L2. None until it has been measured
+// (bench/kernels, --prefetch).
+constexpr int64_t kPrefetchBytes = 0;
+constexpr cuda::PrefetchOrder kPrefetchOrder = cuda::PrefetchOrder::kColumns;
+
+}  // namespace
+
 CudaRecorder::CudaRecorder(const ModelConfig& config, const ComputeLimits& limits,
                            const WeightMap& map, const CudaLayout& layout,
                            const cuda::DecodeAttention* decode_attention, std::byte* weights,
@@ -54,6 +63,16 @@ cuda::WeightGate CudaRecorder::Before(uint32_t gate) const {
   if (gates_.produced == nullptr) return {};
   return {
       .chunk = gates_.chunk_of_gate + gate, .header = gates_.header, .produced = gates_.produced};
+}
+
+// Only in captured steps: those that prefill compute, they do not wait for memory. And not for O:
+// attention comes between, which reads more KV than L2 holds.
+cuda::WeightPrefetch CudaRecorder::Ahead(const cuda::GemmPlanner& gemm,
+                                         const cuda::GemmParams& next,
+                                         const CudaStepShape& shape) const {
+  if (shape.bucket == 0 || gemm.RunsOwn(next.kind, next.m)) return {};
+  return cuda::PrefetchOf(next.weights, next.kind.n, next.kind.k, next.gate, kPrefetchOrder,
+                          kPrefetchBytes);
 }
 
 cuda::GemmParams CudaRecorder::Product(uint64_t weights, uint64_t bias, int64_t n, int64_t k,
@@ -217,7 +236,8 @@ Status CudaRecorder::Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaSt
     Digest(p.y);
   }
   // The norm reads no gated byte, and the copy gets the time it takes.
-  const auto norm = [&](uint64_t weight, int32_t arrive, int32_t depart) {
+  const auto norm = [&](uint64_t weight, int32_t arrive, int32_t depart,
+                        const cuda::GemmParams& next) {
     const cuda::RmsNormParams p{.x = Scratch<Bf16>(layout_.hidden),
                                 .ldx = hidden,
                                 .weight = Norm(weight),
@@ -226,11 +246,12 @@ Status CudaRecorder::Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaSt
                                 .ldy = hidden,
                                 .m = m,
                                 .h = hidden,
-                                .gate = Gate(arrive, depart)};
+                                .gate = Gate(arrive, depart),
+                                .prefetch = Ahead(gemm, next, shape)};
     Digest(p.weight);
     return ToStatus(cuda::RmsNorm(p, launch));
   };
-  WEIR_TRY(norm(w.attn_norm, gate, gate - 1));
+  WEIR_TRY(norm(w.attn_norm, gate, gate - 1, products[0]));
   WEIR_TRY(ToStatus(gemm.Run(products[0], launch)));
   const cuda::QkvParams qkv{.qkv = Scratch<Bf16>(layout_.qkv),
                             .ldqkv = q_size_ + 2 * kv_size_,
@@ -252,13 +273,14 @@ Status CudaRecorder::Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaSt
   WEIR_TRY(Attention(layer, shape, plans));
   WEIR_TRY(ToStatus(gemm.Run(products[1], launch)));
 
-  WEIR_TRY(norm(w.mlp_norm, gate + 1, gate));
+  WEIR_TRY(norm(w.mlp_norm, gate + 1, gate, products[2]));
   WEIR_TRY(ToStatus(gemm.Run(products[2], launch)));
   WEIR_TRY(ToStatus(cuda::SiluMul({.gate_up = Scratch<Bf16>(layout_.gate_up),
                                    .y = Scratch<Bf16>(layout_.activated),
                                    .m = m,
                                    .f = config_.intermediate_size,
-                                   .gate = Gate(gate + 2, gate + 1)},
+                                   .gate = Gate(gate + 2, gate + 1),
+                                   .prefetch = Ahead(gemm, products[3], shape)},
                                   launch)));
   return ToStatus(gemm.Run(products[3], launch));
 }

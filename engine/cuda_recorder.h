@@ -11,6 +11,7 @@
 #include "kernels/cuda/decode_attention.h"
 #include "kernels/cuda/gates.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/prefetch.h"
 
 namespace weir {
 
@@ -63,6 +64,9 @@ class CudaRecorder {
   std::vector<cuda::GemmParams> ProductsOf(uint32_t layer) const;  // qkv, o, gate_up, down
   // The gate, as products see it that read weights early.
   cuda::WeightGate Before(uint32_t gate) const;
+  // What the launch above |next| asks for of its weights.
+  cuda::WeightPrefetch Ahead(const cuda::GemmPlanner& gemm, const cuda::GemmParams& next,
+                             const CudaStepShape& shape) const;
   // A kernel may be placed before the one before it has ended.
   cuda::Launch Early() const { return {.stream = stream_, .overlap = cuda::Overlap::kPrologue}; }
   Status Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaStepShape& shape,
