@@ -305,8 +305,8 @@ Status CudaRecorder::Attention(uint32_t layer, const CudaStepShape& shape,
                                       .q_indptr = Input<int32_t>(tables.q_indptr)}},
                            launch));
   };
-  if (AttendsWithOwn(shape.bucket)) {
-    WEIR_TRY(OwnDecodeAttention(layer, shape.bucket));
+  if (AttendsWithOwn(shape.decode_rows())) {
+    WEIR_TRY(OwnDecodeAttention(layer, shape.decode_rows()));
   } else if (plans.decode != nullptr) {
     WEIR_TRY(run(*plans.decode, decode_buffers(nullptr), layout_.in.decode, 0, 0));
   }
@@ -317,14 +317,15 @@ Status CudaRecorder::Attention(uint32_t layer, const CudaStepShape& shape,
   return OkStatus();
 }
 
-bool CudaRecorder::AttendsWithOwn(uint32_t bucket) const {
-  return decode_attention_ != nullptr && bucket > 0 &&
-         bucket <= static_cast<uint32_t>(cuda::kMaxDecodeSequences);
+bool CudaRecorder::AttendsWithOwn(uint32_t decode_rows) const {
+  return decode_attention_ != nullptr && decode_rows > 0 &&
+         decode_rows <= static_cast<uint32_t>(cuda::kMaxDecodeSequences);
 }
 
 // Launched early it reads the page table and KV of earlier steps before the launch above it has
-// ended: both were there before the step's first kernel, which is not launched early.
-Status CudaRecorder::OwnDecodeAttention(uint32_t layer, uint32_t bucket) {
+// ended: both were there before the step's first kernel, which is not launched early. Rows that
+// prefill write no page of these sequences: the index learns of blocks once their step has ended.
+Status CudaRecorder::OwnDecodeAttention(uint32_t layer, uint32_t decode_rows) {
   const CudaInputLayout::Tables& tables = layout_.in.decode;
   return ToStatus(
       decode_attention_->Run({.q = Scratch<Bf16>(layout_.qkv),
@@ -333,7 +334,7 @@ Status CudaRecorder::OwnDecodeAttention(uint32_t layer, uint32_t bucket) {
                               .scale = attention_scale(),
                               .kv = kv_,
                               .layer = static_cast<int32_t>(layer),
-                              .sequences = static_cast<int32_t>(bucket),
+                              .sequences = static_cast<int32_t>(decode_rows),
                               .pages = {.blocks = Input<int32_t>(layout_.in.pages),
                                         .page_indptr = Input<int32_t>(tables.page_indptr),
                                         .last_page_len = Input<int32_t>(tables.last_page_len)},

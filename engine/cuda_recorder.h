@@ -39,8 +39,8 @@ class CudaRecorder {
 
   cuda::PlanBuffers decode_buffers(void* host_int) const;
   cuda::PlanBuffers prefill_buffers(void* host_int) const;
-  // Whether a captured step of so many sequences attends with our own kernel: it needs no plan.
-  bool AttendsWithOwn(uint32_t bucket) const;
+  // Whether so many sequences with one row each attend with our own kernel: it needs no plan.
+  bool AttendsWithOwn(uint32_t decode_rows) const;
 
  private:
   template <typename T>
@@ -72,7 +72,7 @@ class CudaRecorder {
   Status Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaStepShape& shape,
                const CudaStepPlans& plans);
   Status Attention(uint32_t layer, const CudaStepShape& shape, const CudaStepPlans& plans);
-  Status OwnDecodeAttention(uint32_t layer, uint32_t bucket);
+  Status OwnDecodeAttention(uint32_t layer, uint32_t decode_rows);
   float attention_scale() const { return 1.0F / std::sqrt(static_cast<float>(config_.head_dim)); }
   void Digest(const void* pointer);
 

@@ -54,7 +54,8 @@ class DecodeAttention {
   // With Overlap::kPrologue the kernel reads the page table, and all pages but each sequence's
   // last, before its predecessor has ended: none of them may be written by a launch that a chain of
   // early launches ties to this one. (A step's first kernel is not launched early, and a step
-  // writes one token of KV a sequence.) q and the last pages are read behind the predecessor.
+  // writes one token of KV to each of these sequences; what it writes for others is theirs alone
+  // until it has ended.) q and the last pages are read behind the predecessor.
   LaunchStatus Run(const DecodeAttentionParams& params, const Launch& launch) const;
 
  private:
