@@ -1,4 +1,5 @@
 #include "kernels/cuda/activation.h"
+
 #include "kernels/cuda/bf16x8.cuh"
 #include "kernels/cuda/enqueue.cuh"
 #include "kernels/cuda/prefetch.cuh"
@@ -22,7 +23,8 @@ __global__ void __launch_bounds__(kThreads) SiluMulKernel(const SiluMulLaunch la
   if (blockIdx.x < launch.riders) return RunRider(p.gate, p.prefetch, launch.riders);
   const uint32_t block = blockIdx.x - launch.riders;
   const uint32_t row = block / launch.chunks;
-  const int64_t column = (int64_t{block - row * launch.chunks} * kThreads + threadIdx.x) * kVector;
+  const int64_t column =
+      (int64_t{block - row * launch.chunks} * kThreads + threadIdx.x) * kVector;
   if (column >= p.f) return;
   const Bf16* from = p.gate_up + row * (2 * p.f) + column;
   float gate[kVector], up[kVector];

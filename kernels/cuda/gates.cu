@@ -1,5 +1,6 @@
-#include "kernels/cuda/enqueue.cuh"
 #include "kernels/cuda/gates.cuh"
+
+#include "kernels/cuda/enqueue.cuh"
 
 namespace weir::cuda {
 namespace {

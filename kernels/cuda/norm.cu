@@ -1,6 +1,7 @@
+#include "kernels/cuda/norm.h"
+
 #include "kernels/cuda/bf16x8.cuh"
 #include "kernels/cuda/enqueue.cuh"
-#include "kernels/cuda/norm.h"
 #include "kernels/cuda/prefetch.cuh"
 
 namespace weir::cuda {
