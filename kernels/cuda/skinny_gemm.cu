@@ -1,10 +1,11 @@
+#include "kernels/cuda/skinny_gemm.h"
+
 #include <algorithm>
 #include <bit>
 
 #include "kernels/cuda/enqueue.cuh"
 #include "kernels/cuda/gates.cuh"
 #include "kernels/cuda/hopper.cuh"
-#include "kernels/cuda/skinny_gemm.h"
 
 namespace weir::cuda {
 namespace {
@@ -16,7 +17,7 @@ constexpr int kWarps = kConsumers / 32;
 constexpr int kThreads = kConsumers + 32;  // the last warp asks for copies
 constexpr int kWeightBytes = kTileRows * kBlockK * 2;
 constexpr int kWarpBytes = 32 * sizeof(float4);  // four values of each thread of a warp
-constexpr int kAlignment = 1024;                 // of swizzled boxes
+constexpr int kAlignment = 1024;  // of swizzled boxes
 constexpr int kBarrierBytes = 256;
 // A block takes so much that a multiprocessor holds one, but for kernels that need none: blocks
 // that are launched early spread evenly.
@@ -294,7 +295,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   TriggerDependents();
   __syncthreads();
   const bool alone = share.cluster == 1;  // cluster barriers are for clusters of two or more
-  if (!alone) hopper::ClusterArrive();
+  // Barriers are behind their fence, and W need not be asked for behind another.
+  if (!alone) hopper::ClusterArriveRelaxed();
   if (threadIdx.x < kConsumers) {
     Consume<kM, Out>(p, s, share);
   } else {
