@@ -65,8 +65,7 @@ cuda::WeightGate CudaRecorder::Before(uint32_t gate) const {
       .chunk = gates_.chunk_of_gate + gate, .header = gates_.header, .produced = gates_.produced};
 }
 
-// Only in captured steps: those that prefill compute, they do not wait for memory. And not for O:
-// attention comes between, which reads more KV than L2 holds.
+// Only in captured steps: those that prefill compute, they do not wait for memory.
 cuda::WeightPrefetch CudaRecorder::Ahead(const cuda::GemmPlanner& gemm,
                                          const cuda::GemmParams& next,
                                          const CudaStepShape& shape) const {
@@ -270,7 +269,10 @@ Status CudaRecorder::Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaSt
                             .layer = static_cast<int32_t>(layer)};
   Digest(kv_.base);
   WEIR_TRY(ToStatus(cuda::FinishQkv(qkv, launch)));
-  WEIR_TRY(Attention(layer, shape, plans));
+  // O's gate is QKV's, which the norm has passed.
+  cuda::WeightPrefetch o_ahead = Ahead(gemm, products[1], shape);
+  o_ahead.gate = {};
+  WEIR_TRY(Attention(layer, shape, plans, o_ahead));
   WEIR_TRY(ToStatus(gemm.Run(products[1], launch)));
 
   WEIR_TRY(norm(w.mlp_norm, gate + 1, gate, products[2]));
@@ -286,7 +288,7 @@ Status CudaRecorder::Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaSt
 }
 
 Status CudaRecorder::Attention(uint32_t layer, const CudaStepShape& shape,
-                               const CudaStepPlans& plans) {
+                               const CudaStepPlans& plans, const cuda::WeightPrefetch& ahead) {
   const cuda::Launch launch = Early();
   const auto run = [&](const cuda::AttentionPlan& plan, const cuda::PlanBuffers& buffers,
                        const CudaInputLayout::Tables& tables, int64_t first_row,
@@ -306,7 +308,7 @@ Status CudaRecorder::Attention(uint32_t layer, const CudaStepShape& shape,
                            launch));
   };
   if (AttendsWithOwn(shape.decode_rows())) {
-    WEIR_TRY(OwnDecodeAttention(layer, shape.decode_rows()));
+    WEIR_TRY(OwnDecodeAttention(layer, shape.decode_rows(), ahead));
   } else if (plans.decode != nullptr) {
     WEIR_TRY(run(*plans.decode, decode_buffers(nullptr), layout_.in.decode, 0, 0));
   }
@@ -325,7 +327,8 @@ bool CudaRecorder::AttendsWithOwn(uint32_t decode_rows) const {
 // Launched early it reads the page table and KV of earlier steps before the launch above it has
 // ended: both were there before the step's first kernel, which is not launched early. Rows that
 // prefill write no page of these sequences: the index learns of blocks once their step has ended.
-Status CudaRecorder::OwnDecodeAttention(uint32_t layer, uint32_t decode_rows) {
+Status CudaRecorder::OwnDecodeAttention(uint32_t layer, uint32_t decode_rows,
+                                        const cuda::WeightPrefetch& ahead) {
   const CudaInputLayout::Tables& tables = layout_.in.decode;
   return ToStatus(
       decode_attention_->Run({.q = Scratch<Bf16>(layout_.qkv),
@@ -338,7 +341,8 @@ Status CudaRecorder::OwnDecodeAttention(uint32_t layer, uint32_t decode_rows) {
                               .pages = {.blocks = Input<int32_t>(layout_.in.pages),
                                         .page_indptr = Input<int32_t>(tables.page_indptr),
                                         .last_page_len = Input<int32_t>(tables.last_page_len)},
-                              .workspace = Scratch<void>(layout_.decode_workspace)},
+                              .workspace = Scratch<void>(layout_.decode_workspace),
+                              .prefetch = ahead},
                              Early()));
 }
 

@@ -71,8 +71,11 @@ class CudaRecorder {
   cuda::Launch Early() const { return {.stream = stream_, .overlap = cuda::Overlap::kPrologue}; }
   Status Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaStepShape& shape,
                const CudaStepPlans& plans);
-  Status Attention(uint32_t layer, const CudaStepShape& shape, const CudaStepPlans& plans);
-  Status OwnDecodeAttention(uint32_t layer, uint32_t decode_rows);
+  // |ahead|: what it may ask for of the weights behind it.
+  Status Attention(uint32_t layer, const CudaStepShape& shape, const CudaStepPlans& plans,
+                   const cuda::WeightPrefetch& ahead);
+  Status OwnDecodeAttention(uint32_t layer, uint32_t decode_rows,
+                            const cuda::WeightPrefetch& ahead);
   float attention_scale() const { return 1.0F / std::sqrt(static_cast<float>(config_.head_dim)); }
   void Digest(const void* pointer);
 

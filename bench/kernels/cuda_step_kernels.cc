@@ -148,7 +148,8 @@ StepKernel CudaStep::OwnAttentionKernel(StepPart part) {
          .pages = {.blocks = Input<int32_t>(set, layout_.in.pages),
                    .page_indptr = Input<int32_t>(set, tables.page_indptr),
                    .last_page_len = Input<int32_t>(set, tables.last_page_len)},
-         .workspace = Scratch<void>(layout_.decode_workspace)},
+         .workspace = Scratch<void>(layout_.decode_workspace),
+         .prefetch = Ahead(layer, 1)},
         {.stream = stream_, .overlap = overlap}));
   };
   return kernel;

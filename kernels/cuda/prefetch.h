@@ -2,10 +2,11 @@
 // between two products. For products that cannot read early themselves (cuBLASLt's). A hint: it
 // changes no bit, and a GPU older than Hopper ignores it.
 //
-// It rides in the kernel before the product, in blocks of its own in front of that kernel's, so
-// that nothing waits for it. They ask behind WaitForPredecessor(): what runs until then uses the
-// memory well. Where the weights' gate is armed and their chunk has not come they ask for nothing;
-// a slot that is not mapped may be behind it.
+// It rides in the kernel before the product: of a norm or activation in blocks of its own in front
+// of that kernel's, so that nothing waits for it; of our attention in its blocks as they end. They
+// ask behind WaitForPredecessor(): what runs until then uses the memory well. Where the weights'
+// gate is armed and their chunk has not come they ask for nothing; a slot that is not mapped may be
+// behind it.
 #pragma once
 
 #include <cstdint>
