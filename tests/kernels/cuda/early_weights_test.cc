@@ -24,6 +24,7 @@ class CudaEarlyWeights : public testing::GateTest {
   void SetUp() override {
     testing::GateTest::SetUp();
     if (IsSkipped()) return;
+    if (DeviceArchitecture() != 90) GTEST_SKIP() << "only products of Hopper's read early";
     workspace_ = std::make_unique<DeviceBuffer<uint8_t>>(32 << 20);
     ASSERT_TRUE(Launched(GemmPlanner::Create({.workspace = workspace_->get(),
                                               .workspace_bytes = workspace_->Bytes(),
