@@ -39,8 +39,7 @@ bool TimesWanted() {
 // A decode step of up to |bucket| sequences.
 struct CapturedStep {
   uint32_t bucket = 0;
-  bool own_attention = false;  // it has no plan
-  cuda::AttentionPlan plan;
+  cuda::AttentionPlan plan;  // none where it attends with our own kernel
   CudaGraph graph;
 };
 
@@ -79,6 +78,10 @@ struct CudaCompute::Impl {
   Status Capture(uint32_t bucket);
   Status Plan(Slot& slot, CapturedStep* captured, cuda::AttentionPlan* decode,
               cuda::AttentionPlan* prefill);
+  // Our own attention needs no plan.
+  bool PlansDecode(const CudaStepShape& shape) const {
+    return shape.decode_sequences > 0 && !recorder->AttendsWithOwn(shape.decode_rows());
+  }
   Status Launch(Slot& slot);
   Status Upload(const Slot& slot);
   Status Download(const Slot& slot);
@@ -255,11 +258,11 @@ Status CudaCompute::Impl::Capture(uint32_t bucket) {
   step.bucket = bucket;
   CudaStepShape shape;
   shape.bucket = bucket;
-  step.own_attention = recorder->AttendsWithOwn(bucket);
-  if (!step.own_attention) WEIR_TRY(PlanPadding(&step));
+  const bool own_attention = recorder->AttendsWithOwn(bucket);
+  if (!own_attention) WEIR_TRY(PlanPadding(&step));
 
   step.graph = WEIR_TRY(CaptureCudaGraph(memory.stream, [&] {
-    const cuda::AttentionPlan* plan = step.own_attention ? nullptr : &step.plan;
+    const cuda::AttentionPlan* plan = own_attention ? nullptr : &step.plan;
     return recorder->Enqueue(*gemm, shape, {.decode = plan, .prefill = nullptr}, true);
   }));
   captured.push_back(std::move(step));
@@ -280,7 +283,7 @@ Status CudaCompute::Impl::Plan(Slot& slot, CapturedStep* step, cuda::AttentionPl
       .kernel = cuda::AttentionKernel::kFa2,
       .shape = AttentionShapeOf(config, map),
       .use = step != nullptr ? cuda::PlanUse::kDecodeGraph : cuda::PlanUse::kEager};
-  if (slot.shape.decode_sequences > 0 && (step == nullptr || !step->own_attention)) {
+  if (PlansDecode(slot.shape)) {
     request.batch = slot.inputs.decode(slot.shape, layout);
     WEIR_TRY(ToStatus(cuda::PlanAttention(
         request, recorder->decode_buffers(slot.decode_int.At<void>(0)), memory.stream, decode)));
@@ -372,7 +375,7 @@ Status CudaCompute::Impl::Launch(Slot& slot) {
     WEIR_TRY(FromCuda(cudaGraphLaunch(step->graph.get(), memory.stream), "cudaGraphLaunch"));
   } else {
     WEIR_TRY(recorder->Enqueue(*gemm, slot.shape,
-                               {.decode = slot.shape.decode_sequences > 0 ? &decode : nullptr,
+                               {.decode = PlansDecode(slot.shape) ? &decode : nullptr,
                                 .prefill = slot.shape.prefill_sequences > 0 ? &prefill : nullptr},
                                false));
   }
@@ -487,8 +490,9 @@ uint32_t CudaCompute::recordings() const {
 }
 
 std::string CudaCompute::description() const {
-  const auto own = std::count_if(impl_->captured.begin(), impl_->captured.end(),
-                                 [](const CapturedStep& step) { return step.own_attention; });
+  const auto own = std::count_if(
+      impl_->captured.begin(), impl_->captured.end(),
+      [this](const CapturedStep& step) { return impl_->recorder->AttendsWithOwn(step.bucket); });
   return "cuda " + impl_->gpu + ", " + std::to_string(impl_->captured.size()) + " captured steps" +
          (own > 0 ? ", " + std::to_string(own) + " with weir's decode attention" : "");
 }

@@ -6,8 +6,9 @@
 // pass the gates of the weight pager by themselves (kernels/cuda/gates.h). Sampling is part of the
 // step: the next one finds its tokens on the device.
 //
-// Dense products are cuBLASLt's, algorithms chosen by timing in Create; attention is FlashInfer's,
-// in captured steps it may be our own (cuda_decode_attention.h).
+// Dense products are cuBLASLt's, algorithms chosen by timing in Create. Sequences with one row
+// attend with our own kernel where it takes the shape (kernels/cuda/decode_attention.h), the others
+// with FlashInfer's.
 // Which algorithm computes a row depends on how many rows the step has, so tokens depend on the
 // schedule; the same schedule gives the same bits, whatever the pager does (S2).
 //

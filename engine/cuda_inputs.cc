@@ -174,11 +174,10 @@ Result<CudaStepShape> CudaInputs::Fill(const StepBatch& batch, const DeviceGates
 
 cuda::AttentionBatch CudaInputs::decode(const CudaStepShape& shape,
                                         const CudaLayout& layout) const {
-  return {
-      .q_indptr_host = block_.At<int32_t>(layout.in.decode.q_indptr),
-      .page_indptr_host = block_.At<int32_t>(layout.in.decode.page_indptr),
-      .context_host = decode_contexts_.data(),
-      .sequences = static_cast<int32_t>(shape.bucket > 0 ? shape.bucket : shape.decode_sequences)};
+  return {.q_indptr_host = block_.At<int32_t>(layout.in.decode.q_indptr),
+          .page_indptr_host = block_.At<int32_t>(layout.in.decode.page_indptr),
+          .context_host = decode_contexts_.data(),
+          .sequences = static_cast<int32_t>(shape.decode_rows())};
 }
 
 cuda::AttentionBatch CudaInputs::prefill(const CudaStepShape& shape,

@@ -46,6 +46,8 @@ struct CudaStepShape {
   bool wants_top_logprobs = false;
   bool armed = false;  // some gate is
   uint32_t rows() const { return bucket > 0 ? bucket : decode_sequences + prefill_rows; }
+  // With padding: what attends with one row each.
+  uint32_t decode_rows() const { return bucket > 0 ? bucket : decode_sequences; }
   uint32_t sample_rows() const { return bucket > 0 ? bucket : logit_rows; }
 };
 

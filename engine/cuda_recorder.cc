@@ -11,6 +11,15 @@ namespace weir {
 
 using cuda::Bf16;
 
+namespace {
+
+// What a product of cuBLASLt's finds of its weights in L2. None until it has been measured
+// (bench/kernels, --prefetch).
+constexpr int64_t kPrefetchBytes = 0;
+constexpr cuda::PrefetchOrder kPrefetchOrder = cuda::PrefetchOrder::kColumns;
+
+}  // namespace
+
 CudaRecorder::CudaRecorder(const ModelConfig& config, const ComputeLimits& limits,
                            const WeightMap& map, const CudaLayout& layout,
                            const cuda::DecodeAttention* decode_attention, std::byte* weights,
@@ -50,8 +59,19 @@ cuda::GatePoint CudaRecorder::Gate(int32_t arrive, int32_t depart) const {
   return {.table = gates_, .arrive = arrive, .depart = depart};
 }
 
-const int32_t* CudaRecorder::GateChunk(uint32_t gate) const {
-  return gates_.produced == nullptr ? nullptr : gates_.chunk_of_gate + gate;
+cuda::WeightGate CudaRecorder::Before(uint32_t gate) const {
+  if (gates_.produced == nullptr) return {};
+  return {
+      .chunk = gates_.chunk_of_gate + gate, .header = gates_.header, .produced = gates_.produced};
+}
+
+// Only in captured steps: those that prefill compute, they do not wait for memory.
+cuda::WeightPrefetch CudaRecorder::Ahead(const cuda::GemmPlanner& gemm,
+                                         const cuda::GemmParams& next,
+                                         const CudaStepShape& shape) const {
+  if (shape.bucket == 0 || gemm.RunsOwn(next.kind, next.m)) return {};
+  return cuda::PrefetchOf(next.weights, next.kind.n, next.kind.k, next.gate, kPrefetchOrder,
+                          kPrefetchBytes);
 }
 
 cuda::GemmParams CudaRecorder::Product(uint64_t weights, uint64_t bias, int64_t n, int64_t k,
@@ -78,9 +98,9 @@ std::vector<cuda::GemmParams> CudaRecorder::ProductsOf(uint32_t layer) const {
               kOverwrite),
       Product(w.down, w.down_bias, hidden, ffn, Scratch<Bf16>(layout_.activated), x, kAccumulate)};
   const uint32_t gate = layer * kSegmentsPerLayer;
-  products[0].gate_chunk = products[1].gate_chunk = GateChunk(gate);
-  products[2].gate_chunk = GateChunk(gate + 1);
-  products[3].gate_chunk = GateChunk(gate + 2);
+  products[0].gate = products[1].gate = Before(gate);
+  products[2].gate = Before(gate + 1);
+  products[3].gate = Before(gate + 2);
   return products;
 }
 
@@ -89,7 +109,7 @@ cuda::GemmParams CudaRecorder::Logits() const {
                                config_.hidden_size, Scratch<Bf16>(layout_.gathered),
                                Scratch<float>(layout_.logits), cuda::GemmOutput::kOverwrite);
   p.kind.type = cuda::GemmOutputType::kF32;
-  p.gate_chunk = GateChunk(map_.layout.gates() - 1);
+  p.gate = Before(map_.layout.gates() - 1);
   return p;
 }
 
@@ -215,7 +235,8 @@ Status CudaRecorder::Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaSt
     Digest(p.y);
   }
   // The norm reads no gated byte, and the copy gets the time it takes.
-  const auto norm = [&](uint64_t weight, int32_t arrive, int32_t depart) {
+  const auto norm = [&](uint64_t weight, int32_t arrive, int32_t depart,
+                        const cuda::GemmParams& next) {
     const cuda::RmsNormParams p{.x = Scratch<Bf16>(layout_.hidden),
                                 .ldx = hidden,
                                 .weight = Norm(weight),
@@ -224,11 +245,12 @@ Status CudaRecorder::Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaSt
                                 .ldy = hidden,
                                 .m = m,
                                 .h = hidden,
-                                .gate = Gate(arrive, depart)};
+                                .gate = Gate(arrive, depart),
+                                .prefetch = Ahead(gemm, next, shape)};
     Digest(p.weight);
     return ToStatus(cuda::RmsNorm(p, launch));
   };
-  WEIR_TRY(norm(w.attn_norm, gate, gate - 1));
+  WEIR_TRY(norm(w.attn_norm, gate, gate - 1, products[0]));
   WEIR_TRY(ToStatus(gemm.Run(products[0], launch)));
   const cuda::QkvParams qkv{.qkv = Scratch<Bf16>(layout_.qkv),
                             .ldqkv = q_size_ + 2 * kv_size_,
@@ -247,22 +269,26 @@ Status CudaRecorder::Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaSt
                             .layer = static_cast<int32_t>(layer)};
   Digest(kv_.base);
   WEIR_TRY(ToStatus(cuda::FinishQkv(qkv, launch)));
-  WEIR_TRY(Attention(layer, shape, plans));
+  // O's gate is QKV's, which the norm has passed.
+  cuda::WeightPrefetch o_ahead = Ahead(gemm, products[1], shape);
+  o_ahead.gate = {};
+  WEIR_TRY(Attention(layer, shape, plans, o_ahead));
   WEIR_TRY(ToStatus(gemm.Run(products[1], launch)));
 
-  WEIR_TRY(norm(w.mlp_norm, gate + 1, gate));
+  WEIR_TRY(norm(w.mlp_norm, gate + 1, gate, products[2]));
   WEIR_TRY(ToStatus(gemm.Run(products[2], launch)));
   WEIR_TRY(ToStatus(cuda::SiluMul({.gate_up = Scratch<Bf16>(layout_.gate_up),
                                    .y = Scratch<Bf16>(layout_.activated),
                                    .m = m,
                                    .f = config_.intermediate_size,
-                                   .gate = Gate(gate + 2, gate + 1)},
+                                   .gate = Gate(gate + 2, gate + 1),
+                                   .prefetch = Ahead(gemm, products[3], shape)},
                                   launch)));
   return ToStatus(gemm.Run(products[3], launch));
 }
 
 Status CudaRecorder::Attention(uint32_t layer, const CudaStepShape& shape,
-                               const CudaStepPlans& plans) {
+                               const CudaStepPlans& plans, const cuda::WeightPrefetch& ahead) {
   const cuda::Launch launch = Early();
   const auto run = [&](const cuda::AttentionPlan& plan, const cuda::PlanBuffers& buffers,
                        const CudaInputLayout::Tables& tables, int64_t first_row,
@@ -281,8 +307,8 @@ Status CudaRecorder::Attention(uint32_t layer, const CudaStepShape& shape,
                                       .q_indptr = Input<int32_t>(tables.q_indptr)}},
                            launch));
   };
-  if (AttendsWithOwn(shape.bucket)) {
-    WEIR_TRY(OwnDecodeAttention(layer, shape.bucket));
+  if (AttendsWithOwn(shape.decode_rows())) {
+    WEIR_TRY(OwnDecodeAttention(layer, shape.decode_rows(), ahead));
   } else if (plans.decode != nullptr) {
     WEIR_TRY(run(*plans.decode, decode_buffers(nullptr), layout_.in.decode, 0, 0));
   }
@@ -293,14 +319,16 @@ Status CudaRecorder::Attention(uint32_t layer, const CudaStepShape& shape,
   return OkStatus();
 }
 
-bool CudaRecorder::AttendsWithOwn(uint32_t bucket) const {
-  return decode_attention_ != nullptr && bucket > 0 &&
-         bucket <= static_cast<uint32_t>(cuda::kMaxDecodeSequences);
+bool CudaRecorder::AttendsWithOwn(uint32_t decode_rows) const {
+  return decode_attention_ != nullptr && decode_rows > 0 &&
+         decode_rows <= static_cast<uint32_t>(cuda::kMaxDecodeSequences);
 }
 
 // Launched early it reads the page table and KV of earlier steps before the launch above it has
-// ended: both were there before the step's first kernel, which is not launched early.
-Status CudaRecorder::OwnDecodeAttention(uint32_t layer, uint32_t bucket) {
+// ended: both were there before the step's first kernel, which is not launched early. Rows that
+// prefill write no page of these sequences: the index learns of blocks once their step has ended.
+Status CudaRecorder::OwnDecodeAttention(uint32_t layer, uint32_t decode_rows,
+                                        const cuda::WeightPrefetch& ahead) {
   const CudaInputLayout::Tables& tables = layout_.in.decode;
   return ToStatus(
       decode_attention_->Run({.q = Scratch<Bf16>(layout_.qkv),
@@ -309,11 +337,12 @@ Status CudaRecorder::OwnDecodeAttention(uint32_t layer, uint32_t bucket) {
                               .scale = attention_scale(),
                               .kv = kv_,
                               .layer = static_cast<int32_t>(layer),
-                              .sequences = static_cast<int32_t>(bucket),
+                              .sequences = static_cast<int32_t>(decode_rows),
                               .pages = {.blocks = Input<int32_t>(layout_.in.pages),
                                         .page_indptr = Input<int32_t>(tables.page_indptr),
                                         .last_page_len = Input<int32_t>(tables.last_page_len)},
-                              .workspace = Scratch<void>(layout_.decode_workspace)},
+                              .workspace = Scratch<void>(layout_.decode_workspace),
+                              .prefetch = ahead},
                              Early()));
 }
 

@@ -11,6 +11,7 @@
 #include "kernels/cuda/decode_attention.h"
 #include "kernels/cuda/gates.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/prefetch.h"
 
 namespace weir {
 
@@ -38,8 +39,8 @@ class CudaRecorder {
 
   cuda::PlanBuffers decode_buffers(void* host_int) const;
   cuda::PlanBuffers prefill_buffers(void* host_int) const;
-  // Whether a captured step of so many sequences attends with our own kernel: it needs no plan.
-  bool AttendsWithOwn(uint32_t bucket) const;
+  // Whether so many sequences with one row each attend with our own kernel: it needs no plan.
+  bool AttendsWithOwn(uint32_t decode_rows) const;
 
  private:
   template <typename T>
@@ -61,13 +62,20 @@ class CudaRecorder {
                            const cuda::Bf16* x, void* y, cuda::GemmOutput output) const;
   cuda::GemmParams Logits() const;
   std::vector<cuda::GemmParams> ProductsOf(uint32_t layer) const;  // qkv, o, gate_up, down
-  const int32_t* GateChunk(uint32_t gate) const;
+  // The gate, as products see it that read weights early.
+  cuda::WeightGate Before(uint32_t gate) const;
+  // What the launch above |next| asks for of its weights.
+  cuda::WeightPrefetch Ahead(const cuda::GemmPlanner& gemm, const cuda::GemmParams& next,
+                             const CudaStepShape& shape) const;
   // A kernel may be placed before the one before it has ended.
   cuda::Launch Early() const { return {.stream = stream_, .overlap = cuda::Overlap::kPrologue}; }
   Status Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaStepShape& shape,
                const CudaStepPlans& plans);
-  Status Attention(uint32_t layer, const CudaStepShape& shape, const CudaStepPlans& plans);
-  Status OwnDecodeAttention(uint32_t layer, uint32_t bucket);
+  // |ahead|: what it may ask for of the weights behind it.
+  Status Attention(uint32_t layer, const CudaStepShape& shape, const CudaStepPlans& plans,
+                   const cuda::WeightPrefetch& ahead);
+  Status OwnDecodeAttention(uint32_t layer, uint32_t decode_rows,
+                            const cuda::WeightPrefetch& ahead);
   float attention_scale() const { return 1.0F / std::sqrt(static_cast<float>(config_.head_dim)); }
   void Digest(const void* pointer);
 

@@ -10,7 +10,8 @@ namespace weir {
 enum class DeviceKind : uint8_t { kAuto, kCpu, kCuda };
 enum class KvCacheDtype : uint8_t { kBf16, kF32 };
 enum class BackingChoice : uint8_t { kHost, kNvme, kNone, kPeer };
-// Which kernel attends in captured decode steps on a GPU; kAuto: our own where it takes the shape.
+// Which kernel attends for sequences with one new row on a GPU; kAuto: our own where it takes the
+// shape.
 enum class DecodeAttentionUse : uint8_t { kAuto, kFlashInfer };
 
 // Recording of events (vmm/trace_format.h).

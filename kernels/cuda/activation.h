@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/gates.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/prefetch.h"
 
 namespace weir::cuda {
 
@@ -17,6 +18,7 @@ struct SiluMulParams {
   int64_t m = 0;
   int64_t f = 0;  // a multiple of 8
   GatePoint gate;
+  WeightPrefetch prefetch;
 };
 LaunchStatus SiluMul(const SiluMulParams& params, const Launch& launch);
 

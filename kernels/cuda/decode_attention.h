@@ -23,6 +23,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/prefetch.h"
 
 namespace weir::cuda {
 
@@ -42,6 +43,9 @@ struct DecodeAttentionParams {
   // workspace_bytes() of device memory, 256-byte aligned, zeroed once before the first run. Runs of
   // one stream share it; each leaves it ready for the next.
   void* workspace = nullptr;
+  // Asked for by each block when it has done its share, so that memory reads on while the last ones
+  // end. (Before attention it would be of no use: KV drives it out of L2.)
+  WeightPrefetch prefetch;
 };
 
 // Represents what the kernel needs to know of a device and a shape; made once, outside captures.
@@ -54,7 +58,8 @@ class DecodeAttention {
   // With Overlap::kPrologue the kernel reads the page table, and all pages but each sequence's
   // last, before its predecessor has ended: none of them may be written by a launch that a chain of
   // early launches ties to this one. (A step's first kernel is not launched early, and a step
-  // writes one token of KV a sequence.) q and the last pages are read behind the predecessor.
+  // writes one token of KV to each of these sequences; what it writes for others is theirs alone
+  // until it has ended.) q and the last pages are read behind the predecessor.
   LaunchStatus Run(const DecodeAttentionParams& params, const Launch& launch) const;
 
  private:

@@ -26,6 +26,7 @@ struct DecodeLaunch {
   uint32_t* arrivals;  // [clusters]; 0 between launches
   float scale;         // of the scores, to the base 2
   int32_t sequences, kv_heads, group;
+  WeightPrefetch prefetch;
 };
 
 template <int kDim>

@@ -31,6 +31,12 @@ LaunchStatus CheckGatePoint(const GatePoint& gate, const char* what) {
   return {};
 }
 
+LaunchStatus CheckWeightGate(const WeightGate& gate, const char* what) {
+  if (gate.chunk == nullptr || (gate.header != nullptr && gate.produced != nullptr)) return {};
+  return LaunchStatus::Invalid(std::string(what) +
+                               ": a gate before weights needs header and produced");
+}
+
 LaunchStatus StepEnd(const StepEndParams& params, const Launch& launch) {
   if (params.log == nullptr) return LaunchStatus::Invalid("step end: it needs a log");
   if (LaunchStatus s = CheckGatePoint(params.gate, "step end"); !s.ok()) return s;

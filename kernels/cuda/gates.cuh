@@ -1,11 +1,6 @@
-// Device side of gates.h. A kernel that carries a gate does, before anything else:
-//
-//   WaitForPredecessor();
-//   if (gate.used() && blockIdx.x == 0) return RunGateBlock(gate);
-//   const auto block = blockIdx.x - (gate.used() ? 1 : 0);
-//
-// and is launched with GateBlocks(gate) blocks more, of at least 64 threads each. A departure says
-// that all kernels before this one have ended, which they have behind WaitForPredecessor().
+// Device side of gates.h. A kernel that carries a gate is launched with GateBlocks(gate) blocks
+// more, of at least 64 threads each (prefetch.cuh says how), which do RunGateBlock(gate) behind
+// WaitForPredecessor(): a departure says that all kernels before this one have ended.
 #pragma once
 
 #include "kernels/cuda/gates.h"
@@ -43,6 +38,15 @@ __device__ __forceinline__ void StoreRelease(uint64_t* p, uint64_t value) {
 
 __device__ __forceinline__ int32_t FailedGate(const StepLog* log) {
   return *const_cast<const volatile int32_t*>(&log->failed_gate);
+}
+
+// What |produced| must have come to before the weights are there; 0 where the gate is not armed.
+// Past the caches of this multiprocessor: in a kernel that was launched early they may hold what an
+// earlier step read there.
+__device__ __forceinline__ uint64_t NeededOf(const WeightGate& gate) {
+  const int32_t chunk = *const_cast<const volatile int32_t*>(gate.chunk);
+  const uint64_t base = *const_cast<const volatile uint64_t*>(&gate.header->pass_base);
+  return chunk < 0 ? 0 : base + static_cast<uint64_t>(chunk) + 1;
 }
 
 __device__ inline void Depart(const GateTable& table, int32_t gate) {

@@ -2,7 +2,8 @@
 // in device memory, until a chunk of weights has been copied in. Gates ride in kernels that are
 // there anyway (norms, the activation): the kernel boundary behind such a kernel keeps every reader
 // of the chunk back. A kernel that is launched early (Overlap::kPrologue) reads gated weights
-// before its predecessor has ended only where chunk_of_gate says that the gate is not armed.
+// before its predecessor has ended only where it has seen for itself that they are there
+// (WeightGate).
 //
 // Everything here is device memory at fixed addresses: which gates are armed, and for which chunks,
 // changes from step to step without another capture.
@@ -60,6 +61,20 @@ struct GateTable {
   StepLog* log = nullptr;
   GateRecord* records = nullptr;  // [gates]
 };
+
+// The gate that guards some weights, for a kernel that would read them before its predecessor, and
+// with it the kernel that passes the gate, has ended. It may where the gate is not armed: nobody
+// writes the weights then. And it may where |produced| says that their chunk has come: it stays
+// until a later kernel departs, since `consumed` holds the next copy back. Elsewhere it waits for
+// its predecessor. It never waits for the chunk, and neither counts nor notes anything.
+struct WeightGate {
+  const int32_t* chunk = nullptr;  // the gate's entry of chunk_of_gate; null: they never leave
+  const GateHeader* header = nullptr;
+  const uint64_t* produced = nullptr;
+};
+
+// Invalid when a gate with a chunk lacks the rest. |what| names the launch.
+LaunchStatus CheckWeightGate(const WeightGate& gate, const char* what);
 
 // What one kernel does for gates. By default nothing; the table may be empty then.
 struct GatePoint {

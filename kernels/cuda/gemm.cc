@@ -109,7 +109,7 @@ LaunchStatus GemmPlanner::Check(const GemmParams& p) const {
   if (kind.output == GemmOutput::kAccumulate && kind.type == GemmOutputType::kF32) {
     return LaunchStatus::Invalid("gemm: only bf16 outputs accumulate");
   }
-  return {};
+  return CheckWeightGate(p.gate, "gemm");
 }
 
 LaunchStatus GemmPlanner::MakeBucket(const GemmParams& p, Bucket* bucket) const {
@@ -315,12 +315,22 @@ LaunchStatus GemmPlanner::Prepare(const GemmParams& p, std::span<const Bf16* con
 
 LaunchStatus GemmPlanner::Run(const GemmParams& p, const Launch& launch) {
   if (LaunchStatus s = Check(p); !s.ok()) return s;
-  auto at = buckets_.lower_bound({p.kind, p.m});
-  while (at != buckets_.end() && at->second->op == nullptr) ++at;  // imported, not prepared
-  if (at == buckets_.end() || std::get<0>(at->first) != p.kind) {
+  Bucket* bucket = BucketOf(p.kind, p.m);
+  if (bucket == nullptr) {
     return LaunchStatus::Invalid("gemm: no bucket was prepared for " + Describe(p.kind, p.m));
   }
-  return Enqueue(*at->second, p, launch);
+  return Enqueue(*bucket, p, launch);
+}
+
+bool GemmPlanner::RunsOwn(const GemmKind& kind, int64_t m) const {
+  const Bucket* bucket = BucketOf(kind, m);
+  return bucket != nullptr && bucket->skinny;
+}
+
+GemmPlanner::Bucket* GemmPlanner::BucketOf(const GemmKind& kind, int64_t m) const {
+  auto at = buckets_.lower_bound({kind, m});
+  while (at != buckets_.end() && at->second->op == nullptr) ++at;  // imported, not prepared
+  return at == buckets_.end() || std::get<0>(at->first) != kind ? nullptr : at->second.get();
 }
 
 double GemmPlanner::SecondsOf(const GemmKind& kind, int64_t m) const {

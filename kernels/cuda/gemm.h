@@ -25,6 +25,7 @@
 #include <string>
 #include <tuple>
 
+#include "kernels/cuda/gates.h"
 #include "kernels/cuda/launch.h"
 
 namespace weir::cuda {
@@ -51,9 +52,7 @@ struct GemmParams {
   const Bf16* bias = nullptr;     // [n], iff kind.bias
   void* y = nullptr;              // [m, n] of kind.type
   int64_t m = 0;
-  // The entry of chunk_of_gate (gates.h) that guards the weights; null: they never leave. An early
-  // launch reads them before its predecessor has ended only if the entry is negative.
-  const int32_t* gate_chunk = nullptr;
+  WeightGate gate;  // before the weights; for launches that read them early
 };
 
 // Whether our own kernel for few rows is chosen, where the GPU and the product allow it.
@@ -92,6 +91,9 @@ class GemmPlanner {
   // launched early.
   LaunchStatus Run(const GemmParams& params, const Launch& launch);
 
+  // Whether Run makes it with our own kernel, which reads weights early by itself.
+  bool RunsOwn(const GemmKind& kind, int64_t m) const;
+
   // Seconds of the bucket's algorithm as timed in Prepare; 0 if it was not timed.
   double SecondsOf(const GemmKind& kind, int64_t m) const;
 
@@ -107,6 +109,7 @@ class GemmPlanner {
 
   explicit GemmPlanner(const GemmPlannerOptions& options);
   LaunchStatus Check(const GemmParams& params) const;
+  Bucket* BucketOf(const GemmKind& kind, int64_t m) const;  // null: none was prepared
   LaunchStatus MakeBucket(const GemmParams& params, Bucket* bucket) const;
   LaunchStatus Choose(const GemmParams& params, std::span<const Bf16* const> weights,
                       cudaStream_t stream, Bucket* bucket);

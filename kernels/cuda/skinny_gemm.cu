@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "kernels/cuda/enqueue.cuh"
+#include "kernels/cuda/gates.cuh"
 #include "kernels/cuda/hopper.cuh"
 
 namespace weir::cuda {
@@ -41,7 +42,7 @@ struct SkinnyLaunch {
   CUtensorMap x;        // [m, k], boxes of [kM, kBlockK]
   void* y;
   const Bf16* bias;
-  const int32_t* gate_chunk;
+  WeightGate gate;
   int32_t m, n;
   uint32_t tiles;
   uint32_t k_blocks;
@@ -84,6 +85,27 @@ struct Share {
       : first(p.k_blocks * rank / cluster), end(p.k_blocks * (rank + 1) / cluster) {}
 };
 
+// One thread, which asks for W then: whether it may before the predecessor has ended. The gate's
+// table was uploaded before the step's first kernel, which is not launched early.
+//
+// Bytes of a chunk that has come: the copy that wrote them, be it by a peer's engine, had ended
+// before |produced| was written, in the order of their stream. An acquire at system scope that sees
+// the counter so far orders them before what this thread reads next; the fence lets that hold for
+// bulk copies, which are another proxy. Older bytes can be nowhere: bulk copies read what the L2
+// cache has, by physical address, and it is where copies into this device's memory end, under
+// whichever of a ring's addresses.
+//
+// All is asked for at once, so that finding out costs one round trip, armed or not.
+__device__ __forceinline__ bool MayReadWeights(const WeightGate& gate) {
+  if (gate.chunk == nullptr) return true;
+  const uint64_t needed = gates::NeededOf(gate);
+  const uint64_t produced = gates::LoadAcquire(gate.produced);
+  if (needed == 0) return true;
+  if (produced < needed) return false;
+  hopper::FenceBulkReads();
+  return true;
+}
+
 // One thread: asks for the whole share, as stages become free.
 template <int kM>
 __device__ void Produce(const SkinnyLaunch& p, const Shared<kM>& s, const Share& share) {
@@ -100,14 +122,12 @@ __device__ void Produce(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
     hopper::CopyBox(s.x + stage * S::kInputBytes, &p.x, static_cast<int32_t>(block * kBlockK), 0,
                     &s.full[stage], again);
   };
-  // Before the wait nothing of a predecessor may be touched: W is constant while it is at home, and
-  // the gates' table was uploaded before the step's first kernel.
-  const bool away =
-      p.gate_chunk != nullptr && *const_cast<const volatile int32_t*>(p.gate_chunk) >= 0;
-  if (away) WaitForPredecessor();
+  // Before the wait nothing of a predecessor may be touched.
+  const bool early = MayReadWeights(p.gate);
+  if (!early) WaitForPredecessor();
   const uint32_t ahead = min(share.end, share.first + S::kStages);
   for (uint32_t b = share.first; b < ahead; ++b) copy_weights(share.first_tile, b, b - share.first);
-  if (!away) WaitForPredecessor();
+  if (early) WaitForPredecessor();
   for (uint32_t b = share.first; b < ahead; ++b) copy_x(b, b - share.first);
   uint32_t stage = (ahead - share.first) % S::kStages;
   uint32_t parity = ahead - share.first < S::kStages ? 1 : 0;  // stages not used yet are free
@@ -275,7 +295,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   TriggerDependents();
   __syncthreads();
   const bool alone = share.cluster == 1;  // cluster barriers are for clusters of two or more
-  if (!alone) hopper::ClusterArrive();
+  // Barriers are behind their fence, and W need not be asked for behind another.
+  if (!alone) hopper::ClusterArriveRelaxed();
   if (threadIdx.x < kConsumers) {
     Consume<kM, Out>(p, s, share);
   } else {
@@ -421,7 +442,7 @@ LaunchStatus SkinnyGemm::Run(const GemmParams& params, const Launch& launch) con
   }
   p.y = params.y;
   p.bias = params.bias;
-  p.gate_chunk = params.gate_chunk;
+  p.gate = params.gate;
   p.m = static_cast<int32_t>(params.m);
   p.n = static_cast<int32_t>(params.kind.n);
   p.tiles = static_cast<uint32_t>((params.kind.n + kTileRows - 1) / kTileRows);

@@ -2,13 +2,12 @@
 // a product is the reading of W, and cuBLASLt loses 4 to 6 us of it (H100: 8 % of 235 MB, 30 % of
 // 34 MB) to starting and ending. Here
 //   * a cluster of blocks shares a tile of Y and splits k, so that a matrix of any shape keeps
-//   every
-//     multiprocessor reading until the end; the partial tiles meet in shared memory, in a fixed
-//     order ("split-K" with distributed shared memory: CUDA programming guide, thread block
+//     every multiprocessor reading until the end; the partial tiles meet in shared memory, in a
+//     fixed order ("split-K" with distributed shared memory: CUDA programming guide, thread block
 //     clusters);
 //   * the first stages of W are asked for before the kernel before has ended (programmatic
-//     dependent launch): memory is busy while small kernels run. W is constant; where it may be on
-//     its way (gates.h) the kernel waits first.
+//     dependent launch): memory is busy while small kernels run. W is constant; where it is on its
+//     way (WeightGate) the kernel waits first.
 //
 // Determinism: bits depend on the inputs, the shape and the GPU model alone; the order of the sum
 // does not depend on m.

@@ -109,7 +109,8 @@ TEST_F(CudaGemm, FewRowsOfALargeMatrixAgreeWithADoubleReference) {
   CheckProduct({.n = 1032, .k = 2056, .bias = true}, 32, 32, 103);
 }
 
-// The weights come from the kernel before, as chunks do behind a gate.
+// The weights come from the kernel before, as chunks do behind a gate (early_weights_test.cc has
+// such gates).
 TEST_F(CudaGemm, AnEarlyLaunchWaitsForWeightsThatAreOnTheirWay) {
   constexpr int64_t kN = 4096, kK = 4096, kM = 8;
   const auto elements = static_cast<size_t>(kN * kK);
@@ -117,6 +118,8 @@ TEST_F(CudaGemm, AnEarlyLaunchWaitsForWeightsThatAreOnTheirWay) {
       late(kM * kN), workspace(16 << 20);
   const DeviceBuffer<float> scale(std::vector<float>(kK, 1.0f));
   const DeviceBuffer<int32_t> armed(std::vector<int32_t>{3});
+  const DeviceBuffer<GateHeader> header(std::vector<GateHeader>(1));
+  const DeviceBuffer<uint64_t> produced(std::vector<uint64_t>{3});  // chunks 0 to 2
   for (const auto* buffer : {&raw, &x}) {
     ASSERT_TRUE(FillNormal({.dst = AsBf16(buffer->get()),
                             .count = static_cast<int64_t>(buffer->Bytes() / 2),
@@ -135,7 +138,7 @@ TEST_F(CudaGemm, AnEarlyLaunchWaitsForWeightsThatAreOnTheirWay) {
                .weights = AsBf16(weights.get()),
                .y = late.get(),
                .m = kM,
-               .gate_chunk = armed.get()};
+               .gate = {armed.get(), header.get(), produced.get()}};
   ASSERT_TRUE(planner->Prepare(p, {}, stream_).ok());
   for (int round = 0; round < 20; ++round) {
     ASSERT_EQ(cudaMemsetAsync(weights.get(), 0, weights.Bytes(), stream_), cudaSuccess);
