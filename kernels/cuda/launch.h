@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <utility>
 
@@ -55,5 +56,6 @@ struct Launch {
   cudaStream_t stream = nullptr;
   Overlap overlap = Overlap::kNone;
 };
+using EnqueueFn = std::function<LaunchStatus(const Launch& launch)>;
 
 }  // namespace weir::cuda
