@@ -1,6 +1,7 @@
 // EngineCore's part in the border between weights and KV: what a policy is shown, what of its wish
 // there can be, and the parts in which the border moves there. How weights move is the pager's.
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <utility>
 
@@ -11,11 +12,9 @@ namespace weir {
 namespace {
 
 // A border that moves while requests are served moves in parts. At rest each part makes a step late
-// by its remaps and fills; so much of a step may go into them.
+// by its remaps and fills; so much of a step may go into them. Behind closed gates they hide as
+// long as opening the gates takes the host no longer than the step takes anyway: HidingNs().
 constexpr double kLateShare = 0.1;
-// Behind closed gates remaps hide as long as they are faster than the layers compute. On 2xH200
-// parts that took 1.25 of a step made it late by a fifth (docs/performance.md).
-constexpr double kHiddenShare = 0.9;
 
 }  // namespace
 
@@ -129,9 +128,11 @@ void EngineCore::MoveTowardsGoal() {
       Drain();  // granules move between steps
       return MoveBorder(next);
     }
+    const bool late = smoothed_step_ns_ > 0 && HostNs(next) > HidingNs();
     const TimeNs start = driver_.Now();
     Status begun = memory_.BeginMove(next, *border_goal_, Holder());
     stats_.border_ns += driver_.Now() - start;
+    if (begun.ok() && late) ++stats_.late_parts;
     return begun;
   };
   Status moved = move();
@@ -161,24 +162,46 @@ EvictionTarget EngineCore::NextBorder() const {
   if (scheduler_.running() == 0 || !stripes(goal) || !stripes(now) || !same_ring) return goal;
   const uint32_t from = now.amount();
   const uint32_t to = goal.amount();
-  const uint32_t most = GranulesOfPart(to < from);
+  const uint32_t left = std::max(from, to) - std::min(from, to);
+  if (left == 0) return goal;
+  // As many parts as it takes, all about as long.
+  const uint64_t parts = CeilDiv(left, GranulesOfPart(to < from));
+  const auto part = static_cast<uint32_t>(CeilDiv(left, parts));
   EvictionTarget next{.ring_slots = goal.empty() ? now.ring_slots : goal.ring_slots};
-  next.granules_per_layer =
-      from < to ? from + std::min(most, to - from) : from - std::min(most, from - to);
+  next.granules_per_layer = from < to ? from + part : from - part;
   return next.granules_per_layer == to ? goal : next;
 }
 
 uint32_t EngineCore::GranulesOfPart(bool restoring) const {
   const WeightPager& weights = memory_.weights();
   const bool hidden = weights.moves_behind_gates();
-  double granule_ns = weights.remap_ns_per_granule();
+  const RemapCost& cost = weights.remap_cost();
+  double granule_ns = hidden ? cost.behind_gates_ns() : cost.at_rest_ns();
   if (restoring && !hidden && memory_.link_bytes_per_ns() > 0) {
     granule_ns += static_cast<double>(memory_.pool().granule_bytes()) / memory_.link_bytes_per_ns();
   }
-  const double part_ns = granule_ns * static_cast<double>(weights.layout().layers.size());
-  if (part_ns <= 0) return UINT32_MAX;
-  const double parts = smoothed_step_ns_ * (hidden ? kHiddenShare : kLateShare) / part_ns;
-  return static_cast<uint32_t>(std::clamp(parts, 1.0, 1e9));
+  const auto layers = static_cast<double>(weights.layout().layers.size());
+  const double room_ns =
+      hidden ? HidingNs() - layers * cost.gate_ns() : kLateShare * smoothed_step_ns_;
+  if (granule_ns <= 0) return UINT32_MAX;
+  return static_cast<uint32_t>(std::clamp(room_ns / (layers * granule_ns), 1.0, 1e9));
+}
+
+double EngineCore::HidingNs() const {
+  const double link = memory_.link_bytes_per_ns();
+  const double away = static_cast<double>(memory_.weights().planned().evicted_granules()) *
+                      static_cast<double>(memory_.pool().granule_bytes());
+  // Not the whole step: what parts before this one were late by is in it.
+  return std::max(smoothed_compute_ns_, link > 0 ? away / link : 0);
+}
+
+double EngineCore::HostNs(const EvictionTarget& next) const {
+  const WeightPager& weights = memory_.weights();
+  const RemapCost& cost = weights.remap_cost();
+  const double moved = std::abs(static_cast<double>(next.amount()) -
+                                static_cast<double>(weights.planned().target().amount()));
+  return static_cast<double>(weights.layout().layers.size()) *
+         (moved * cost.behind_gates_ns() + cost.gate_ns());
 }
 
 Memory::KvHolder EngineCore::Holder() {
