@@ -120,6 +120,25 @@ bool Parse(int argc, char** argv, BorderArgs* args) {
          !args->granules.empty();
 }
 
+// Whether KV holds the batch that decodes where fewest weights are away.
+Status CheckFits(Memory& memory, const BorderArgs& args) {
+  if (args.load.prefill > 0) return OkStatus();
+  const uint64_t shared = args.load.shared / kBlockTokens;
+  const uint64_t tokens = args.load.context - shared * kBlockTokens + kSettlingSteps + args.steps;
+  const uint64_t need = shared + args.load.batch * CeilDiv(tokens, kBlockTokens);
+  const EvictionTarget least{
+      .placement = args.placement,
+      .granules_per_layer = *std::min_element(args.granules.begin(), args.granules.end()),
+      .ring_slots = args.engine.ring_slots};
+  const uint64_t held = memory.KvBlocksAt(least).value_or(0);
+  if (need <= held) return OkStatus();
+  return InvalidArgument(std::to_string(args.load.batch) + " sequences of " +
+                         std::to_string(args.load.context) + " tokens and " +
+                         std::to_string(args.steps) + " steps need " + std::to_string(need) +
+                         " KV blocks, with fewest weights away there are " + std::to_string(held) +
+                         "; accepted are fewer or shorter ones, or more --shared tokens");
+}
+
 Status Run(const BorderArgs& args) {
   std::unique_ptr<Engine> engine = WEIR_TRY(Engine::Open(args.engine));
   EngineCore& core = engine->core();
@@ -130,6 +149,7 @@ Status Run(const BorderArgs& args) {
       engine->info().device.c_str(), static_cast<double>(engine->info().granule_bytes) / (1 << 20),
       core.memory().link_bytes_per_ns(), t.memory + t.weights + t.kernels + t.calibration, t.memory,
       t.weights, t.kernels, t.calibration);
+  WEIR_TRY(CheckFits(core.memory(), args));
   core.set_keep_step_records(true);
   SteadyLoad load(*engine, args.load);
   WEIR_TRY(load.Begin());
