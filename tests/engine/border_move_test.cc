@@ -25,6 +25,14 @@ constexpr uint64_t kTokensNs = 200'000;  // passing on a step's tokens
 // 345 GB/s, which moves eight granules a layer in 1.1 of a step.
 constexpr double kLinkGranulesPerS = 345e9 / (16 << 20);
 
+// A validating build fills what is freed, with driver calls that count as remaps: it moves in other
+// parts, and only that every byte is right and nothing is touched while it moves is looked at.
+#ifdef WEIR_VALIDATE
+constexpr bool kTimed = false;
+#else
+constexpr bool kTimed = true;
+#endif
+
 struct Costs {
   uint64_t remap_ns = 65'000;  // of a granule at rest
   double busy_factor = 2;      // and beside a step
@@ -193,6 +201,7 @@ void ExpectHidden(World& world, uint32_t away, uint64_t parts, double most) {
     for (const uint32_t granules : {away, 0U}) {
       SCOPED_TRACE("to " + std::to_string(granules) + ", round " + std::to_string(round));
       const World::Move move = world.MoveTo(granules);
+      if (!kTimed) continue;
       EXPECT_EQ(move.parts, parts);
       EXPECT_EQ(move.late_parts, 0U);
       EXPECT_LE(move.slowest, most);
@@ -221,15 +230,18 @@ TEST(BorderMove, DearerRemapsMakeSmallerParts) {
 // What is learnt at rest says nothing about it: 300 us beside a step, 75 at rest.
 TEST(BorderMove, TheFirstPartTeachesWhatRemapsCostBesideSteps) {
   World world(Costs{.remap_ns = 75'000, .busy_factor = 4});
-  const World::Move move = world.MoveTo(8);
-  EXPECT_EQ(move.parts, 7U);  // two granules, then one at a time
-  EXPECT_EQ(world.MoveTo(0).parts, 8U);
+  const World::Move away = world.MoveTo(8);
+  const World::Move home = world.MoveTo(0);
+  if (!kTimed) return;
+  EXPECT_EQ(away.parts, 7U);  // two granules, then one at a time
+  EXPECT_EQ(home.parts, 8U);
 }
 
 TEST(BorderMove, ThatCannotHideIsAsSmallAsCanBeAndSaysSo) {
   World world(Costs{.remap_ns = 800'000, .busy_factor = 1});
   for (const uint32_t granules : {3U, 0U}) {
     const World::Move move = world.MoveTo(granules);
+    if (!kTimed) continue;
     EXPECT_EQ(move.parts, 3U);
     EXPECT_EQ(move.late_parts, 3U);
     EXPECT_GT(move.slowest, 2);
@@ -243,6 +255,7 @@ TEST(BorderMove, KvGivesWayWithoutHoldingUpTheMove) {
   (void)world.MoveTo(8);
   ASSERT_NO_FATAL_FAILURE(world.FillPrefixCache());
   const World::Move move = world.MoveTo(0);
+  if (!kTimed) return;
   EXPECT_LE(move.slowest, 1.10);
   EXPECT_LE(move.slowest_tokens, 1.10);
   EXPECT_LE(move.ms, 150);
