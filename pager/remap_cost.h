@@ -28,7 +28,8 @@ class RemapCost {
   double gate_ns() const { return gates_.Mean(); }
 
  private:
-  // A mean in which what was seen falls to 1/e of its weight over the next kMemory granules (gates).
+  // A mean in which what was seen falls to 1/e of its weight over the next kMemory granules
+  // (gates).
   class RecentMean {
    public:
     void Add(double count, double sum);

@@ -226,6 +226,9 @@ struct SwingPolicy {
   const char* name;
   const char* spec;
 };
+void PrintTo(const SwingPolicy& policy, std::ostream* out) {
+  *out << policy.name;
+}
 using Swing = std::tuple<BackingTier, SwingPolicy>;
 
 class CudaTraceSwingTest : public ::testing::TestWithParam<Swing> {};
