@@ -1,6 +1,7 @@
 // EngineCore's part in the border between weights and KV: what a policy is shown, what of its wish
 // there can be, and the parts in which the border moves there. How weights move is the pager's.
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <utility>
 
@@ -11,11 +12,13 @@ namespace weir {
 namespace {
 
 // A border that moves while requests are served moves in parts. At rest each part makes a step late
-// by its remaps and fills; so much of a step may go into them.
+// by its remaps and fills; so much of a step may go into them. Behind closed gates they hide as
+// long as opening the gates takes the host no longer than the step takes anyway (HidingNs). What KV
+// gives up for the part after is unmapped then, and may make the next step late by so much.
 constexpr double kLateShare = 0.1;
-// Behind closed gates remaps hide as long as they are faster than the layers compute. On 2xH200
-// parts that took 1.25 of a step made it late by a fifth (docs/performance.md).
-constexpr double kHiddenShare = 0.9;
+constexpr double kLateRelease = 0.05;
+// An unmap's share of a remap, until KV has given something up.
+constexpr double kUnmapShare = 0.5;
 
 }  // namespace
 
@@ -124,14 +127,18 @@ void EngineCore::MoveTowardsGoal() {
     return;
   }
   const auto move = [&] {
-    const EvictionTarget next = NextBorder();
+    const EvictionTarget next = NextBorder(weights.planned().target());
     if (scheduler_.running() == 0 || !weights.CanMoveBehindGates(next)) {
       Drain();  // granules move between steps
       return MoveBorder(next);
     }
+    const EvictionTarget& now = weights.planned().target();
+    const bool late = smoothed_step_ns_ > 0 && HostNs(now, next) > HidingNs(now);
     const TimeNs start = driver_.Now();
     Status begun = memory_.BeginMove(next, *border_goal_, Holder());
     stats_.border_ns += driver_.Now() - start;
+    if (begun.ok() && late) ++stats_.late_parts;
+    if (begun.ok()) memory_.VacateAhead(NextBorder(next));
     return begun;
   };
   Status moved = move();
@@ -150,9 +157,8 @@ void EngineCore::MoveTowardsGoal() {
   }
 }
 
-EvictionTarget EngineCore::NextBorder() const {
+EvictionTarget EngineCore::NextBorder(const EvictionTarget& now) const {
   const EvictionTarget& goal = *border_goal_;
-  const EvictionTarget& now = memory_.weights().planned().target();
   const auto stripes = [](const EvictionTarget& t) {
     return t.empty() || t.placement == Placement::kStripe;
   };
@@ -161,24 +167,67 @@ EvictionTarget EngineCore::NextBorder() const {
   if (scheduler_.running() == 0 || !stripes(goal) || !stripes(now) || !same_ring) return goal;
   const uint32_t from = now.amount();
   const uint32_t to = goal.amount();
-  const uint32_t most = GranulesOfPart(to < from);
+  const uint32_t left = std::max(from, to) - std::min(from, to);
+  if (left == 0) return goal;
+  // As many parts as it takes, all about as long.
+  const uint64_t parts = CeilDiv(left, GranulesOfPart(now, to < from));
+  const auto part = static_cast<uint32_t>(CeilDiv(left, parts));
   EvictionTarget next{.ring_slots = goal.empty() ? now.ring_slots : goal.ring_slots};
-  next.granules_per_layer =
-      from < to ? from + std::min(most, to - from) : from - std::min(most, from - to);
+  next.granules_per_layer = from < to ? from + part : from - part;
   return next.granules_per_layer == to ? goal : next;
 }
 
-uint32_t EngineCore::GranulesOfPart(bool restoring) const {
+uint32_t EngineCore::GranulesOfPart(const EvictionTarget& now, bool restoring) const {
   const WeightPager& weights = memory_.weights();
-  const bool hidden = weights.moves_behind_gates();
-  double granule_ns = weights.remap_ns_per_granule();
-  if (restoring && !hidden && memory_.link_bytes_per_ns() > 0) {
-    granule_ns += static_cast<double>(memory_.pool().granule_bytes()) / memory_.link_bytes_per_ns();
+  const RemapCost& cost = weights.remap_cost();
+  const auto layers = static_cast<double>(weights.layout().layers.size());
+  const auto fit = [&](double room_ns, double granule_ns) {
+    return granule_ns > 0 ? room_ns / (layers * granule_ns) : 1e9;
+  };
+  double granules = 0;
+  if (weights.moves_behind_gates()) {
+    const double remap_ns = cost.behind_gates_ns();
+    const double room_ns = HidingNs(now) - layers * cost.gate_ns();
+    granules = fit(room_ns, remap_ns);
+    if (restoring) {
+      const double kv_ns = memory_.release_ns_per_granule().value_or(kUnmapShare * remap_ns);
+      granules = std::min(granules, fit(room_ns + kLateRelease * HidingNs(now),
+                                        remap_ns + kv_ns * KvShareOfWayHome()));
+    }
+  } else {
+    double granule_ns = cost.at_rest_ns();
+    if (restoring && memory_.link_bytes_per_ns() > 0) {
+      const auto bytes = static_cast<double>(memory_.pool().granule_bytes());
+      granule_ns += bytes / memory_.link_bytes_per_ns();
+    }
+    granules = fit(kLateShare * smoothed_step_ns_, granule_ns);
   }
-  const double part_ns = granule_ns * static_cast<double>(weights.layout().layers.size());
-  if (part_ns <= 0) return UINT32_MAX;
-  const double parts = smoothed_step_ns_ * (hidden ? kHiddenShare : kLateShare) / part_ns;
-  return static_cast<uint32_t>(std::clamp(parts, 1.0, 1e9));
+  return static_cast<uint32_t>(std::clamp(granules, 1.0, 1e9));
+}
+
+double EngineCore::KvShareOfWayHome() const {
+  const auto home = static_cast<double>(memory_.weights().planned().freed_granules());
+  const Result<uint32_t> kv = memory_.KvGranulesFor(*border_goal_);
+  if (!kv.ok() || home == 0) return 0;  // a goal that cannot be is refused when it is moved to
+  return std::min(1.0, static_cast<double>(*kv) / home);
+}
+
+double EngineCore::HidingNs(const EvictionTarget& now) const {
+  const double link = memory_.link_bytes_per_ns();
+  const double away = static_cast<double>(now.granules_per_layer) *
+                      static_cast<double>(memory_.weights().layout().layers.size()) *
+                      static_cast<double>(memory_.pool().granule_bytes());
+  // Not the steps as they were: what earlier parts made them late by is in them.
+  return std::max(smoothed_compute_ns_, link > 0 ? away / link : 0);
+}
+
+double EngineCore::HostNs(const EvictionTarget& now, const EvictionTarget& next) const {
+  const WeightPager& weights = memory_.weights();
+  const RemapCost& cost = weights.remap_cost();
+  const double moved =
+      std::abs(static_cast<double>(next.amount()) - static_cast<double>(now.amount()));
+  return static_cast<double>(weights.layout().layers.size()) *
+         (moved * cost.behind_gates_ns() + cost.gate_ns());
 }
 
 Memory::KvHolder EngineCore::Holder() {

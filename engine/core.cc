@@ -12,9 +12,9 @@ namespace {
 constexpr double kSmoothing = 0.1;
 
 // When a step has ended the gates of the next are opened first, for so long, so that its kernels
-// have work; then the tokens are passed on; then the rest.
-constexpr uint64_t kFirstGatesNs = 1'000'000;
-constexpr double kFirstGatesShare = 1.0 / 16;
+// have work while its tokens are passed on; then the rest. The tokens are late by it.
+constexpr uint64_t kFirstGatesNs = 200'000;
+constexpr double kFirstGatesShare = 1.0 / 32;
 
 double Smooth(double old, double now) {
   return old == 0 ? now : old + kSmoothing * (now - old);
@@ -415,6 +415,8 @@ void EngineCore::Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns
                          uint64_t streamed) {
   smoothed_step_ns_ = Smooth(smoothed_step_ns_, static_cast<double>(step_ns));
   smoothed_stall_ns_ = Smooth(smoothed_stall_ns_, static_cast<double>(stall_ns));
+  smoothed_compute_ns_ =
+      Smooth(smoothed_compute_ns_, static_cast<double>(step_ns - std::min(stall_ns, step_ns)));
   // Kernels that read weights over the link take longer than what they compute.
   if (reads_in_place()) return;
   StepSample sample;

@@ -71,7 +71,9 @@ struct CoreStats {
   uint64_t requests_finished = 0;
   uint64_t requests_failed = 0;
   uint32_t peak_running = 0;
-  uint64_t border_moves = 0;     // each part of a move made in parts counts
+  uint64_t border_moves = 0;  // each part of a move made in parts counts
+  // Of those, behind closed gates: not even one granule a layer hides behind a step.
+  uint64_t late_parts = 0;
   uint64_t border_refusals = 0;  // wishes of the policy that were clipped or failed
   TimeNs compute_ns = 0;         // of steps, where they ran
   uint64_t queued_steps = 0;     // submitted while the one before ran
@@ -180,10 +182,17 @@ class EngineCore {
   Status MoveBorder(const EvictionTarget& target);
   // One part of the way to where the policy wants the border.
   void MoveTowardsGoal();
-  // Where the border is after the next part.
-  EvictionTarget NextBorder() const;
-  // Granules a layer of one part, or all there are.
-  uint32_t GranulesOfPart(bool restoring) const;
+  // Where the border is after the next part of the way from |now|.
+  EvictionTarget NextBorder(const EvictionTarget& now) const;
+  // Granules a layer of one part of the way from |now|, or all there are.
+  uint32_t GranulesOfPart(const EvictionTarget& now, bool restoring) const;
+  // Of the granules that weights bring home on the way to the goal: the share that KV must give up.
+  double KvShareOfWayHome() const;
+  // Behind what of a step the host's work on its closed gates hides, with |now| away: the compute
+  // or the copies, whichever takes longer.
+  double HidingNs(const EvictionTarget& now) const;
+  // What moving from |now| to |next| behind closed gates takes the host.
+  double HostNs(const EvictionTarget& now, const EvictionTarget& next) const;
   Memory::KvHolder Holder();
   void AdvanceBorder(uint64_t limit_ns);
 
@@ -259,6 +268,7 @@ class EngineCore {
   uint64_t starved_blocks_ = 0;
   double smoothed_step_ns_ = 0;
   double smoothed_stall_ns_ = 0;
+  double smoothed_compute_ns_ = 0;  // steps without their stalls
   uint64_t recorded_pointers_ = 0;  // S1: the digest taken at start
   uint64_t decisions_ = 0;
   PressureLevel traced_pressure_ = PressureLevel::kNone;

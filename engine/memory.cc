@@ -240,7 +240,16 @@ Status Memory::BeginMove(const EvictionTarget& target, const EvictionTarget& goa
   return weights_->BeginTransition(target);
 }
 
-Result<uint32_t> Memory::ExtentsFor(const EvictionTarget& target) {
+void Memory::VacateAhead(const EvictionTarget& following) {
+  const Result<uint32_t> n = ExtentsFor(following);
+  if (!n.ok() || *n == 0 || !vacated_.empty() || blocks_->UnusedExtents() < *n) return;
+  std::vector<BlockMoveRequest> none;
+  if (!blocks_->VacateExtents(*n, &vacated_, &none).ok()) return;
+  WEIR_CHECK(none.empty(), "unused extents leave no block to move");
+  vacated_until_ = weights_->stats().steps + weights_->steps_under_way();
+}
+
+Result<uint32_t> Memory::ExtentsFor(const EvictionTarget& target) const {
   const EvictionPlan next =
       WEIR_TRY(EvictionPlan::Make(weights_->layout(), pool_->granule_bytes(), target));
   const uint64_t weights = space_->region(weights_->region()).slots.size() - next.freed_granules();
@@ -252,6 +261,10 @@ Result<uint32_t> Memory::ExtentsFor(const EvictionTarget& target) {
   if (weights <= available) return 0;
   return static_cast<uint32_t>(
       CeilDiv(weights - available, uint64_t{kv_->geometry().granules_per_extent}));
+}
+
+Result<uint32_t> Memory::KvGranulesFor(const EvictionTarget& target) const {
+  return WEIR_TRY(ExtentsFor(target)) * kv_->geometry().granules_per_extent;
 }
 
 Status Memory::VacateKvFor(const EvictionTarget& target, const KvHolder& holder) {
@@ -276,8 +289,13 @@ Status Memory::ReleaseVacated() {
   if (weights_->stats().steps < vacated_until_) {
     return ShouldWait("steps are under way that may still use what KV has given up");
   }
+  const TimeNs begin = driver_.Now();
   const Status released = kv_->Shrink(vacated_, Fence());
-  if (!released.ok()) {
+  if (released.ok()) {
+    release_ns_per_granule_ =
+        static_cast<double>(driver_.Now() - begin) /
+        static_cast<double>(vacated_.size() * kv_->geometry().granules_per_extent);
+  } else {
     // The extents are still mapped, empty, and ours to use.
     for (const uint32_t e : vacated_) blocks_->AddExtent(e);
   }

@@ -122,8 +122,16 @@ class Memory {
   // needs; to be called again once the steps under way now have ended.
   Status BeginMove(const EvictionTarget& target, const EvictionTarget& goal,
                    const KvHolder& holder);
+  // For the part after one that has begun: KV gives up what moving to |following| will need, so
+  // that this takes no step of its own. Not where used blocks are in the way: that part's turn sees
+  // to it.
+  void VacateAhead(const EvictionTarget& following);
   // Makes granules that KV gave up free. kShouldWait while a step is under way that may use them.
   Status ReleaseVacated();
+  // What that took the host the last time, for one granule; none: there was no such time.
+  std::optional<double> release_ns_per_granule() const { return release_ns_per_granule_; }
+  // Granules that KV has to give up before weights can move to |target|.
+  Result<uint32_t> KvGranulesFor(const EvictionTarget& target) const;
 
   uint64_t blocks_moved() const { return copier_->blocks_moved(); }
   Status CheckIntegrity();
@@ -145,7 +153,7 @@ class Memory {
   void DoWithoutBacking(Tier tier, const Status& refusal);
   Result<double> TimeFetch(uint64_t offset, uint64_t bytes, VirtAddr to);
   // Extents that KV must give up for |target|, beyond what the pool has.
-  Result<uint32_t> ExtentsFor(const EvictionTarget& target);
+  Result<uint32_t> ExtentsFor(const EvictionTarget& target) const;
   // KV gives them up.
   Status VacateKvFor(const EvictionTarget& target, const KvHolder& holder);
   Status CopyBlocks(const std::vector<BlockMoveRequest>& requests);
@@ -162,7 +170,8 @@ class Memory {
   std::unique_ptr<BlockManager> blocks_;
   std::unique_ptr<BlockCopier> copier_;
   std::vector<uint32_t> vacated_;  // extents that hold nothing and are still mapped
-  uint64_t vacated_until_ = 0;     // once so many steps have ended nobody can reach them
+  std::optional<double> release_ns_per_granule_;
+  uint64_t vacated_until_ = 0;  // once so many steps have ended nobody can reach them
   uint64_t most_kv_blocks_ = 0;
   uint32_t max_granules_per_layer_ = 0;
   uint32_t max_layers_ = 0;

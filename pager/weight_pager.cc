@@ -104,7 +104,8 @@ Result<std::unique_ptr<WeightPager>> WeightPager::Create(AddressSpace& space, Ba
   }
   const TimeNs begin = m.driver.Now();
   WEIR_TRY(space.Commit(remap).WithContext("mapping the weights"));
-  m.map_ns = static_cast<double>(m.driver.Now() - begin) / static_cast<double>(remap.ops.size());
+  m.remap_cost.SetMapping(static_cast<double>(m.driver.Now() - begin) /
+                          static_cast<double>(remap.ops.size()));
   pager->plan_ = std::move(plan);
   return pager;
 }

@@ -25,6 +25,7 @@
 #include "pager/backing_store.h"
 #include "pager/eviction_plan.h"
 #include "pager/gates.h"
+#include "pager/remap_cost.h"
 #include "vmm/address_space.h"
 
 namespace weir {
@@ -137,8 +138,7 @@ class WeightPager final : public StepGates {
   // False after a move that failed on the way: what is away lies between planned() and the target,
   // until a transition to either ends.
   bool settled() const;
-  // What remapping one granule takes, measured; from loading until the first move.
-  double remap_ns_per_granule() const;
+  const RemapCost& remap_cost() const;
 
   // Queues this pass's copies. A no-op when nothing is evicted. Steps begin and end in order; with
   // max_steps_under_way > 1 the next may begin before this one ends.

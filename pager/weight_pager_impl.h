@@ -145,7 +145,7 @@ struct WeightPager::Impl {
   // A pass was queued, in part or whole, whose step did not begin: its copies may wait for readers
   // that never come. Those before it are good.
   bool queued_in_vain = false;
-  double map_ns = 0;        // what mapping a granule took at load
+  RemapCost remap_cost;
   bool first_round = true;  // no step has ended since the plan changed
   CopyProgress progress;
   std::deque<StampedCopy> stamped;  // by number; engine thread's, like all of device gates

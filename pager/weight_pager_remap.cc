@@ -158,7 +158,11 @@ Status WeightPager::Impl::MoveAllTo(const EvictionPlan& plan, RemapCause cause,
   WeightTransition t = WEIR_TRY(MakeTransition(place_of_slot, to, RingOf(plan)));
   t.remap.cause = cause;
   if (last_copy.valid()) t.remap.fence.Add(last_copy);
+  const uint64_t before_ns = stats->remap_ns;
   WEIR_TRY(CommitTransition(t, stats));
+  if (t.slots_changed > 0) {
+    remap_cost.ObserveAtRest(t.slots_changed, stats->remap_ns - before_ns);
+  }
   place_of_slot = std::move(to);
   restored->insert(restored->end(), t.restored.begin(), t.restored.end());
   return OkStatus();

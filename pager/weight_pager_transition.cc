@@ -46,11 +46,8 @@ bool WeightPager::settled() const {
                                        [](const Pass& pass) { return pass.to != nullptr; });
 }
 
-double WeightPager::remap_ns_per_granule() const {
-  // A remap also unmaps, which takes about as long (docs/drivers.md); while kernels and copies run
-  // driver calls take longer (32B on 2xH200: 148 us a remap in all; a small model on an H100: 66).
-  if (stats_.granules_remapped == 0) return (moves_behind_gates() ? 5 : 2) * impl_->map_ns;
-  return static_cast<double>(stats_.remap_ns) / static_cast<double>(stats_.granules_remapped);
+const RemapCost& WeightPager::remap_cost() const {
+  return impl_->remap_cost;
 }
 
 Status WeightPager::BeginTransition(const EvictionTarget& target) {
@@ -172,7 +169,10 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns) {
   }
   const std::vector<StripeChunk>& chunks = pass.plan->chunks();
   for (const uint32_t first = pass.advanced; pass.advanced < chunks.size(); ++pass.advanced) {
-    if (pass.advanced > first && m.driver.Now() - begin >= limit_ns) return OkStatus();
+    const TimeNs chunk_begin = m.driver.Now();
+    if (pass.advanced > first && chunk_begin - begin >= limit_ns) return OkStatus();
+    const uint64_t remapped = stats_.granules_remapped;
+    const uint64_t remap_ns = stats_.remap_ns;
     if (pass.to) {
       pass.failed = m.RemapChunk(pass, chunks[pass.advanced], &stats_);
       if (!pass.failed.ok()) pass.to.reset();
@@ -180,6 +180,10 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns) {
     if (Status queued = m.QueueNext(*pass.plan, pass.base, &stats_); !queued.ok()) {
       return give_up(std::move(queued));
     }
+    if (!pass.to) continue;
+    const uint64_t took_ns = stats_.remap_ns - remap_ns;
+    m.remap_cost.ObserveBehindGate(static_cast<uint32_t>(stats_.granules_remapped - remapped),
+                                   took_ns, m.driver.Now() - chunk_begin - took_ns);
   }
   Result<EventId> copied = m.driver.Record(m.copy_stream);
   if (!copied.ok()) return give_up(copied.status());

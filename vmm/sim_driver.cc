@@ -36,6 +36,10 @@ Result<std::unique_ptr<SimDriver>> SimDriver::Create(const Options& options) {
                         options.peer_link.in_bytes_per_s > 0 &&
                         options.peer_link.out_bytes_per_s > 0;
   if (!rates_ok) return InvalidArgument("a simulated bandwidth must be greater than 0");
+  if (!(options.busy_factor >= 1)) {
+    return InvalidArgument("busy_factor " + std::to_string(options.busy_factor) +
+                           "; accepted is 1 or more");
+  }
   return std::unique_ptr<SimDriver>(new SimDriver(options));
 }
 
@@ -113,11 +117,17 @@ Status SimDriver::Free(VirtAddr base) {
   return OkStatus();
 }
 
+TimeNs SimDriver::CallNs(TimeNs rest_ns) const {
+  const bool busy =
+      std::any_of(streams_.begin(), streams_.end(), [](const Stream& s) { return s.running; });
+  return busy ? static_cast<TimeNs>(static_cast<double>(rest_ns) * options_.busy_factor) : rest_ns;
+}
+
 Status SimDriver::Map(VirtAddr at, AllocId alloc) {
   WEIR_TRY(table_.CheckMap(at, alloc));
   WEIR_TRY(faults_.OnCall(SimCall::kMap));
   table_.ApplyMap(at, alloc);
-  AdvanceBy(options_.map_ns);
+  AdvanceBy(CallNs(options_.map_ns));
   return OkStatus();
 }
 
@@ -128,7 +138,7 @@ Status SimDriver::SetAccess(VirtAddr at, uint64_t bytes, Access access) {
   if (options_.set_access_ns != 0) {
     uint64_t mappings = 0;
     for (VirtAddr p = at; p < at + bytes; p += table_.mapping(p).bytes) ++mappings;
-    AdvanceBy(options_.set_access_ns * mappings);
+    AdvanceBy(CallNs(options_.set_access_ns) * mappings);
   }
   return OkStatus();
 }
@@ -138,7 +148,7 @@ Status SimDriver::Unmap(VirtAddr at) {
   WEIR_TRY(faults_.OnCall(SimCall::kUnmap));
   NoteUnmapHazards(at, table_.mapping(at).bytes);
   table_.ApplyUnmap(at);
-  AdvanceBy(options_.unmap_ns);
+  AdvanceBy(CallNs(options_.unmap_ns));
   return OkStatus();
 }
 

@@ -53,6 +53,8 @@ class SimDriver final : public Driver {
     TimeNs copy_latency_ns = 2000;
     // What calls cost the calling thread. Virtual time advances by it.
     TimeNs create_ns = 0, map_ns = 0, set_access_ns = 0, unmap_ns = 0;  // set_access: per mapping
+    // Map, SetAccess and Unmap take so much longer while a stream copies or computes.
+    double busy_factor = 1;
     // Bytes kept of each allocation, from its start: what is written beyond is gone. 0: all.
     uint64_t content_bytes = 0;
     uint64_t seed = 1;
@@ -178,6 +180,8 @@ class SimDriver final : public Driver {
   };
 
   explicit SimDriver(const Options& options);
+  // What a call costs now that costs |rest_ns| while no stream works.
+  TimeNs CallNs(TimeNs rest_ns) const;
   Status CheckStream(StreamId stream) const;
   Status CheckEvent(EventId event) const;
   Result<size_t> WordIndex(VirtAddr word) const;  // of a counter or a gate word

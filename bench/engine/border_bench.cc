@@ -3,23 +3,29 @@
 //
 //   weir_border_bench MODEL [--dummy] [--device cuda] [--backing peer] [--budget BYTES]
 //                     [--batch N] [--context N] [--steps N] [--granules 0,2,4,...] [--tokens N]
-//                     [--prefill N] [--ring N] [--transition K] [--placement stripe|in_place]
+//                     [--shared N] [--prefill N] [--ring N] [--transition K]
+//                     [--placement stripe|in_place]
 //
-// Each row: granules away from each layer, bytes away, the step's time (median, p99), the time it
-// waited in gates, what the link delivered, and how long the move to this border took. The
-// prediction beside it: the first row's step, which should be of 0 granules, longer by what copies
-// cost it (StepCost::copy_interference, from calibration), but no shorter than the link needs
-// (docs/policies.md).
+// Each row: granules away from each layer, bytes away, the mean context of a sequence while it was
+// measured, the step's time (median, p99), the time it waited in gates, what the link delivered,
+// and how long the move to this border took. The prediction beside it: the first row's step, which
+// should be of 0 granules, longer by what writing the copies into the ring takes of the memory's
+// time, but no shorter than the link needs (docs/policies.md). The first line says what a copied
+// byte is taken to cost, and whether that is from calibration (StepCost::copy_interference) or,
+// where it found none, the rate at which the first row's steps read weights and KV.
 //
-// The load: --batch sequences that decode behind --context tokens; with --prefill N, prompts of
-// --context tokens, N tokens of them in every step.
+// The load: --batch sequences that decode behind --context tokens. For every row the same prompts
+// begin anew behind the prefix cache, so that contexts are the same in all. The first --shared
+// tokens of all prompts are the same: they are computed once and take KV once, and a large batch is
+// soon there; but then a step reads part of its KV from the GPU's L2 cache. With --prefill N,
+// prompts of --context tokens, N tokens of them in every step.
 //
 // With --placement in_place the granules are read where their backing copy is: nothing is streamed,
 // and the prediction is the step that StepCost::InPlaceNs makes of the first one.
 //
-// With --transition K, instead: all at home, then K granules a layer away, then home again, each
-// kept for --steps steps; what every step of the move took, on the device and as the caller sees
-// it, beside the steady steps on either side, and how many steps and milliseconds the move took.
+// With --transition K, instead: all at home, then K granules a layer away, then home again; what
+// every step of the move took, on the device and as the caller sees it, beside --steps steady steps
+// before and after it at the same contexts, and how many parts and milliseconds the move took.
 #include "bench/engine/border_bench.h"
 
 #include <algorithm>
@@ -36,43 +42,6 @@ double Percentile(std::vector<double> v, double p) {
   return v.empty()
              ? 0
              : v[std::min(v.size() - 1, static_cast<size_t>(p * static_cast<double>(v.size())))];
-}
-
-Status SteadyLoad::Submit(uint32_t max_tokens) {
-  GenerationRequest request;
-  request.prompt_tokens.resize(args_.context);
-  for (int32_t& token : request.prompt_tokens) {
-    token = static_cast<int32_t>(random_() % engine_.model().vocab_size);
-  }
-  request.sampling.temperature = 0;
-  request.sampling.ignore_eos = true;
-  if (max_tokens > 0) request.sampling.max_tokens = max_tokens;
-  WEIR_TRY(engine_.Submit(std::move(request)));
-  ++unfinished_;
-  return OkStatus();
-}
-
-Status SteadyLoad::Step() {
-  // Two steps may be under way, and one more is planned.
-  const uint64_t enough = args_.prefill == 0 ? 0 : 4 * (args_.prefill / args_.context + 1);
-  while (unfinished_ < enough) WEIR_TRY(Submit(1));
-  if (!WEIR_TRY(engine_.Step())) return BadState("the load ended");
-  for (const GenerationOutput& out : engine_.TakeOutputs()) {
-    if (!out.error.ok()) return out.error;
-    if (out.finished) --unfinished_;
-  }
-  return OkStatus();
-}
-
-Status SteadyLoad::Begin() {
-  const uint32_t rows = args_.prefill > 0 ? args_.prefill : args_.batch;
-  for (uint32_t i = 0; args_.prefill == 0 && i < args_.batch; ++i) WEIR_TRY(Submit(0));
-  const std::vector<StepRecord>& records = engine_.core().step_records();
-  do {
-    WEIR_TRY(Step());
-  } while (records.empty() || records.back().rows != rows ||
-           (args_.prefill == 0 && records.back().running != args_.batch));
-  return OkStatus();
 }
 
 namespace {
@@ -111,9 +80,11 @@ bool Parse(int argc, char** argv, BorderArgs* args) {
     } else if (flag == "--budget") {
       e.hbm_budget = number;
     } else if (flag == "--batch") {
-      args->batch = small;
+      args->load.batch = small;
     } else if (flag == "--context") {
-      args->context = small;
+      args->load.context = small;
+    } else if (flag == "--shared") {
+      args->load.shared = small;
     } else if (flag == "--steps") {
       args->steps = small;
     } else if (flag == "--ring") {
@@ -125,7 +96,7 @@ bool Parse(int argc, char** argv, BorderArgs* args) {
         return false;
       }
     } else if (flag == "--prefill") {
-      args->prefill = small;
+      args->load.prefill = small;
     } else if (flag == "--transition") {
       args->transition = small;
     } else if (flag == "--tokens") {
@@ -137,15 +108,35 @@ bool Parse(int argc, char** argv, BorderArgs* args) {
     }
   }
   if (args->transition > 0) args->granules = {0, args->transition, 0};
-  if (args->prefill > 0) {
-    e.max_num_batched_tokens = args->prefill;
-    args->batch = 4 * (args->prefill / std::max(1U, args->context) + 1);
+  SteadyLoadOptions& load = args->load;
+  if (load.prefill > 0) {
+    e.max_num_batched_tokens = load.prefill;
+    load.batch = 4 * (load.prefill / std::max(1U, load.context) + 1);
   }
-  e.max_num_seqs = args->batch;
-  e.max_model_len =
-      args->context + (args->steps + 32) * static_cast<uint32_t>(args->granules.size()) + 64;
-  return !e.model.empty() && args->batch > 0 && args->context > 0 && args->steps > 4 &&
+  e.max_num_seqs = load.batch;
+  // Contexts begin anew for every row, which then has a move and its steps.
+  e.max_model_len = load.context + kSettlingSteps + args->steps + kMoveSteps;
+  return !e.model.empty() && load.batch > 0 && load.context > load.shared && args->steps > 4 &&
          !args->granules.empty();
+}
+
+// Whether KV holds the batch that decodes where fewest weights are away.
+Status CheckFits(Memory& memory, const BorderArgs& args) {
+  if (args.load.prefill > 0) return OkStatus();
+  const uint64_t shared = args.load.shared / kBlockTokens;
+  const uint64_t tokens = args.load.context - shared * kBlockTokens + kSettlingSteps + args.steps;
+  const uint64_t need = shared + args.load.batch * CeilDiv(tokens, kBlockTokens);
+  const EvictionTarget least{
+      .placement = args.placement,
+      .granules_per_layer = *std::min_element(args.granules.begin(), args.granules.end()),
+      .ring_slots = args.engine.ring_slots};
+  const uint64_t held = memory.KvBlocksAt(least).value_or(0);
+  if (need <= held) return OkStatus();
+  return InvalidArgument(std::to_string(args.load.batch) + " sequences of " +
+                         std::to_string(args.load.context) + " tokens and " +
+                         std::to_string(args.steps) + " steps need " + std::to_string(need) +
+                         " KV blocks, with fewest weights away there are " + std::to_string(held) +
+                         "; accepted are fewer or shorter ones, or more --shared tokens");
 }
 
 Status Run(const BorderArgs& args) {
@@ -158,13 +149,16 @@ Status Run(const BorderArgs& args) {
       engine->info().device.c_str(), static_cast<double>(engine->info().granule_bytes) / (1 << 20),
       core.memory().link_bytes_per_ns(), t.memory + t.weights + t.kernels + t.calibration, t.memory,
       t.weights, t.kernels, t.calibration);
+  WEIR_TRY(CheckFits(core.memory(), args));
   core.set_keep_step_records(true);
-  SteadyLoad load(*engine, args);
+  SteadyLoad load(*engine, args.load);
   WEIR_TRY(load.Begin());
-  if (args.prefill > 0) {
-    std::printf("%u tokens a step of prompts of %u\n", args.prefill, args.context);
+  if (args.load.prefill > 0) {
+    std::printf("%u tokens a step of prompts of %u\n", args.load.prefill, args.load.context);
   } else {
-    std::printf("batch %u, context %u\n", args.batch, args.context);
+    std::printf("batch %u, context %u", args.load.batch, args.load.context);
+    if (args.load.shared > 0) std::printf(", of which %u shared", args.load.shared);
+    std::printf("\n");
   }
   return args.transition > 0 ? RunTransitions(*engine, args, load) : RunRows(*engine, args, load);
 }
@@ -178,9 +172,11 @@ int main(int argc, char** argv) {
     std::fprintf(
         stderr,
         "usage: weir_border_bench MODEL [--dummy] [--device cuda|cpu] [--backing peer|host] "
-        "[--budget BYTES] [--batch N] [--context N] [--steps N] [--tokens N] "
-        "[--prefill N] "
-        "[--granules 0,2,4] [--ring N] [--transition K] [--placement stripe|in_place]\n");
+        "[--budget BYTES] [--batch N] [--context N] [--shared N] [--steps N] [--tokens N] "
+        "[--prefill N] [--granules 0,2,4] [--ring N] [--transition K] "
+        "[--placement stripe|in_place]\n"
+        "accepted: a batch and a context of 1 or more, of which fewer tokens are shared; 5 or more "
+        "steps; at least one number of granules\n");
     return 2;
   }
   const weir::Status status = weir::bench::Run(args);

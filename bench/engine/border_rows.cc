@@ -3,9 +3,9 @@
 #include <chrono>
 #include <cstdio>
 #include <memory>
+#include <utility>
 
 #include "bench/engine/border_bench.h"
-#include "policy/resident.h"
 
 namespace weir::bench {
 namespace {
@@ -25,13 +25,15 @@ Result<std::pair<double, double>> MoveTo(Engine& engine, SteadyLoad& load, Fixed
   };
   core.SetPolicy(policy);
   const WeightPager& weights = core.memory().weights();
-  while (weights.plan().target().granules_per_layer != granules || weights.in_transition()) {
+  for (uint32_t i = 0;
+       weights.plan().target().granules_per_layer != granules || weights.in_transition(); ++i) {
+    if (i == kMoveSteps) {
+      return BadState("the border did not get there in " + std::to_string(i) + " steps");
+    }
     WEIR_TRY(load.Step());
     if (!core.last_border_error().ok()) break;
-    if (since() > 10'000) return BadState("the border did not get there in 10 s");
   }
   const double moved = since();
-  for (int i = 0; i < 3; ++i) WEIR_TRY(load.Step());
   double longest = 0;
   for (size_t i = first; i < core.step_records().size(); ++i) {
     longest = std::max(longest, static_cast<double>(core.step_records()[i].step_ns) * 1e-6);
@@ -39,47 +41,110 @@ Result<std::pair<double, double>> MoveTo(Engine& engine, SteadyLoad& load, Fixed
   return std::pair(moved, longest);
 }
 
+// What the steps of one row took.
+struct Row {
+  std::vector<double> ms;
+  double context = 0;  // of a sequence, mean over the steps
+  double stall_ms = 0;
+  double copied = 0;  // bytes a step
+  uint64_t faults = 0;
+};
+
+Result<Row> Measure(Engine& engine, uint32_t steps, SteadyLoad& load) {
+  EngineCore& core = engine.core();
+  for (uint32_t i = 0; i < kSettlingSteps; ++i) WEIR_TRY(load.Step());
+  const WeightPagerStats before = core.memory().weights().stats();
+  const size_t begin = core.step_records().size();
+  Row row;
+  for (uint32_t i = 0; i < steps; ++i) {
+    WEIR_TRY(load.Step());
+    row.context += load.context() / steps;
+  }
+  for (size_t i = begin; i < core.step_records().size(); ++i) {
+    row.ms.push_back(static_cast<double>(core.step_records()[i].step_ns) * 1e-6);
+    row.stall_ms += static_cast<double>(core.step_records()[i].stall_ns) * 1e-6;
+  }
+  const auto n = static_cast<double>(row.ms.size());
+  const WeightPagerStats& after = core.memory().weights().stats();
+  row.stall_ms /= n;
+  row.copied = static_cast<double>(after.bytes_copied - before.bytes_copied) / n;
+  row.faults = after.faults - before.faults;
+  return row;
+}
+
+// What a row is predicted to take from the first one, and says what that rests on.
+class Prediction {
+ public:
+  Prediction(Engine& engine, const BorderArgs& args)
+      : engine_(engine), args_(args), cost_(engine.core().cost_model().cost()) {
+    cost_.link_bytes_per_ns = engine.core().memory().link_bytes_per_ns();
+  }
+  // |row|: the first, with all at home.
+  void Begin(const Row& row) {
+    resident_ms_ = Percentile(row.ms, 0.5);
+    if (args_.placement == Placement::kInPlace) return;
+    // What a decode step reads: weights, and the KV of its sequences.
+    const auto weights =
+        static_cast<double>(engine_.core().memory().weights().layout().region_bytes);
+    const double kv = row.context * args_.load.batch / kBlockTokens *
+                      static_cast<double>(engine_.info().kv_block_bytes);
+    const double read_ns_per_byte = resident_ms_ * 1e6 / (weights + kv);
+    const bool calibrated = cost_.copy_interference > 0;
+    if (!calibrated) cost_.copy_interference = read_ns_per_byte;
+    std::printf(
+        "predicted: copies take the memory at %.2f TB/s (%s; the first row reads at %.2f), the "
+        "link gives %.1f GB/s\n",
+        1e-3 / cost_.copy_interference, calibrated ? "calibrated" : "as the first row reads",
+        1e-3 / read_ns_per_byte, cost_.link_bytes_per_ns);
+  }
+  double Ms(double away) const {
+    if (args_.placement == Placement::kInPlace) {
+      const uint32_t tokens = args_.load.prefill > 0 ? args_.load.prefill : args_.load.batch;
+      return resident_ms_ + cost_.InPlaceNs(tokens, away) * 1e-6;
+    }
+    return std::max(resident_ms_ + cost_.copy_interference * away * 1e-6,
+                    away / cost_.link_bytes_per_ns * 1e-6);
+  }
+
+ private:
+  Engine& engine_;
+  const BorderArgs& args_;
+  StepCost cost_;
+  double resident_ms_ = 0;
+};
+
 }  // namespace
 
 Status RunRows(Engine& engine, const BorderArgs& args, SteadyLoad& load) {
   EngineCore& core = engine.core();
-  const WeightPager& weights = core.memory().weights();
+  const EvictionPlan& plan = core.memory().weights().plan();
   const auto granule_bytes = static_cast<double>(engine.info().granule_bytes);
-  const uint32_t tokens = args.prefill > 0 ? args.prefill : args.batch;
-  std::printf("%9s %9s %9s %9s %9s %9s %9s %9s %9s %8s %9s\n", "granules", "GiB/step", "p50 ms",
-              "p99 ms", "predicted", "stall ms", "faults", "GB/s", "move ms", "freed G", "longest");
+  Prediction prediction(engine, args);
   std::vector<std::unique_ptr<FixedPolicy>> policies;
-  double first_row_ms = 0;
   for (const uint32_t granules : args.granules) {
     policies.push_back(std::make_unique<FixedPolicy>(
         FixedConfig{.granules_per_layer = granules, .placement = args.placement}));
     const auto [moved_ms, longest_ms] = WEIR_TRY(MoveTo(engine, load, *policies.back(), granules));
-    const WeightPagerStats before = weights.stats();
-    const size_t begin = core.step_records().size();
-    for (uint32_t i = 0; i < args.steps; ++i) WEIR_TRY(load.Step());
-    const WeightPagerStats& after = weights.stats();
-    std::vector<double> ms;
-    double stall = 0;
-    for (size_t i = begin; i < core.step_records().size(); ++i) {
-      ms.push_back(static_cast<double>(core.step_records()[i].step_ns) * 1e-6);
-      stall += static_cast<double>(core.step_records()[i].stall_ns) * 1e-6;
+    WEIR_TRY(load.Begin());
+    const Row row = WEIR_TRY(Measure(engine, args.steps, load));
+    if (policies.size() == 1) {
+      prediction.Begin(row);
+      std::printf("%9s %9s %9s %9s %9s %9s %9s %9s %9s %9s %8s %9s\n", "granules", "GiB/step",
+                  "context", "p50 ms", "p99 ms", "predicted", "stall ms", "faults", "GB/s",
+                  "move ms", "freed G", "longest");
     }
-    const auto n = static_cast<double>(ms.size());
-    const double bytes = static_cast<double>(after.bytes_copied - before.bytes_copied) / n;
-    const double p50 = Percentile(ms, 0.5);
-    if (first_row_ms == 0) first_row_ms = p50;
-    const EvictionPlan& plan = weights.plan();
-    const StepCost cost{.link_bytes_per_ns = core.memory().link_bytes_per_ns(),
-                        .copy_interference = core.cost_model().cost().copy_interference};
     const double away = plan.evicted_granules() * granule_bytes;
-    const double predicted = args.placement == Placement::kInPlace
-                                 ? first_row_ms + cost.InPlaceNs(tokens, away) * 1e-6
-                                 : std::max(first_row_ms + cost.copy_interference * away * 1e-6,
-                                            away / cost.link_bytes_per_ns * 1e-6);
-    std::printf("%9u %9.3f %9.3f %9.3f %9.3f %9.4f %9lu %9.1f %9.1f %8.2f %9.2f\n", granules,
-                away / kGib, p50, Percentile(ms, 0.99), predicted, stall / n,
-                after.faults - before.faults, bytes / (p50 * 1e6), moved_ms,
+    const double p50 = Percentile(row.ms, 0.5);
+    std::printf("%9u %9.3f %9.1f %9.3f %9.3f %9.3f %9.4f %9lu %9.1f %9.1f %8.2f %9.2f\n", granules,
+                away / kGib, row.context, p50, Percentile(row.ms, 0.99), prediction.Ms(away),
+                row.stall_ms, row.faults, row.copied / (p50 * 1e6), moved_ms,
                 plan.freed_granules() * granule_bytes / kGib, longest_ms);
+    // Of a prompt the cache can have every whole block but that of its last token.
+    const double most = (args.load.context - 1) / kBlockTokens * kBlockTokens /
+                        static_cast<double>(args.load.context);
+    if (args.load.prefill == 0 && policies.size() > 1 && load.cached_share() < 0.95 * most) {
+      std::printf("  the prefix cache had %.0f %% of its prompts\n", 100 * load.cached_share());
+    }
     if (!core.last_border_error().ok()) {
       std::printf("  the border stayed: %s\n", core.last_border_error().ToString().c_str());
     }

@@ -5,7 +5,6 @@
 #include <cstdio>
 
 #include "bench/engine/border_bench.h"
-#include "policy/resident.h"
 
 namespace weir::bench {
 namespace {
@@ -15,6 +14,53 @@ namespace {
 struct StepTimes {
   std::vector<double> device_ms;
   std::vector<double> apart_ms;
+  double context = 0;  // of a sequence, mean over the steps
+};
+
+double NowMs() {
+  return std::chrono::duration<double, std::milli>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+// Steps of |load|, timed.
+class Clock {
+ public:
+  Clock(EngineCore& core, SteadyLoad& load) : core_(core), load_(load) {}
+  Status Begin() {
+    WEIR_TRY(load_.Begin());
+    StepTimes settling;
+    for (uint32_t i = 0; i < kSettlingSteps; ++i) WEIR_TRY(Step(&settling));
+    return OkStatus();
+  }
+  Status Step(StepTimes* times) {
+    const size_t before = core_.step_records().size();
+    const TimeNs idle_before = core_.stats().idle_ns;
+    WEIR_TRY(load_.Step());
+    const double now = NowMs();
+    if (core_.step_records().size() > before) {
+      const TimeNs idle = core_.stats().idle_ns - idle_before;
+      times->device_ms.push_back(static_cast<double>(core_.step_records().back().step_ns + idle) *
+                                 1e-6);
+      times->apart_ms.push_back(now - last_ms_);
+      times->context += load_.context();
+    }
+    last_ms_ = now;
+    return OkStatus();
+  }
+  // The same contexts each time.
+  Result<StepTimes> Steady(uint32_t steps) {
+    WEIR_TRY(Begin());
+    StepTimes times;
+    for (uint32_t i = 0; i < steps; ++i) WEIR_TRY(Step(&times));
+    times.context /= static_cast<double>(std::max<size_t>(1, times.device_ms.size()));
+    return times;
+  }
+
+ private:
+  EngineCore& core_;
+  SteadyLoad& load_;
+  double last_ms_ = 0;
 };
 
 void Print(const char* what, const StepTimes& times, double steady_ms) {
@@ -31,85 +77,75 @@ void Print(const char* what, const StepTimes& times, double steady_ms) {
   row("tokens", times.apart_ms);
 }
 
-// Moves to |granules| a layer and keeps it there. The steady steps it ends with are the next's.
-Status Transition(Engine& engine, const BorderArgs& args, SteadyLoad& load, FixedPolicy& policy,
+// As the engine sizes parts (engine/border.cc): none takes the host longer than the compute, or the
+// copies, of a step; the first gate's remaps and copy come on top.
+void Predict(Engine& engine, double steady_ms, uint32_t from, uint32_t to) {
+  Memory& memory = engine.core().memory();
+  const RemapCost& cost = memory.weights().remap_cost();
+  const auto layers = static_cast<double>(memory.weights().layout().layers.size());
+  const double hiding_ns = steady_ms * 1e6 - layers * cost.gate_ns();
+  const double most = std::max(1.0, std::floor(hiding_ns / (layers * cost.behind_gates_ns())));
+  const double left = std::abs(static_cast<double>(to) - from);
+  const double parts = std::ceil(left / most);
+  const double part = std::ceil(left / parts);
+  const double first_ns = part * cost.behind_gates_ns() + cost.gate_ns() +
+                          std::max(from, to) * static_cast<double>(engine.info().granule_bytes) /
+                              memory.link_bytes_per_ns();
+  const double host_ns = layers * (part * cost.behind_gates_ns() + cost.gate_ns());
+  const double step_ms = std::max(steady_ms, host_ns * 1e-6) + first_ns * 1e-6;
+  std::printf(
+      "  predicted, a remap beside steps taken to be %.1f us (%.1f at rest) and a gate %.1f: %.0f "
+      "parts of %.0f granules, %.0f ms, no step longer than %.3f of the steady one\n",
+      cost.behind_gates_ns() * 1e-3, cost.at_rest_ns() * 1e-3, cost.gate_ns() * 1e-3, parts, part,
+      steady_ms + parts * step_ms, step_ms / steady_ms);
+}
+
+// Moves to |granules| a layer; |steady| are steps before it, and then after it.
+Status Transition(Engine& engine, const BorderArgs& args, Clock& clock, FixedPolicy& policy,
                   uint32_t granules, StepTimes* steady) {
   EngineCore& core = engine.core();
-  WeightPager& weights = core.memory().weights();
+  const WeightPager& weights = core.memory().weights();
   const double granule_gib =
       static_cast<double>(engine.info().granule_bytes) / static_cast<double>(kGiB);
-  const auto away = [&] { return static_cast<double>(weights.plan().evicted_granules()); };
-  const auto now_ms = [] {
-    return std::chrono::duration<double, std::milli>(
-               std::chrono::steady_clock::now().time_since_epoch())
-        .count();
-  };
-  // One step; its times go to |times|.
-  double last_ms = now_ms();
-  const auto step = [&](StepTimes* times) -> Status {
-    const size_t before = core.step_records().size();
-    const TimeNs idle_before = core.stats().idle_ns;
-    WEIR_TRY(load.Step());
-    const double now = now_ms();
-    if (core.step_records().size() > before) {
-      const TimeNs idle = core.stats().idle_ns - idle_before;
-      times->device_ms.push_back(static_cast<double>(core.step_records().back().step_ns + idle) *
-                                 1e-6);
-      times->apart_ms.push_back(now - last_ms);
-    }
-    last_ms = now;
-    return OkStatus();
-  };
-  const WeightPagerStats stats = weights.stats();
-  const TimeNs border_ns = core.stats().border_ns;
-  const uint64_t refusals = core.stats().border_refusals;
-  const double from = away();
+  const double from = weights.plan().evicted_granules();
   const uint32_t from_granules = weights.plan().target().granules_per_layer;
-  const double remap_us = weights.remap_ns_per_granule() * 1e-3;
+  const double before_ms = Percentile(steady->device_ms, 0.5);
+  std::printf("%u -> %u granules a layer\n", from_granules, granules);
+  Predict(engine, before_ms, from_granules, granules);
+  WEIR_TRY(clock.Begin());
+  const WeightPagerStats stats = weights.stats();
+  const CoreStats then = core.stats();
   core.SetPolicy(policy);
-  const double begin = now_ms();
+  const double begin = NowMs();
   StepTimes moving;
-  double done = 0;
   while (weights.plan().target().granules_per_layer != granules) {
-    WEIR_TRY(step(&moving));
-    if (now_ms() - begin > 5'000) return BadState("the border did not get there in 5 s");
+    if (moving.device_ms.size() == kMoveSteps) {
+      return BadState("the border did not get there in " + std::to_string(kMoveSteps) + " steps");
+    }
+    WEIR_TRY(clock.Step(&moving));
   }
-  done = now_ms() - begin;
+  const double done = NowMs() - begin;
   const WeightPagerStats& after = weights.stats();
-  const double steady_ms = Percentile(steady->device_ms, 0.5);
-  const auto layers = static_cast<double>(weights.layout().layers.size());
-  const double moved = layers * std::abs(static_cast<double>(granules) - from_granules);
+  const auto remaps = static_cast<double>(after.granules_remapped - stats.granules_remapped);
   std::printf(
-      "%u -> %u granules a layer: %.2f GiB in %.1f ms, %lu parts, %.0f remaps of %.1f us, "
-      "host busy %.1f ms, refusals %lu\n",
-      from_granules, granules, std::abs(away() - from) * granule_gib, done,
-      after.transitions - stats.transitions, moved,
-      static_cast<double>(after.remap_ns - stats.remap_ns) * 1e-3 /
-          static_cast<double>(after.granules_remapped - stats.granules_remapped),
-      static_cast<double>(core.stats().border_ns - border_ns) * 1e-6,
-      core.stats().border_refusals - refusals);
-  // A part takes half a step's worth of remaps; a step is late by the first gate's remap and copy.
-  const double per_part = std::max(1.0, std::floor(0.5 * steady_ms * 1e3 / (remap_us * layers)));
-  const double parts = std::ceil(moved / layers / per_part);
-  const double link = core.memory().link_bytes_per_ns();
-  const double first_ms =
-      (per_part * remap_us * 1e3 + std::max(granules, from_granules) *
-                                       static_cast<double>(engine.info().granule_bytes) / link) *
-      1e-6;
-  std::printf(
-      "  predicted with gates passed by kernels: %.0f parts in %.0f steps, about %.0f ms, "
-      "each step %.3f of the steady one\n",
-      parts, parts + 2, (parts + 2) * steady_ms, 1 + first_ms / steady_ms);
-  Print("before", *steady, steady_ms);
+      "  %.2f GiB in %.1f ms, %lu parts (%lu cannot hide), %.0f remaps of %.1f us, host busy %.1f "
+      "ms, refusals %lu\n",
+      std::abs(weights.plan().evicted_granules() - from) * granule_gib, done,
+      after.transitions - stats.transitions, core.stats().late_parts - then.late_parts, remaps,
+      static_cast<double>(after.remap_ns - stats.remap_ns) * 1e-3 / std::max(1.0, remaps),
+      static_cast<double>(core.stats().border_ns - then.border_ns) * 1e-6,
+      core.stats().border_refusals - then.border_refusals);
+  const StepTimes before = std::move(*steady);
+  *steady = WEIR_TRY(clock.Steady(args.steps));
+  const double steady_ms = std::max(before_ms, Percentile(steady->device_ms, 0.5));
+  std::printf("  contexts before %.1f, after %.1f; steady: %.3f ms, the longer of the two\n",
+              before.context, steady->context, steady_ms);
+  Print("before", before, steady_ms);
   Print("while it moves", moving, steady_ms);
   for (size_t i = 0; i < moving.device_ms.size(); ++i) {
     std::printf("    step %2zu: device %8.3f ms, tokens after %8.3f ms\n", i, moving.device_ms[i],
                 moving.apart_ms[i]);
   }
-  *steady = {};
-  StepTimes settling;  // the steps that were under way
-  for (int i = 0; i < 3; ++i) WEIR_TRY(step(&settling));
-  for (uint32_t i = 0; i + 3 < args.steps; ++i) WEIR_TRY(step(steady));
   Print("after", *steady, steady_ms);
   return OkStatus();
 }
@@ -121,23 +157,11 @@ Status RunTransitions(Engine& engine, const BorderArgs& args, SteadyLoad& load) 
   FixedPolicy home(FixedConfig{.granules_per_layer = 0});
   FixedPolicy away(FixedConfig{.granules_per_layer = args.transition, .placement = args.placement});
   core.SetPolicy(home);
-  StepTimes steady;
-  for (uint32_t i = 0; i < args.steps; ++i) {
-    const size_t before = core.step_records().size();
-    const TimeNs idle_before = core.stats().idle_ns;
-    const auto begin = std::chrono::steady_clock::now();
-    WEIR_TRY(load.Step());
-    if (core.step_records().size() == before || i < 3) continue;
-    steady.device_ms.push_back(static_cast<double>(core.step_records().back().step_ns +
-                                                   core.stats().idle_ns - idle_before) *
-                               1e-6);
-    steady.apart_ms.push_back(
-        std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
-            .count());
-  }
+  Clock clock(core, load);
+  StepTimes steady = WEIR_TRY(clock.Steady(args.steps));
   for (const uint32_t granules : {args.transition, 0U}) {
     const Status moved =
-        Transition(engine, args, load, granules == 0 ? home : away, granules, &steady);
+        Transition(engine, args, clock, granules == 0 ? home : away, granules, &steady);
     if (!core.last_border_error().ok()) {
       std::printf("  last refusal: %s\n", core.last_border_error().ToString().c_str());
     }

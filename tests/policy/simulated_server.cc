@@ -9,8 +9,7 @@ namespace {
 
 // As engine/scheduler.cc keeps blocks free for those that run.
 constexpr double kSpareRise = 0.1, kSpareMost = 4, kSpareFall = 1.0 / 512;
-// As engine/border.cc sizes the parts of a move, and engine/core.cc smooths what it measures.
-constexpr double kHiddenShare = 0.9;
+// As engine/core.cc smooths what it measures.
 constexpr double kSmoothing = 0.1;
 constexpr double kRestRemapNs = 75e3;  // of a granule while nothing runs
 constexpr double kIdleNs = 5e6;        // between looks at an idle server
@@ -248,15 +247,18 @@ double SimulatedServer::MovePart() {
   };
   const bool hidden = stripes(border_) && stripes(goal_) && !running_.empty();
   Border next = goal_;
-  if (hidden) {
-    const double part_ns = shape_.remap_ns * shape_.layers;
-    const auto most =
-        static_cast<uint32_t>(std::max(1.0, kHiddenShare * smoothed_step_ns_ / part_ns));
+  const uint32_t left =
+      std::max(goal_.amount, border_.amount) - std::min(goal_.amount, border_.amount);
+  if (hidden && left > 0) {
+    // As engine/border.cc sizes the parts: none takes longer than compute or copies hide.
+    const double hiding_ns = std::max(
+        smoothed_step_ns_ - smoothed_stall_ns_,
+        AwayGranules(border_) * static_cast<double>(shape_.granule_bytes) / shape_.link_at_start);
+    const double most = std::max(1.0, std::floor(hiding_ns / (shape_.remap_ns * shape_.layers)));
+    const auto part = static_cast<uint32_t>(std::ceil(left / std::ceil(left / most)));
     next.placement = Placement::kStripe;
     next.slots = goal_.amount > 0 ? goal_.slots : border_.slots;
-    next.amount = goal_.amount > border_.amount
-                      ? std::min(goal_.amount, border_.amount + most)
-                      : border_.amount - std::min(border_.amount - goal_.amount, most);
+    next.amount = goal_.amount > border_.amount ? border_.amount + part : border_.amount - part;
   }
   while (preempt_ && running_.size() > 1 && Blocks(next) < used_blocks_) {
     Request& last = running_.back();
