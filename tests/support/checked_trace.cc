@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <sstream>
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -79,6 +80,29 @@ void AddTo(TraceFindings& f, const TraceRecord& r, uint64_t& device_end) {
   }
 }
 
+// The paging records of half a millisecond before and after, as lines.
+std::string Around(std::span<const TraceRecord> records, uint64_t time_ns) {
+  constexpr uint64_t kAround = 500'000;
+  std::vector<TraceRecord> near;
+  for (const TraceRecord& r : records) {
+    const auto type = static_cast<TraceType>(r.type);
+    const bool paging = type == TraceType::kCopy || type == TraceType::kGatePass ||
+                        type == TraceType::kPlacement || type == TraceType::kTransition ||
+                        type == TraceType::kStepBegin || type == TraceType::kStepEnd;
+    if (paging && r.time_ns + kAround > time_ns && r.time_ns < time_ns + kAround) {
+      near.push_back(r);
+    }
+  }
+  std::ranges::stable_sort(near, {}, &TraceRecord::time_ns);
+  std::ostringstream text;
+  for (const TraceRecord& r : near) {
+    text << "\n  " << std::showpos << static_cast<int64_t>(r.time_ns - time_ns) << std::noshowpos
+         << " ns " << TraceTypeName(static_cast<TraceType>(r.type));
+    for (const uint64_t arg : r.args) text << " " << arg;
+  }
+  return text.str();
+}
+
 }  // namespace
 
 CheckedTrace::CheckedTrace(Tracer::Clock clock, uint64_t mask)
@@ -121,7 +145,7 @@ TraceFindings CheckedTrace::Check(const std::string& metadata, bool complete) {
   f.violations = checker.violation_count();
   if (!checker.violations().empty()) {
     const trace_tool::Violation& v = checker.violations().front();
-    f.first = v.rule + ": " + v.what;
+    f.first = v.rule + ": " + v.what + Around(records_, v.event.record.time_ns);
   }
   f.conclusive = checker.conclusive() && !reader.losses().any();
   f.steps = checker.steps();
