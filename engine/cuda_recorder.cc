@@ -114,40 +114,25 @@ cuda::GemmParams CudaRecorder::Logits() const {
 }
 
 Status CudaRecorder::Prepare(cuda::GemmPlanner& gemm, uint32_t rows, uint32_t logit_rows) {
-  // Each product is timed as in a step: behind a norm, going through the weights of several layers,
-  // so that they come from HBM, and with its gate open.
+  // Each product goes through the weights of several layers while it is timed, so that they come
+  // from HBM as they will in a step.
   constexpr uint32_t kLayers = 4;
   std::vector<std::vector<cuda::GemmParams>> layers;
   for (uint32_t l = 0; l < std::min<uint32_t>(kLayers, config_.num_layers); ++l) {
     layers.push_back(ProductsOf(l));
   }
-  const auto norm = [this](uint32_t m) -> cuda::EnqueueFn {
-    return [this, m](const cuda::Launch& launch) {
-      return cuda::RmsNorm({.x = Scratch<Bf16>(layout_.hidden),
-                            .ldx = config_.hidden_size,
-                            .weight = Norm(map_.final_norm),
-                            .eps = config_.rms_norm_eps,
-                            .y = Scratch<Bf16>(layout_.normed),
-                            .ldy = config_.hidden_size,
-                            .m = m,
-                            .h = config_.hidden_size},
-                           launch);
-    };
-  };
   for (size_t i = 0; i < layers[0].size() && rows > 0; ++i) {
     std::vector<const Bf16*> weights;
     for (const auto& layer : layers) weights.push_back(layer[i].weights);
     if (rows > 1024) weights.resize(1);
     cuda::GemmParams p = layers[0][i];
     p.m = rows;
-    p.gate = {};
-    WEIR_TRY(ToStatus(gemm.Prepare(p, weights, stream_, norm(rows))));
+    WEIR_TRY(ToStatus(gemm.Prepare(p, weights, stream_)));
   }
   if (logit_rows == 0) return OkStatus();
   cuda::GemmParams p = Logits();
   p.m = logit_rows;
-  p.gate = {};
-  return ToStatus(gemm.Prepare(p, {}, stream_, norm(logit_rows)));
+  return ToStatus(gemm.Prepare(p, {}, stream_));
 }
 
 void CudaRecorder::Digest(const void* pointer) {

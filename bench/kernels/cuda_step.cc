@@ -11,7 +11,6 @@
 #include "engine/cuda_graph.h"
 #include "kernels/cpu/rope.h"
 #include "kernels/cuda/fill.h"
-#include "kernels/cuda/norm.h"
 
 namespace weir::bench {
 namespace {
@@ -311,18 +310,7 @@ Status CudaStep::PrepareProducts(int64_t rows, int64_t logit_rows) {
     if (rows > 1024 || i == logits) n = 1;
     std::vector<const Bf16*> weights;
     for (size_t l = 0; l < std::min(n, layers.size()); ++l) weights.push_back(layers[l][i].weights);
-    const cuda::EnqueueFn norm = [&](const cuda::Launch& launch) {
-      return cuda::RmsNorm({.x = Scratch<Bf16>(layout_.hidden),
-                            .ldx = config_.hidden_size,
-                            .weight = Weights<float>(map_.final_norm),
-                            .eps = config_.rms_norm_eps,
-                            .y = Scratch<Bf16>(layout_.normed),
-                            .ldy = config_.hidden_size,
-                            .m = p.m,
-                            .h = config_.hidden_size},
-                           launch);
-    };
-    WEIR_TRY(ToStatus(gemm_->Prepare(p, weights, stream_, norm)));
+    WEIR_TRY(ToStatus(gemm_->Prepare(p, weights, stream_)));
   }
   return OkStatus();
 }

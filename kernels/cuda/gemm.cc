@@ -174,8 +174,7 @@ LaunchStatus GemmPlanner::Enqueue(Bucket& bucket, const GemmParams& p, const Lau
 }
 
 LaunchStatus GemmPlanner::Time(const GemmParams& p, std::span<const Bf16* const> weights,
-                               cudaStream_t stream, const EnqueueFn& before, Bucket* bucket,
-                               float* ms) {
+                               cudaStream_t stream, Bucket* bucket, float* ms) {
   cudaEvent_t begin = nullptr, end = nullptr;
   cudaError_t error = cudaEventCreate(&begin);
   if (error == cudaSuccess) error = cudaEventCreate(&end);
@@ -191,9 +190,7 @@ LaunchStatus GemmPlanner::Time(const GemmParams& p, std::span<const Bf16* const>
     for (size_t i = 0; i < passes * weights.size() && status.ok(); ++i) {
       GemmParams rotated = p;
       rotated.weights = weights[i % weights.size()];
-      const Launch early{.stream = stream, .overlap = Overlap::kPrologue};
-      if (before) status = before(early);
-      if (status.ok()) status = Enqueue(*bucket, rotated, early);
+      status = Enqueue(*bucket, rotated, {.stream = stream, .overlap = Overlap::kPrologue});
     }
     if (!status.ok()) break;
     error = cudaEventRecord(end, stream);
@@ -209,7 +206,7 @@ LaunchStatus GemmPlanner::Time(const GemmParams& p, std::span<const Bf16* const>
 }
 
 LaunchStatus GemmPlanner::Choose(const GemmParams& p, std::span<const Bf16* const> weights,
-                                 cudaStream_t stream, const EnqueueFn& before, Bucket* bucket) {
+                                 cudaStream_t stream, Bucket* bucket) {
   const bool skinny = lt_->skinny.Supports(p.kind, p.m);
   if (skinny && options_.skinny == SkinnyUse::kAlways) {
     bucket->chosen = bucket->skinny = true;
@@ -257,7 +254,7 @@ LaunchStatus GemmPlanner::Choose(const GemmParams& p, std::span<const Bf16* cons
     bucket->algorithm = candidate.algo;
     float ms = 0;
     if (options_.candidates > 1) {
-      LaunchStatus timed = Time(p, weights, stream, before, bucket, &ms);
+      LaunchStatus timed = Time(p, weights, stream, bucket, &ms);
       if (timed.code() == cudaErrorUnknown) continue;  // cuBLASLt refuses what it proposed
       if (!timed.ok()) return timed;
     }
@@ -271,8 +268,7 @@ LaunchStatus GemmPlanner::Choose(const GemmParams& p, std::span<const Bf16* cons
   if (skinny && options_.candidates > 1) {
     bucket->skinny = true;
     float ms = 0;
-    if (LaunchStatus timed = Time(p, weights, stream, before, bucket, &ms); !timed.ok())
-      return timed;
+    if (LaunchStatus timed = Time(p, weights, stream, bucket, &ms); !timed.ok()) return timed;
     bucket->skinny = ms < best;
     if (bucket->skinny) {
       best = ms;
@@ -289,7 +285,7 @@ LaunchStatus GemmPlanner::Choose(const GemmParams& p, std::span<const Bf16* cons
 }
 
 LaunchStatus GemmPlanner::Prepare(const GemmParams& p, std::span<const Bf16* const> weights,
-                                  cudaStream_t stream, const EnqueueFn& before) {
+                                  cudaStream_t stream) {
   if (LaunchStatus s = Check(p); !s.ok()) return s;
   const Bf16* const own[] = {p.weights};
   if (weights.empty()) weights = own;
@@ -308,7 +304,7 @@ LaunchStatus GemmPlanner::Prepare(const GemmParams& p, std::span<const Bf16* con
       }
     }
     status = MakeBucket(p, bucket.get());
-    if (status.ok() && !imported) status = Choose(p, weights, stream, before, bucket.get());
+    if (status.ok() && !imported) status = Choose(p, weights, stream, bucket.get());
     if (status.ok()) slot = std::move(bucket);
   }
   if (status.ok()) status = Enqueue(*slot, p, {.stream = stream});

@@ -83,11 +83,9 @@ class GemmPlanner {
   // is loaded during a capture. Not inside a capture; waits for the stream. y is overwritten.
   // |weights|: matrices of this kind to rotate through while timing, so that they come from HBM as
   // they will in a step (the layers' own weights, say): together well over the L2 cache. Empty:
-  // params.weights only. |before|: enqueues a small kernel such as a step has in front of the
-  // product, and is timed with it, for what is launched early reads weights meanwhile. A bucket
-  // that was imported is only run, not timed.
+  // params.weights only. A bucket that was imported is only run, not timed.
   LaunchStatus Prepare(const GemmParams& params, std::span<const Bf16* const> weights,
-                       cudaStream_t stream, const EnqueueFn& before = {});
+                       cudaStream_t stream);
 
   // Enqueues y. Invalid when no bucket holds m rows of this kind. cuBLASLt's kernels are never
   // launched early.
@@ -96,8 +94,7 @@ class GemmPlanner {
   // Whether Run makes it with our own kernel, which reads weights early by itself.
   bool RunsOwn(const GemmKind& kind, int64_t m) const;
 
-  // Seconds of the bucket's algorithm as timed in Prepare, with what is before it; 0 if it was not
-  // timed.
+  // Seconds of the bucket's algorithm as timed in Prepare; 0 if it was not timed.
   double SecondsOf(const GemmKind& kind, int64_t m) const;
 
   // The chosen algorithms as text, one line each, and back. Import refuses text of another version
@@ -115,9 +112,9 @@ class GemmPlanner {
   Bucket* BucketOf(const GemmKind& kind, int64_t m) const;  // null: none was prepared
   LaunchStatus MakeBucket(const GemmParams& params, Bucket* bucket) const;
   LaunchStatus Choose(const GemmParams& params, std::span<const Bf16* const> weights,
-                      cudaStream_t stream, const EnqueueFn& before, Bucket* bucket);
+                      cudaStream_t stream, Bucket* bucket);
   LaunchStatus Time(const GemmParams& params, std::span<const Bf16* const> weights,
-                    cudaStream_t stream, const EnqueueFn& before, Bucket* bucket, float* ms);
+                    cudaStream_t stream, Bucket* bucket, float* ms);
   LaunchStatus Enqueue(Bucket& bucket, const GemmParams& params, const Launch& launch) const;
   std::string Header() const;
 

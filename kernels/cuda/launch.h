@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <utility>
 
@@ -56,6 +55,5 @@ struct Launch {
   cudaStream_t stream = nullptr;
   Overlap overlap = Overlap::kNone;
 };
-using EnqueueFn = std::function<LaunchStatus(const Launch& launch)>;
 
 }  // namespace weir::cuda
