@@ -11,15 +11,6 @@ namespace weir {
 
 using cuda::Bf16;
 
-namespace {
-
-// What a product of cuBLASLt's finds of its weights in L2. None until it has been measured
-// (bench/kernels, --prefetch).
-constexpr int64_t kPrefetchBytes = 0;
-constexpr cuda::PrefetchOrder kPrefetchOrder = cuda::PrefetchOrder::kColumns;
-
-}  // namespace
-
 CudaRecorder::CudaRecorder(const ModelConfig& config, const ComputeLimits& limits,
                            const WeightMap& map, const CudaLayout& layout,
                            const cuda::DecodeAttention* decode_attention, std::byte* weights,
@@ -65,15 +56,6 @@ cuda::WeightGate CudaRecorder::Before(uint32_t gate) const {
       .chunk = gates_.chunk_of_gate + gate, .header = gates_.header, .produced = gates_.produced};
 }
 
-// Only in captured steps: those that prefill compute, they do not wait for memory.
-cuda::WeightPrefetch CudaRecorder::Ahead(const cuda::GemmPlanner& gemm,
-                                         const cuda::GemmParams& next,
-                                         const CudaStepShape& shape) const {
-  if (shape.bucket == 0 || gemm.RunsOwn(next.kind, next.m)) return {};
-  return cuda::PrefetchOf(next.weights, next.kind.n, next.kind.k, next.gate, kPrefetchOrder,
-                          kPrefetchBytes);
-}
-
 cuda::GemmParams CudaRecorder::Product(uint64_t weights, uint64_t bias, int64_t n, int64_t k,
                                        const Bf16* x, void* y, cuda::GemmOutput output) const {
   return {.kind = {.n = n, .k = k, .bias = bias != LayerOffsets::kAbsent, .output = output},
@@ -115,7 +97,7 @@ cuda::GemmParams CudaRecorder::Logits() const {
 
 Status CudaRecorder::Prepare(cuda::GemmPlanner& gemm, uint32_t rows, uint32_t logit_rows) {
   // Each product goes through the weights of several layers while it is timed, so that they come
-  // from HBM as they will in a step.
+  // from HBM as they will in a step, and with its gate open.
   constexpr uint32_t kLayers = 4;
   std::vector<std::vector<cuda::GemmParams>> layers;
   for (uint32_t l = 0; l < std::min<uint32_t>(kLayers, config_.num_layers); ++l) {
@@ -127,11 +109,13 @@ Status CudaRecorder::Prepare(cuda::GemmPlanner& gemm, uint32_t rows, uint32_t lo
     if (rows > 1024) weights.resize(1);
     cuda::GemmParams p = layers[0][i];
     p.m = rows;
+    p.gate = {};
     WEIR_TRY(ToStatus(gemm.Prepare(p, weights, stream_)));
   }
   if (logit_rows == 0) return OkStatus();
   cuda::GemmParams p = Logits();
   p.m = logit_rows;
+  p.gate = {};
   return ToStatus(gemm.Prepare(p, {}, stream_));
 }
 
@@ -235,8 +219,7 @@ Status CudaRecorder::Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaSt
     Digest(p.y);
   }
   // The norm reads no gated byte, and the copy gets the time it takes.
-  const auto norm = [&](uint64_t weight, int32_t arrive, int32_t depart,
-                        const cuda::GemmParams& next) {
+  const auto norm = [&](uint64_t weight, int32_t arrive, int32_t depart) {
     const cuda::RmsNormParams p{.x = Scratch<Bf16>(layout_.hidden),
                                 .ldx = hidden,
                                 .weight = Norm(weight),
@@ -245,12 +228,11 @@ Status CudaRecorder::Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaSt
                                 .ldy = hidden,
                                 .m = m,
                                 .h = hidden,
-                                .gate = Gate(arrive, depart),
-                                .prefetch = Ahead(gemm, next, shape)};
+                                .gate = Gate(arrive, depart)};
     Digest(p.weight);
     return ToStatus(cuda::RmsNorm(p, launch));
   };
-  WEIR_TRY(norm(w.attn_norm, gate, gate - 1, products[0]));
+  WEIR_TRY(norm(w.attn_norm, gate, gate - 1));
   WEIR_TRY(ToStatus(gemm.Run(products[0], launch)));
   const cuda::QkvParams qkv{.qkv = Scratch<Bf16>(layout_.qkv),
                             .ldqkv = q_size_ + 2 * kv_size_,
@@ -269,26 +251,22 @@ Status CudaRecorder::Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaSt
                             .layer = static_cast<int32_t>(layer)};
   Digest(kv_.base);
   WEIR_TRY(ToStatus(cuda::FinishQkv(qkv, launch)));
-  // O's gate is QKV's, which the norm has passed.
-  cuda::WeightPrefetch o_ahead = Ahead(gemm, products[1], shape);
-  o_ahead.gate = {};
-  WEIR_TRY(Attention(layer, shape, plans, o_ahead));
+  WEIR_TRY(Attention(layer, shape, plans));
   WEIR_TRY(ToStatus(gemm.Run(products[1], launch)));
 
-  WEIR_TRY(norm(w.mlp_norm, gate + 1, gate, products[2]));
+  WEIR_TRY(norm(w.mlp_norm, gate + 1, gate));
   WEIR_TRY(ToStatus(gemm.Run(products[2], launch)));
   WEIR_TRY(ToStatus(cuda::SiluMul({.gate_up = Scratch<Bf16>(layout_.gate_up),
                                    .y = Scratch<Bf16>(layout_.activated),
                                    .m = m,
                                    .f = config_.intermediate_size,
-                                   .gate = Gate(gate + 2, gate + 1),
-                                   .prefetch = Ahead(gemm, products[3], shape)},
+                                   .gate = Gate(gate + 2, gate + 1)},
                                   launch)));
   return ToStatus(gemm.Run(products[3], launch));
 }
 
 Status CudaRecorder::Attention(uint32_t layer, const CudaStepShape& shape,
-                               const CudaStepPlans& plans, const cuda::WeightPrefetch& ahead) {
+                               const CudaStepPlans& plans) {
   const cuda::Launch launch = Early();
   const auto run = [&](const cuda::AttentionPlan& plan, const cuda::PlanBuffers& buffers,
                        const CudaInputLayout::Tables& tables, int64_t first_row,
@@ -308,7 +286,7 @@ Status CudaRecorder::Attention(uint32_t layer, const CudaStepShape& shape,
                            launch));
   };
   if (AttendsWithOwn(shape.decode_rows())) {
-    WEIR_TRY(OwnDecodeAttention(layer, shape.decode_rows(), ahead));
+    WEIR_TRY(OwnDecodeAttention(layer, shape.decode_rows()));
   } else if (plans.decode != nullptr) {
     WEIR_TRY(run(*plans.decode, decode_buffers(nullptr), layout_.in.decode, 0, 0));
   }
@@ -327,8 +305,7 @@ bool CudaRecorder::AttendsWithOwn(uint32_t decode_rows) const {
 // Launched early it reads the page table and KV of earlier steps before the launch above it has
 // ended: both were there before the step's first kernel, which is not launched early. Rows that
 // prefill write no page of these sequences: the index learns of blocks once their step has ended.
-Status CudaRecorder::OwnDecodeAttention(uint32_t layer, uint32_t decode_rows,
-                                        const cuda::WeightPrefetch& ahead) {
+Status CudaRecorder::OwnDecodeAttention(uint32_t layer, uint32_t decode_rows) {
   const CudaInputLayout::Tables& tables = layout_.in.decode;
   return ToStatus(
       decode_attention_->Run({.q = Scratch<Bf16>(layout_.qkv),
@@ -341,8 +318,7 @@ Status CudaRecorder::OwnDecodeAttention(uint32_t layer, uint32_t decode_rows,
                               .pages = {.blocks = Input<int32_t>(layout_.in.pages),
                                         .page_indptr = Input<int32_t>(tables.page_indptr),
                                         .last_page_len = Input<int32_t>(tables.last_page_len)},
-                              .workspace = Scratch<void>(layout_.decode_workspace),
-                              .prefetch = ahead},
+                              .workspace = Scratch<void>(layout_.decode_workspace)},
                              Early()));
 }
 

@@ -11,7 +11,6 @@
 #include "kernels/cuda/decode_attention.h"
 #include "kernels/cuda/gates.h"
 #include "kernels/cuda/gemm.h"
-#include "kernels/cuda/prefetch.h"
 
 namespace weir {
 
@@ -64,18 +63,12 @@ class CudaRecorder {
   std::vector<cuda::GemmParams> ProductsOf(uint32_t layer) const;  // qkv, o, gate_up, down
   // The gate, as products see it that read weights early.
   cuda::WeightGate Before(uint32_t gate) const;
-  // What the launch above |next| asks for of its weights.
-  cuda::WeightPrefetch Ahead(const cuda::GemmPlanner& gemm, const cuda::GemmParams& next,
-                             const CudaStepShape& shape) const;
   // A kernel may be placed before the one before it has ended.
   cuda::Launch Early() const { return {.stream = stream_, .overlap = cuda::Overlap::kPrologue}; }
   Status Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaStepShape& shape,
                const CudaStepPlans& plans);
-  // |ahead|: what it may ask for of the weights behind it.
-  Status Attention(uint32_t layer, const CudaStepShape& shape, const CudaStepPlans& plans,
-                   const cuda::WeightPrefetch& ahead);
-  Status OwnDecodeAttention(uint32_t layer, uint32_t decode_rows,
-                            const cuda::WeightPrefetch& ahead);
+  Status Attention(uint32_t layer, const CudaStepShape& shape, const CudaStepPlans& plans);
+  Status OwnDecodeAttention(uint32_t layer, uint32_t decode_rows);
   float attention_scale() const { return 1.0F / std::sqrt(static_cast<float>(config_.head_dim)); }
   void Digest(const void* pointer);
 

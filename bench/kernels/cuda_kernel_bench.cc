@@ -95,9 +95,6 @@ Status Open(Bench* b) {
   b->json["overlap"] = b->options.overlap == Overlap::kNone ? "none" : "prologue";
   b->json["split_k"] = b->options.model.split_k;
   b->json["decode_attention"] = b->options.model.own_attention ? "always" : "never";
-  b->json["prefetch_bytes"] = b->options.model.prefetch_bytes;
-  b->json["prefetch_order"] =
-      b->options.model.prefetch_order == cuda::PrefetchOrder::kColumns ? "columns" : "rows";
   b->json["skinny"] = b->options.model.skinny != cuda::SkinnyUse::kNever;
   return OkStatus();
 }

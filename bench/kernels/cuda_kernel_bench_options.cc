@@ -115,12 +115,6 @@ Status SetOption(std::string_view option, std::string_view value, std::string_vi
   } else if (option == "--decode-attention") {
     if (value != "never" && value != "always") return Wrong(option, "never or always", value);
     o->model.own_attention = value == "always";
-  } else if (option == "--prefetch") {
-    o->model.prefetch_bytes = WEIR_TRY(NumberOf(option, value, 0, 64 << 20));
-  } else if (option == "--prefetch-order") {
-    using enum cuda::PrefetchOrder;
-    if (value != "columns" && value != "rows") return Wrong(option, "columns or rows", value);
-    o->model.prefetch_order = value == "columns" ? kColumns : kRows;
   } else if (option == "--overlap") {
     if (value != "none" && value != "prologue") return Wrong(option, "none or prologue", value);
     o->overlap = value == "none" ? cuda::Overlap::kNone : cuda::Overlap::kPrologue;
@@ -162,10 +156,6 @@ std::string KernelBenchOptions::Usage() {
          "  --decode-attention USE     our own kernel in decode steps: never (default) or always; "
          "the other is\n"
          "                             timed beside it\n"
-         "  --prefetch BYTES           of the weights of each product of cuBLASLt's in decode "
-         "steps, asked for\n"
-         "                             by the launch above it (0: none)\n"
-         "  --prefetch-order ORDER     columns (default) or rows of the weights first\n"
          "  --candidates N             algorithms timed a product (6, as the engine)\n"
          "  --tune-layers N            layers' weights to time them with (0: 256 MiB; the engine: "
          "4)\n"

@@ -13,7 +13,6 @@
 #include "engine/weight_map.h"
 #include "kernels/cuda/decode_attention.h"
 #include "kernels/cuda/gemm.h"
-#include "kernels/cuda/prefetch.h"
 
 namespace weir::bench {
 
@@ -38,9 +37,6 @@ struct StepOptions {
   // Layers whose weights a product goes through while algorithms are timed; CudaCompute takes 4.
   // 0: as many as make 256 MiB.
   uint32_t tune_layers = 0;
-  // Of the weights of cuBLASLt's products in decode steps, what the launch above asks for.
-  uint32_t prefetch_bytes = 0;
-  cuda::PrefetchOrder prefetch_order = cuda::PrefetchOrder::kColumns;
 };
 
 enum class StepPart : uint8_t {
@@ -114,8 +110,6 @@ class CudaStep {
   Status Plan();
   StepKernel ProductKernel(const char* name, StepPart part, size_t index, int64_t m);
   StepKernel NormKernel(const char* name, StepPart part);
-  // Layer |layer|'s, of product |index|.
-  cuda::WeightPrefetch Ahead(uint32_t layer, size_t index) const;
   StepKernel AttentionKernel(StepPart part);
   StepKernel OwnAttentionKernel(StepPart part);
   StepKernel FinishQkvKernel();

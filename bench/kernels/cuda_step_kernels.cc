@@ -44,28 +44,20 @@ StepKernel CudaStep::NormKernel(const char* name, StepPart part) {
           .activation_bytes = static_cast<double>(m * hidden * 4 + hidden * 4),
           .enqueue = [this, last, mlp, m, hidden](uint32_t layer, uint32_t set, Overlap overlap) {
             const LayerOffsets& w = LayerAt(layer);
-            return ToStatus(cuda::RmsNorm(
-                {.x = Scratch<Bf16>(layout_.hidden),
-                 .ldx = hidden,
-                 .rows = last ? Input<int32_t>(set, layout_.in.logit_rows) : nullptr,
-                 .weight = Weights<float>(last  ? map_.final_norm
-                                          : mlp ? w.mlp_norm
-                                                : w.attn_norm),
-                 .eps = config_.rms_norm_eps,
-                 .y = Scratch<Bf16>(last ? layout_.gathered : layout_.normed),
-                 .ldy = hidden,
-                 .m = m,
-                 .h = hidden,
-                 .prefetch = last ? cuda::WeightPrefetch{} : Ahead(layer, mlp ? 2 : 0)},
-                {.stream = stream_, .overlap = overlap}));
+            return ToStatus(
+                cuda::RmsNorm({.x = Scratch<Bf16>(layout_.hidden),
+                               .ldx = hidden,
+                               .rows = last ? Input<int32_t>(set, layout_.in.logit_rows) : nullptr,
+                               .weight = Weights<float>(last  ? map_.final_norm
+                                                        : mlp ? w.mlp_norm
+                                                              : w.attn_norm),
+                               .eps = config_.rms_norm_eps,
+                               .y = Scratch<Bf16>(last ? layout_.gathered : layout_.normed),
+                               .ldy = hidden,
+                               .m = m,
+                               .h = hidden},
+                              {.stream = stream_, .overlap = overlap}));
           }};
-}
-
-cuda::WeightPrefetch CudaStep::Ahead(uint32_t layer, size_t index) const {
-  const cuda::GemmParams next = Products(layer)[index];
-  if (!spec_.decode() || gemm_->RunsOwn(next.kind, shape_.rows())) return {};
-  return cuda::PrefetchOf(next.weights, next.kind.n, next.kind.k, next.gate,
-                          options_.prefetch_order, options_.prefetch_bytes);
 }
 
 StepKernel CudaStep::FinishQkvKernel() {
@@ -148,8 +140,7 @@ StepKernel CudaStep::OwnAttentionKernel(StepPart part) {
          .pages = {.blocks = Input<int32_t>(set, layout_.in.pages),
                    .page_indptr = Input<int32_t>(set, tables.page_indptr),
                    .last_page_len = Input<int32_t>(set, tables.last_page_len)},
-         .workspace = Scratch<void>(layout_.decode_workspace),
-         .prefetch = Ahead(layer, 1)},
+         .workspace = Scratch<void>(layout_.decode_workspace)},
         {.stream = stream_, .overlap = overlap}));
   };
   return kernel;
@@ -215,12 +206,11 @@ std::vector<StepKernel> CudaStep::Kernels() {
   kernels.push_back(ProductKernel("gate_up", StepPart::kLayer, 2, m));
   kernels.push_back({.name = "silu_mul",
                      .activation_bytes = static_cast<double>(m * 3 * ffn * 2),
-                     .enqueue = [this, m, ffn](uint32_t layer, uint32_t, Overlap overlap) {
+                     .enqueue = [this, m, ffn](uint32_t, uint32_t, Overlap overlap) {
                        return ToStatus(cuda::SiluMul({.gate_up = Scratch<Bf16>(layout_.gate_up),
                                                       .y = Scratch<Bf16>(layout_.activated),
                                                       .m = m,
-                                                      .f = ffn,
-                                                      .prefetch = Ahead(layer, 3)},
+                                                      .f = ffn},
                                                      {.stream = stream_, .overlap = overlap}));
                      }});
   kernels.push_back(ProductKernel("down", StepPart::kLayer, 3, m));

@@ -2,7 +2,7 @@
 
 #include "kernels/cuda/bf16x8.cuh"
 #include "kernels/cuda/enqueue.cuh"
-#include "kernels/cuda/prefetch.cuh"
+#include "kernels/cuda/gates.cuh"
 
 namespace weir::cuda {
 namespace {
@@ -13,15 +13,14 @@ constexpr int kThreads = 256;
 struct SiluMulLaunch {
   SiluMulParams p;
   uint32_t chunks;
-  uint32_t riders;
 };
 
 __global__ void __launch_bounds__(kThreads) SiluMulKernel(const SiluMulLaunch launch) {
   const SiluMulParams& p = launch.p;
   TriggerDependents();
   WaitForPredecessor();
-  if (blockIdx.x < launch.riders) return RunRider(p.gate, p.prefetch, launch.riders);
-  const uint32_t block = blockIdx.x - launch.riders;
+  if (p.gate.used() && blockIdx.x == 0) return RunGateBlock(p.gate);
+  const uint32_t block = blockIdx.x - (p.gate.used() ? 1 : 0);
   const uint32_t row = block / launch.chunks;
   const int64_t column =
       (int64_t{block - row * launch.chunks} * kThreads + threadIdx.x) * kVector;
@@ -51,15 +50,13 @@ LaunchStatus SiluMul(const SiluMulParams& p, const Launch& launch) {
     return LaunchStatus::Invalid("silu: gate_up and y must be 16-byte aligned");
   }
   if (LaunchStatus s = CheckGatePoint(p.gate, "silu"); !s.ok()) return s;
-  if (LaunchStatus s = CheckPrefetch(p.prefetch, "silu"); !s.ok()) return s;
   const int64_t per_block = int64_t{kThreads} * kVector;
   const int64_t chunks = (p.f + per_block - 1) / per_block;
   if (p.m > std::numeric_limits<int32_t>::max() / chunks) {
     return LaunchStatus::Invalid("silu: too many rows: " + std::to_string(p.m));
   }
-  const uint32_t riders = Riders(p.gate, p.prefetch);
-  return Enqueue("silu", SiluMulKernel, p.m * chunks + riders, kThreads, launch,
-                 SiluMulLaunch{p, static_cast<uint32_t>(chunks), riders});
+  return Enqueue("silu", SiluMulKernel, p.m * chunks + GateBlocks(p.gate), kThreads,
+                 launch, SiluMulLaunch{p, static_cast<uint32_t>(chunks)});
 }
 
 }  // namespace weir::cuda

@@ -5,7 +5,6 @@
 
 #include "kernels/cuda/gates.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/prefetch.h"
 
 namespace weir::cuda {
 
@@ -18,7 +17,6 @@ struct SiluMulParams {
   int64_t m = 0;
   int64_t f = 0;  // a multiple of 8
   GatePoint gate;
-  WeightPrefetch prefetch;
 };
 LaunchStatus SiluMul(const SiluMulParams& params, const Launch& launch);
 

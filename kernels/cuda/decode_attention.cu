@@ -45,7 +45,7 @@ LaunchStatus Check(const AttentionShape& shape, const DecodeAttentionParams& p) 
         "decode attention: blocks, page_indptr and last_page_len must be given, and the workspace "
         "be 256-byte aligned");
   }
-  return CheckPrefetch(p.prefetch, "decode attention");
+  return {};
 }
 
 size_t ArrivalBytes(size_t clusters) {
@@ -159,7 +159,6 @@ LaunchStatus DecodeAttention::Run(const DecodeAttentionParams& params, const Lau
   p.sequences = params.sequences;
   p.kv_heads = shape_.kv_heads;
   p.group = shape_.q_heads / shape_.kv_heads;
-  p.prefetch = params.prefetch;
   const auto start = [&](auto kernel, int threads, size_t shared) {
     return Enqueue("decode attention", kernel, int64_t{cluster} * clusters, threads, launch, p,
                    shared, static_cast<unsigned>(cluster));

@@ -6,7 +6,6 @@
 
 #include "kernels/cuda/decode_meet.cuh"
 #include "kernels/cuda/enqueue.cuh"
-#include "kernels/cuda/prefetch.cuh"
 
 namespace weir::cuda::decode {
 
@@ -91,7 +90,6 @@ __device__ void Run(const DecodeLaunch& p, uint8_t* raw) {
     if (target.split()) target.Meet(s, share.ranks);
   }
   if (!alone && met == 0) hopper::ClusterWait();
-  RunPrefetchBlock(p.prefetch, blockIdx.x, gridDim.x);
 }
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL

@@ -23,7 +23,6 @@
 #include <cstdint>
 
 #include "kernels/cuda/attention.h"
-#include "kernels/cuda/prefetch.h"
 
 namespace weir::cuda {
 
@@ -43,9 +42,6 @@ struct DecodeAttentionParams {
   // workspace_bytes() of device memory, 256-byte aligned, zeroed once before the first run. Runs of
   // one stream share it; each leaves it ready for the next.
   void* workspace = nullptr;
-  // Asked for by each block when it has done its share, so that memory reads on while the last ones
-  // end. (Before attention it would be of no use: KV drives it out of L2.)
-  WeightPrefetch prefetch;
 };
 
 // Represents what the kernel needs to know of a device and a shape; made once, outside captures.

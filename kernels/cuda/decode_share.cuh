@@ -26,7 +26,6 @@ struct DecodeLaunch {
   uint32_t* arrivals;  // [clusters]; 0 between launches
   float scale;         // of the scores, to the base 2
   int32_t sequences, kv_heads, group;
-  WeightPrefetch prefetch;
 };
 
 template <int kDim>

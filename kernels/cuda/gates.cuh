@@ -1,6 +1,11 @@
-// Device side of gates.h. A kernel that carries a gate is launched with GateBlocks(gate) blocks
-// more, of at least 64 threads each (prefetch.cuh says how), which do RunGateBlock(gate) behind
-// WaitForPredecessor(): a departure says that all kernels before this one have ended.
+// Device side of gates.h. A kernel that carries a gate does, before anything else:
+//
+//   WaitForPredecessor();
+//   if (gate.used() && blockIdx.x == 0) return RunGateBlock(gate);
+//   const auto block = blockIdx.x - (gate.used() ? 1 : 0);
+//
+// and is launched with GateBlocks(gate) blocks more, of at least 64 threads each. A departure says
+// that all kernels before this one have ended, which they have behind WaitForPredecessor().
 #pragma once
 
 #include "kernels/cuda/gates.h"

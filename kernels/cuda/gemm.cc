@@ -315,22 +315,12 @@ LaunchStatus GemmPlanner::Prepare(const GemmParams& p, std::span<const Bf16* con
 
 LaunchStatus GemmPlanner::Run(const GemmParams& p, const Launch& launch) {
   if (LaunchStatus s = Check(p); !s.ok()) return s;
-  Bucket* bucket = BucketOf(p.kind, p.m);
-  if (bucket == nullptr) {
+  auto at = buckets_.lower_bound({p.kind, p.m});
+  while (at != buckets_.end() && at->second->op == nullptr) ++at;  // imported, not prepared
+  if (at == buckets_.end() || std::get<0>(at->first) != p.kind) {
     return LaunchStatus::Invalid("gemm: no bucket was prepared for " + Describe(p.kind, p.m));
   }
-  return Enqueue(*bucket, p, launch);
-}
-
-bool GemmPlanner::RunsOwn(const GemmKind& kind, int64_t m) const {
-  const Bucket* bucket = BucketOf(kind, m);
-  return bucket != nullptr && bucket->skinny;
-}
-
-GemmPlanner::Bucket* GemmPlanner::BucketOf(const GemmKind& kind, int64_t m) const {
-  auto at = buckets_.lower_bound({kind, m});
-  while (at != buckets_.end() && at->second->op == nullptr) ++at;  // imported, not prepared
-  return at == buckets_.end() || std::get<0>(at->first) != kind ? nullptr : at->second.get();
+  return Enqueue(*at->second, p, launch);
 }
 
 double GemmPlanner::SecondsOf(const GemmKind& kind, int64_t m) const {

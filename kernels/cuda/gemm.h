@@ -91,9 +91,6 @@ class GemmPlanner {
   // launched early.
   LaunchStatus Run(const GemmParams& params, const Launch& launch);
 
-  // Whether Run makes it with our own kernel, which reads weights early by itself.
-  bool RunsOwn(const GemmKind& kind, int64_t m) const;
-
   // Seconds of the bucket's algorithm as timed in Prepare; 0 if it was not timed.
   double SecondsOf(const GemmKind& kind, int64_t m) const;
 
@@ -109,7 +106,6 @@ class GemmPlanner {
 
   explicit GemmPlanner(const GemmPlannerOptions& options);
   LaunchStatus Check(const GemmParams& params) const;
-  Bucket* BucketOf(const GemmKind& kind, int64_t m) const;  // null: none was prepared
   LaunchStatus MakeBucket(const GemmParams& params, Bucket* bucket) const;
   LaunchStatus Choose(const GemmParams& params, std::span<const Bf16* const> weights,
                       cudaStream_t stream, Bucket* bucket);

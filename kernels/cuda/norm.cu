@@ -2,7 +2,7 @@
 
 #include "kernels/cuda/bf16x8.cuh"
 #include "kernels/cuda/enqueue.cuh"
-#include "kernels/cuda/prefetch.cuh"
+#include "kernels/cuda/gates.cuh"
 
 namespace weir::cuda {
 namespace {
@@ -28,23 +28,16 @@ __device__ __forceinline__ float BlockSum(float x) {
   return WarpSum(lane < kWarps ? partial[lane] : 0.0f);
 }
 
-struct RmsNormLaunch {
-  RmsNormParams p;
-  uint32_t riders;
-};
-
 // One row a block, held in registers between its one read and its write. A thread has the vectors
 // threadIdx.x + i * kThreads. Narrow rows have registers left for their weights: these are then
 // read with the row, not behind the barrier. Three blocks of 512 an SM keep it loading while others
 // are at their barriers.
 template <int kThreads, int kVectors>
-__global__ void __launch_bounds__(kThreads, 1536 / kThreads)
-    RmsNormKernel(const RmsNormLaunch launch) {
-  const RmsNormParams& p = launch.p;
+__global__ void __launch_bounds__(kThreads, 1536 / kThreads) RmsNormKernel(const RmsNormParams p) {
   TriggerDependents();
   WaitForPredecessor();
-  if (blockIdx.x < launch.riders) return RunRider(p.gate, p.prefetch, launch.riders);
-  const int64_t row = blockIdx.x - launch.riders;
+  if (p.gate.used() && blockIdx.x == 0) return RunGateBlock(p.gate);
+  const int64_t row = int64_t{blockIdx.x} - (p.gate.used() ? 1 : 0);
   const int64_t from = p.rows == nullptr ? row : int64_t{p.rows[row]};
   const auto* x = reinterpret_cast<const uint4*>(p.x + from * p.ldx);
   auto* y = reinterpret_cast<uint4*>(p.y + row * p.ldy);
@@ -85,9 +78,8 @@ __global__ void __launch_bounds__(kThreads, 1536 / kThreads)
 
 template <int kThreads, int kVectors>
 LaunchStatus Run(const RmsNormParams& p, const Launch& launch) {
-  const uint32_t riders = Riders(p.gate, p.prefetch);
-  return Enqueue("rms norm", RmsNormKernel<kThreads, kVectors>, p.m + riders, kThreads, launch,
-                 RmsNormLaunch{p, riders});
+  return Enqueue("rms norm", RmsNormKernel<kThreads, kVectors>, p.m + GateBlocks(p.gate), kThreads,
+                 launch, p);
 }
 
 }  // namespace
@@ -110,7 +102,6 @@ LaunchStatus RmsNorm(const RmsNormParams& p, const Launch& launch) {
     return LaunchStatus::Invalid("rms norm: in place only without rows and with equal strides");
   }
   if (LaunchStatus s = CheckGatePoint(p.gate, "rms norm"); !s.ok()) return s;
-  if (LaunchStatus s = CheckPrefetch(p.prefetch, "rms norm"); !s.ok()) return s;
   // By h only: the number of threads is part of the order of the sum.
   if (p.h <= 1024) return Run<128, 1>(p, launch);
   if (p.h <= 2048) return Run<256, 1>(p, launch);

@@ -5,7 +5,6 @@
 
 #include "kernels/cuda/gates.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/prefetch.h"
 
 namespace weir::cuda {
 
@@ -23,7 +22,6 @@ struct RmsNormParams {
   int64_t m = 0;
   int64_t h = 0;  // a multiple of 8, 8 .. 16384
   GatePoint gate;
-  WeightPrefetch prefetch;
 };
 // Pointers are 16-byte aligned (rows: 4).
 LaunchStatus RmsNorm(const RmsNormParams& params, const Launch& launch);

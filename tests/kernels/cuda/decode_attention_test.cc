@@ -186,27 +186,6 @@ TEST_F(CudaDecodeAttention, TheSameBitsInEveryRunAndWhereverPagesLie) {
   }
 }
 
-TEST_F(CudaDecodeAttention, AskingForWeightsChangesNoBit) {
-  constexpr int64_t kRows = 4096, kColumns = 4096;
-  const DeviceBuffer<uint16_t> weights(kRows * kColumns);
-  for (const size_t sequences : {size_t{1}, size_t{64}, size_t{300}}) {
-    const Batch batch({32, 8, 128}, KvOrder::kTokenHead, std::vector<int32_t>(sequences, 100), 6);
-    DecodeAttention decode;
-    ASSERT_TRUE(Launched(DecodeAttention::Create(batch.shape, &decode)));
-    OnDevice on(batch, decode, nullptr);
-    const auto run = [&] {
-      EXPECT_TRUE(Launched(decode.Run(on.params, {stream_, Overlap::kPrologue})));
-      EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
-      return on.out.Download();
-    };
-    const std::vector<uint16_t> want = run();
-    for (const PrefetchOrder order : {PrefetchOrder::kColumns, PrefetchOrder::kRows}) {
-      on.params.prefetch = PrefetchOf(AsBf16(weights.get()), kRows, kColumns, {}, order, 4 << 20);
-      EXPECT_EQ(run(), want) << sequences << " sequences";
-    }
-  }
-}
-
 // What a captured decode step does: the launch is made with nothing but padding.
 TEST_F(CudaDecodeAttention, ACapturedLaunchIsReplayedForOtherContexts) {
   constexpr int32_t kSequences = 8;
@@ -343,7 +322,6 @@ TEST_F(CudaDecodeAttention, NamesWhatIsWrongWithARun) {
   EXPECT_NE(message([](auto* p) { p->kv.layout.kv_heads = 1; }).find("made for 2 kv heads"),
             std::string::npos);
   EXPECT_NE(message([](auto* p) { p->workspace = nullptr; }).find("workspace"), std::string::npos);
-  EXPECT_NE(message([](auto* p) { p->prefetch.rows = 1; }).find("prefetch"), std::string::npos);
   EXPECT_NE(message([](auto* p) { p->layer = kLayers; }).find("layer"), std::string::npos);
 }
 
