@@ -76,10 +76,10 @@ class World {
       weights.SetSource([this](std::span<const WeightRange> ranges) { return Make(ranges); });
     }
     driver.on_copy_from = [this](VirtAddr src) {
-      backing_ = src;
+      backing_ = std::min(backing_, src);
       return CopyFault::kNone;
     };
-    EXPECT_TRUE(memory_->MeasureLink().ok());  // fetches from the first byte on
+    EXPECT_TRUE(memory_->MeasureLink().ok());  // the first of its fetches is from the first byte on
     driver.on_copy_from = {};
     const ComputeLimits limits{
         .max_rows = 64, .max_sequences = 16, .max_context = 512, .vocab_size = shape_.vocab};
@@ -228,7 +228,7 @@ class World {
   std::mt19937_64 rng_;
   std::unique_ptr<SimDriver> sim_;
   SimModelShape shape_;
-  VirtAddr backing_ = 0;
+  VirtAddr backing_ = ~VirtAddr{0};
   uint32_t load_ = 0;
 
  public:

@@ -4,6 +4,8 @@
 
 #include <atomic>
 #include <chrono>
+#include <map>
+#include <string>
 #include <thread>
 
 #include "vmm/driver.h"
@@ -26,6 +28,8 @@ class FaultDriver final : public Driver {
   // Asked before each Copy, Map and Unmap; empty: nothing wrong.
   std::function<CopyFault()> on_copy;
   std::function<CopyFault(VirtAddr src)> on_copy_from;  // if set, instead
+  // Likewise, by the name that the stream was created with.
+  std::function<CopyFault(const std::string& stream)> on_copy_on;
   std::function<bool()> map_fails;
   std::function<bool()> unmap_fails;
   std::function<bool(VirtAddr)> read_fails;  // of a Read, from where
@@ -74,7 +78,9 @@ class FaultDriver final : public Driver {
   Result<StreamId> CreateStream(std::string_view name) override {
     ++calls;
     if (create_stream_fails && create_stream_fails()) return DriverError("injected: no stream");
-    return inner_.CreateStream(name);
+    const Result<StreamId> stream = inner_.CreateStream(name);
+    if (stream.ok()) stream_names_[*stream] = name;
+    return stream;
   }
   Status DestroyStream(StreamId stream) override {
     ++calls;
@@ -82,7 +88,10 @@ class FaultDriver final : public Driver {
   }
   Status Copy(StreamId stream, VirtAddr dst, VirtAddr src, uint64_t bytes) override {
     ++calls;
-    switch (on_copy_from ? on_copy_from(src) : on_copy ? on_copy() : CopyFault::kNone) {
+    switch (on_copy_from ? on_copy_from(src)
+            : on_copy_on ? on_copy_on(stream_names_[stream])
+            : on_copy    ? on_copy()
+                         : CopyFault::kNone) {
       case CopyFault::kNone: break;
       case CopyFault::kRefuse: return DriverError("injected: copy refused");
       case CopyFault::kFail:
@@ -197,6 +206,7 @@ class FaultDriver final : public Driver {
 
  private:
   Driver& inner_;
+  std::map<StreamId, std::string> stream_names_;
 };
 
 }  // namespace weir::test
