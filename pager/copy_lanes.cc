@@ -9,7 +9,7 @@ namespace weir {
 Status CopyLanes::Open(BackingStore& backing) {
   WEIR_CHECK(lanes_.empty(), "lanes are opened once");
   backing_ = &backing;
-  for (uint32_t i = 0; i < CountFor(backing.tier()); ++i) {
+  for (uint32_t i = 0; i < CountFor(driver_.properties(), backing.tier()); ++i) {
     Result<StreamId> stream =
         driver_.CreateStream(i == 0 ? name_ : name_ + "-" + std::to_string(i + 1));
     if (!stream.ok()) {

@@ -11,6 +11,7 @@ using test::DriverKind;
 class CopyLanesTest : public testing::TestWithParam<DriverKind> {
  protected:
   CopyLanesTest() {
+    driver_.SetCopyEngine(true);
     backing_ = std::move(*CreateMemoryBackingStore(driver_, Tier::kHost, 1 << 20, 1 << 16));
     counter_ = *driver_.CreateCounter();
     blocker_ = *driver_.CreateCounter();
@@ -122,11 +123,23 @@ TEST_P(CopyLanesTest, AllOpenOrNoneAndWhatIsNotOpenSaysSo) {
   EXPECT_TRUE(lanes_.Health().ok());
 }
 
-TEST(CopyLanesFileTest, AFileHasOne) {
+TEST(CopyLanesCountTest, WhereProcessorsCopyThereIsOne) {
   const std::unique_ptr<Driver> driver = test::MakeDriver(DriverKind::kHost);
-  auto store = CreateFileBackingStore(*driver, 1 << 16, {.io_bytes = 1 << 13});
+  auto store = CreateMemoryBackingStore(*driver, Tier::kHost, 1 << 20, 1 << 16);
   ASSERT_TRUE(store.ok()) << store.status().ToString();
   CopyLanes lanes(*driver, "lanes");
+  ASSERT_TRUE(lanes.Open(**store).ok());
+  EXPECT_EQ(lanes.count(), 1U);
+  EXPECT_TRUE(lanes.Close().ok());
+}
+
+TEST(CopyLanesCountTest, AFileHasOne) {
+  const std::unique_ptr<Driver> host = test::MakeDriver(DriverKind::kHost);
+  test::FaultDriver driver(*host);
+  driver.SetCopyEngine(true);
+  auto store = CreateFileBackingStore(driver, 1 << 16, {.io_bytes = 1 << 13});
+  ASSERT_TRUE(store.ok()) << store.status().ToString();
+  CopyLanes lanes(driver, "lanes");
   ASSERT_TRUE(lanes.Open(**store).ok());
   EXPECT_EQ(lanes.count(), 1U);
   EXPECT_EQ(lanes.Of(0), lanes.Of(1));

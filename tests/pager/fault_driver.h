@@ -23,7 +23,10 @@ enum class CopyFault : uint8_t {
 
 class FaultDriver final : public Driver {
  public:
-  explicit FaultDriver(Driver& inner) : inner_(inner) {}
+  explicit FaultDriver(Driver& inner) : inner_(inner), properties_(inner.properties()) {}
+
+  // As if copies took no processor, or did.
+  void SetCopyEngine(bool has) { properties_.has_copy_engine = has; }
 
   // Asked before each Copy, Map and Unmap; empty: nothing wrong.
   std::function<CopyFault()> on_copy;
@@ -43,7 +46,7 @@ class FaultDriver final : public Driver {
   VirtAddr blocker = 0;
   std::atomic<uint64_t> calls{0};  // of every kind, from any thread
 
-  const DriverProperties& properties() const override { return inner_.properties(); }
+  const DriverProperties& properties() const override { return properties_; }
   Result<AllocId> Create(Tier tier, uint64_t bytes) override {
     ++calls;
     if (Status failed = create_fails ? create_fails(tier) : OkStatus(); !failed.ok()) return failed;
@@ -206,6 +209,7 @@ class FaultDriver final : public Driver {
 
  private:
   Driver& inner_;
+  DriverProperties properties_;
   std::map<StreamId, std::string> stream_names_;
 };
 
