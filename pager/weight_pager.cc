@@ -486,8 +486,10 @@ WaitOutcome WeightPager::Impl::AwaitProduced(uint64_t at_least, Status* copy_fai
 
 Status WeightPager::Impl::ReplaceLanes() {
   last_copy = EventId();
-  // What is left on a failed stream is dropped by the driver, and on one that follows it too, so
-  // this does not wait for long.
+  // What is left on a failed stream is dropped by the driver, and what follows it on the other
+  // lane. If that one waits for a ring slot that will not become free, a driver whose streams fail
+  // one by one cancels the wait; on a GPU a copy that fails takes the context along. So this does
+  // not wait for long.
   if (lanes.open()) {
     TraceEmit(TraceType::kCopyFailed, 0);
     (void)lanes.Close();
