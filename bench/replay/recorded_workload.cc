@@ -7,11 +7,13 @@
 #include <optional>
 #include <unordered_map>
 
+#include "tools/trace/busy_time.h"
 #include "tools/trace/open_steps.h"
 
 namespace weir::replay {
 namespace {
 
+using trace_tool::BusyTime;
 using trace_tool::OpenSteps;
 using trace_tool::TraceError;
 using trace_tool::TraceEvent;
@@ -142,7 +144,7 @@ class Builder {
       case TraceType::kFill:
         if (r.args[5] > r.args[4]) {
           copy_bytes_ += static_cast<double>(r.args[3]);
-          copy_ns_ += static_cast<double>(r.args[5] - r.args[4]);
+          copying_.Add(r.args[4], r.args[5]);
         }
         break;
       case TraceType::kStepBegin:
@@ -167,7 +169,9 @@ class Builder {
       w_.pause_ns = *middle;
     }
     if (plan_ops_ > 0) w_.op_ns = plan_ns_ / plan_ops_;
-    if (copy_ns_ > 0) w_.link_bytes_per_s = copy_bytes_ / copy_ns_ * 1e9;
+    if (const uint64_t ns = copying_.ns(); ns > 0) {
+      w_.link_bytes_per_s = copy_bytes_ / static_cast<double>(ns) * 1e9;
+    }
     Fit();
     KeepRequests();
     MakePrompts();
@@ -327,7 +331,8 @@ class Builder {
   std::vector<double> pauses_;
   OpenSteps open_steps_;
   uint64_t operations_ = 0, paused_at_ = 0;
-  double plan_ns_ = 0, plan_ops_ = 0, copy_bytes_ = 0, copy_ns_ = 0;
+  double plan_ns_ = 0, plan_ops_ = 0, copy_bytes_ = 0;
+  BusyTime copying_;  // copies of two lanes, and of one fill, run at the same time
   bool paused_ = false, in_snapshot_ = false;
 };
 

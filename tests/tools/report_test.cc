@@ -28,6 +28,29 @@ TEST(Report, CountsWhatTheTraceHasAndNamesTheDecisionBehindAFault) {
   EXPECT_LT(summary.Text("owner").find("by owner"), summary.Text("owner").find("by layer"));
 }
 
+TEST(Report, ALinkIsBusyOnceHoweverManyCopiesShareIt) {
+  TraceBuilder builder;
+  builder.At(2'000'000);
+  // Two lanes; a copy that was told of after a later one; the runs of one fill; another tier.
+  builder.Add(TraceType::kCopy, 2, {0, 0, 1, 500, 1'100'000, 1'300'000});
+  builder.Add(TraceType::kCopy, 2, {1, 0, 3, 500, 1'200'000, 1'400'000});
+  builder.Add(TraceType::kCopy, 2, {3, 0, 7, 500, 1'550'000, 1'600'000});
+  builder.Add(TraceType::kCopy, 2, {2, 0, 5, 500, 1'500'000, 1'700'000});
+  for (uint64_t i = 0; i < 2; ++i) {
+    builder.Add(TraceType::kFill, 2, {0, i, 1, 250, 1'800'000, 1'900'000});
+  }
+  builder.Add(TraceType::kFill, 3, {0, 0, 1, 250, 1'100'000, 1'900'000});
+  const std::string file = builder.File();
+  TraceReader reader(MemorySource(std::as_bytes(std::span(file.data(), file.size()))));
+  Summary summary(reader);
+  reader.ForEach([&](const TraceEvent& e) { summary.Add(e); });
+  const nlohmann::ordered_json json = summary.Json();
+  EXPECT_EQ(json["links"]["host"]["transfers"], 6);
+  EXPECT_EQ(json["links"]["host"]["bytes"], 2500);
+  EXPECT_EQ(json["links"]["host"]["busy_ns"], 300'000 + 200'000 + 100'000);
+  EXPECT_EQ(json["links"]["nvme"]["busy_ns"], 800'000);
+}
+
 TEST(Report, ADevicesStepsAndTheirGapsAreAddedUp) {
   TraceBuilder builder;
   const std::string file = builder.Pool().Load().Evict().DeviceSteps(10, 14).File();

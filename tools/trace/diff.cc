@@ -175,7 +175,7 @@ std::vector<DiffRow> Diff(const Summary& a, const Summary& b) {
            [](const Summary& s) { return Share(Bytes(s), static_cast<double>(s.tokens())); });
   rows.Add("link busy", U::kPercent, G::kNone, [](const Summary& s) {
     double busy = 0;
-    for (const auto& [tier, link] : s.links()) busy += static_cast<double>(link.busy_ns) * 1e-9;
+    for (const auto& [tier, link] : s.links()) busy += static_cast<double>(link.busy.ns()) * 1e-9;
     return Share(busy, s.Seconds());
   });
   rows.Group("KV blocks");

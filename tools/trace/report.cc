@@ -145,7 +145,7 @@ std::string Summary::LinkText() const {
   const double peak = reader_.meta().link_bytes_per_ns * 1e9;
   for (const auto& [tier, t] : links_) {
     const double bytes = static_cast<double>(t.bytes);
-    const double busy = static_cast<double>(t.busy_ns) * 1e-9;
+    const double busy = static_cast<double>(t.busy.ns()) * 1e-9;
     const double mean = Seconds() > 0 ? bytes / Seconds() : 0;
     table.Add({TierName(tier), HumanBytes(bytes), Grouped(t.transfers), HumanRate(mean),
                busy > 0 ? HumanRate(bytes / busy) : "-", Percent(busy, Seconds()),
@@ -238,7 +238,7 @@ ordered_json Summary::Json() const {
   }
   for (const auto& [tier, t] : links_) {
     root["links"][TierName(tier)] = {
-        {"bytes", t.bytes}, {"transfers", t.transfers}, {"busy_ns", t.busy_ns}};
+        {"bytes", t.bytes}, {"transfers", t.transfers}, {"busy_ns", t.busy.ns()}};
   }
   root["top_faults"] = ordered_json::array();
   for (const FaultSeen& f : top_) {

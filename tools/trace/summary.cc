@@ -23,7 +23,7 @@ void Summary::OnTransfer(const TraceRecord& r, uint64_t first_slot, bool copy) {
   LinkTotals& link = links_[r.cause];
   link.bytes += r.args[3];
   ++link.transfers;
-  link.busy_ns += r.args[5] > r.args[4] ? r.args[5] - r.args[4] : 0;
+  link.busy.Add(r.args[4], r.args[5]);
   LayerTotals& layer = layers_[reader_.meta().LayerOfSlot(first_slot)];
   (copy ? layer.copied_bytes : layer.filled_bytes) += r.args[3];
 }

@@ -13,6 +13,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "tools/trace/busy_time.h"
 #include "tools/trace/histogram.h"
 #include "tools/trace/open_steps.h"
 #include "tools/trace/reader.h"
@@ -37,7 +38,8 @@ struct LayerTotals {
 };
 
 struct LinkTotals {
-  uint64_t bytes = 0, transfers = 0, busy_ns = 0;
+  uint64_t bytes = 0, transfers = 0;
+  BusyTime busy;  // with at least one of them
 };
 
 // KV blocks over the time from the first to the last kQueue.
