@@ -179,9 +179,9 @@ uint32_t EngineCore::depth() const {
 }
 
 Result<bool> EngineCore::Step() {
-  const TimeNs begin = driver_.Now();
+  step_begin_ns_ = driver_.Now();
   Result<bool> worked = ScheduleAndCollect();
-  stats_.step_ns += driver_.Now() - begin;
+  stats_.step_ns += driver_.Now() - step_begin_ns_;
   return worked;
 }
 
@@ -398,10 +398,12 @@ void EngineCore::CollectStep() {
 
 void EngineCore::Keep(const StepUnderWay& step, TimeNs step_ns, TimeNs stall_ns) {
   const BlockCounts& blocks = memory_.blocks().counts();
+  const TimeNs host_ns = stats_.step_ns + (driver_.Now() - step_begin_ns_) - stats_.waited_ns;
   records_.push_back({.step = stats_.steps,
                       .start_ns = step.trace.start_ns(),
                       .step_ns = step_ns,
                       .stall_ns = stall_ns,
+                      .host_ns = host_ns - std::exchange(recorded_host_ns_, host_ns),
                       .rows = step.batch.rows(),
                       .running = scheduler_.running(),
                       .waiting = scheduler_.waiting(),

@@ -92,6 +92,7 @@ struct StepRecord {
   TimeNs start_ns = 0;
   TimeNs step_ns = 0;
   TimeNs stall_ns = 0;
+  TimeNs host_ns = 0;  // of the calling thread in Step since the record before, without waiting
   uint32_t rows = 0;
   uint32_t running = 0;
   uint32_t waiting = 0;
@@ -253,6 +254,8 @@ class EngineCore {
   uint32_t lockstep_requests_ = 0;
   std::vector<CoreOutput> outputs_;
   std::vector<StepRecord> records_;
+  TimeNs step_begin_ns_ = 0;     // of the call of Step under way
+  TimeNs recorded_host_ns_ = 0;  // in all records
   bool keep_records_ = false;
   CoreStats stats_;
   QueuedDemand queued_;
