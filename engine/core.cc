@@ -417,8 +417,8 @@ void EngineCore::Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns
                          uint64_t streamed) {
   smoothed_step_ns_ = Smooth(smoothed_step_ns_, static_cast<double>(step_ns));
   smoothed_stall_ns_ = Smooth(smoothed_stall_ns_, static_cast<double>(stall_ns));
-  smoothed_compute_ns_ =
-      Smooth(smoothed_compute_ns_, static_cast<double>(step_ns - std::min(stall_ns, step_ns)));
+  last_compute_ns_ = static_cast<double>(step_ns - std::min(stall_ns, step_ns));
+  smoothed_compute_ns_ = Smooth(smoothed_compute_ns_, last_compute_ns_);
   // Kernels that read weights over the link take longer than what they compute.
   if (reads_in_place()) return;
   StepSample sample;

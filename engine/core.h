@@ -192,6 +192,8 @@ class EngineCore {
   // Behind what of a step the host's work on its closed gates hides, with |now| away: the compute
   // or the copies, whichever takes longer.
   double HidingNs(const EvictionTarget& now) const;
+  // What the link takes for so many granules of every layer; 0 where nobody measured it.
+  double LinkNs(uint32_t granules_per_layer) const;
   // What moving from |now| to |next| behind closed gates takes the host.
   double HostNs(const EvictionTarget& now, const EvictionTarget& next) const;
   Memory::KvHolder Holder();
@@ -272,6 +274,7 @@ class EngineCore {
   double smoothed_step_ns_ = 0;
   double smoothed_stall_ns_ = 0;
   double smoothed_compute_ns_ = 0;  // steps without their stalls
+  double last_compute_ns_ = 0;      // the last one
   uint64_t recorded_pointers_ = 0;  // S1: the digest taken at start
   uint64_t decisions_ = 0;
   PressureLevel traced_pressure_ = PressureLevel::kNone;

@@ -9,6 +9,7 @@ namespace {
 constexpr double kMemory = 256;
 constexpr double kOfMapping = 2;
 constexpr double kBesideSteps = 2;
+constexpr double kGateOfRemap = 0.5;
 
 }  // namespace
 
@@ -35,6 +36,11 @@ double RemapCost::at_rest_ns() const {
 double RemapCost::behind_gates_ns() const {
   const double measured = behind_gates_.Mean();
   return measured > 0 ? measured : kBesideSteps * at_rest_ns();
+}
+
+double RemapCost::gate_ns() const {
+  const double measured = gates_.Mean();
+  return measured > 0 ? measured : kGateOfRemap * behind_gates_ns();
 }
 
 }  // namespace weir
