@@ -19,10 +19,6 @@ constexpr double kLateShare = 0.1;
 constexpr double kLateRelease = 0.05;
 // An unmap's share of a remap, until KV has given something up.
 constexpr double kUnmapShare = 0.5;
-// So much of what hides a part is filled: remaps vary.
-constexpr double kHiddenShare = 0.9;
-// By so much the link may make a step longer that brings a part home beside what is away.
-constexpr double kLateLink = 0.1;
 
 }  // namespace
 
@@ -191,13 +187,9 @@ uint32_t EngineCore::GranulesOfPart(const EvictionTarget& now, bool restoring) c
   double granules = 0;
   if (weights.moves_behind_gates()) {
     const double remap_ns = cost.behind_gates_ns();
-    const double room_ns = kHiddenShare * HidingNs(now) - layers * cost.gate_ns();
+    const double room_ns = HidingNs(now) - layers * cost.gate_ns();
     granules = fit(room_ns, remap_ns);
     if (restoring) {
-      // What comes home is fetched beside what stays away.
-      const double granule_ns = LinkNs(1);
-      granules = std::min(granules, fit((1 + kLateLink) * HidingNs(now) - LinkNs(now.amount()),
-                                        granule_ns / layers));
       const double kv_ns = memory_.release_ns_per_granule().value_or(kUnmapShare * remap_ns);
       granules = std::min(granules, fit(room_ns + kLateRelease * HidingNs(now),
                                         remap_ns + kv_ns * KvShareOfWayHome()));
@@ -220,18 +212,14 @@ double EngineCore::KvShareOfWayHome() const {
   return std::min(1.0, static_cast<double>(*kv) / home);
 }
 
-double EngineCore::LinkNs(uint32_t granules_per_layer) const {
-  const double link = memory_.link_bytes_per_ns();
-  const double bytes = static_cast<double>(granules_per_layer) *
-                       static_cast<double>(memory_.weights().layout().layers.size()) *
-                       static_cast<double>(memory_.pool().granule_bytes());
-  return link > 0 ? bytes / link : 0;
-}
-
-// Not the steps as they were: what earlier parts made them late by is in them. The next step may
-// be a short one among long ones.
 double EngineCore::HidingNs(const EvictionTarget& now) const {
-  return std::max(std::min(smoothed_compute_ns_, last_compute_ns_), LinkNs(now.amount()));
+  const double link = memory_.link_bytes_per_ns();
+  const double away = static_cast<double>(now.granules_per_layer) *
+                      static_cast<double>(memory_.weights().layout().layers.size()) *
+                      static_cast<double>(memory_.pool().granule_bytes());
+  // Not the steps as they were: what earlier parts made them late by is in them. And the next one
+  // may be short among long ones.
+  return std::max(std::min(smoothed_compute_ns_, last_compute_ns_), link > 0 ? away / link : 0);
 }
 
 double EngineCore::HostNs(const EvictionTarget& now, const EvictionTarget& next) const {

@@ -192,8 +192,6 @@ class EngineCore {
   // Behind what of a step the host's work on its closed gates hides, with |now| away: the compute
   // or the copies, whichever takes longer.
   double HidingNs(const EvictionTarget& now) const;
-  // What the link takes for so many granules of every layer; 0 where nobody measured it.
-  double LinkNs(uint32_t granules_per_layer) const;
   // What moving from |now| to |next| behind closed gates takes the host.
   double HostNs(const EvictionTarget& now, const EvictionTarget& next) const;
   Memory::KvHolder Holder();

@@ -236,30 +236,6 @@ TEST_F(CudaEarlyWeights, GiveTheRightProductWheneverTheirChunkComes) {
   }
 }
 
-TEST_F(CudaEarlyWeights, GiveTheRightProductWheneverTheirChunkComesFromAPeer) {
-  int devices = 0, reachable = 0;
-  ASSERT_EQ(cudaGetDeviceCount(&devices), cudaSuccess);
-  if (devices > 1) {
-    ASSERT_EQ(cudaDeviceCanAccessPeer(&reachable, 0, 1), cudaSuccess);
-  }
-  if (reachable == 0) GTEST_SKIP() << "no second GPU that the first one reaches";
-  const cudaError_t enabled = cudaDeviceEnablePeerAccess(1, 0);
-  ASSERT_TRUE(enabled == cudaSuccess || enabled == cudaErrorPeerAccessAlreadyEnabled);
-  (void)cudaGetLastError();
-  const Product p(4096, 4096);
-  Prepare(p);
-  ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
-  void* peer = nullptr;
-  ASSERT_EQ(cudaSetDevice(1), cudaSuccess);
-  ASSERT_EQ(cudaMalloc(&peer, p.one.Bytes()), cudaSuccess);
-  ASSERT_EQ(cudaSetDevice(0), cudaSuccess);
-  ASSERT_EQ(cudaMemcpy(peer, p.one.get(), p.one.Bytes(), cudaMemcpyDefault), cudaSuccess);
-  for (const bool captured : {false, true}) {
-    ExpectRightProductsWheneverTheChunkComes(p, peer, captured);
-  }
-  (void)cudaFree(peer);
-}
-
 TEST_F(CudaEarlyWeights, BehindAGateThatFailedAreReadLateAndTheNextStepIsClean) {
   const Product p(1024, 512);
   Prepare(p);
