@@ -84,9 +84,8 @@ class Memory {
   // The most granules of each layer that can be read in place; 0 where the backing copy is in no
   // memory that can be mapped at the weights' addresses.
   uint32_t max_in_place_per_layer() const { return max_in_place_per_layer_; }
-  // Times fetches from the sealed backing copy into the step buffers, whose contents are lost, on
-  // the lanes on which weights will be streamed: to be called after loading, before a step is
-  // recorded. Does nothing where nothing can be evicted.
+  // Times fetches from the sealed backing copy into the step buffers, whose contents are lost: to
+  // be called after loading, before a step is recorded. Does nothing where nothing can be evicted.
   Status MeasureLink();
   double link_bytes_per_ns() const { return link_bytes_per_ns_; }  // 0: not measured
   // Times fetches of other bytes each time, into a KV block that nobody uses, while steps run or do
@@ -153,7 +152,6 @@ class Memory {
   // The weights fit, and stay: there is no memory for their backing copy.
   void DoWithoutBacking(Tier tier, const Status& refusal);
   Result<double> TimeFetch(uint64_t offset, uint64_t bytes, VirtAddr to);
-  Result<double> TimeStream(VirtAddr to, uint64_t room);
   // Extents that KV must give up for |target|, beyond what the pool has.
   Result<uint32_t> ExtentsFor(const EvictionTarget& target) const;
   // KV gives them up.

@@ -3,17 +3,12 @@
 
 #include "engine/kv_trace.h"
 #include "engine/memory.h"
-#include "pager/copy_lanes.h"
 
 namespace weir {
 namespace {
 
-constexpr uint64_t kMostBytes = 32 * kMiB;        // of a probe
-constexpr uint64_t kMostStreamBytes = 64 * kMiB;  // about a stripe of a large model
-constexpr int kFetches = 3;                       // the fastest counts
-// Fetches in a row by which the link is measured: enough that its start and its end, where only one
-// lane has something to do, are a small part.
-constexpr uint64_t kInTurn = 8;
+constexpr uint64_t kMostBytes = 32 * kMiB;
+constexpr int kFetches = 3;  // the fastest counts
 
 }  // namespace
 
@@ -38,45 +33,13 @@ Result<double> Memory::TimeFetch(uint64_t offset, uint64_t bytes, VirtAddr to) {
   return static_cast<double>(bytes) / static_cast<double>(std::max<TimeNs>(best, 1));
 }
 
-// As weights are streamed: whole fetches in turn on the copy lanes, each known to have come only
-// when the one before has.
-Result<double> Memory::TimeStream(VirtAddr to, uint64_t room) {
-  CopyLanes lanes(driver_, "weir-link");
-  WEIR_TRY(lanes.Open(*backing_));
-  // Each lane has a place of its own to write to.
-  const uint64_t bytes =
-      std::min({kMostStreamBytes, AlignDown(room / lanes.count(), 256), backing_->bytes()});
-  const uint64_t stripes = std::max<uint64_t>(1, backing_->bytes() / std::max<uint64_t>(1, bytes));
-  // One lane is all that a store gains from: its fetches leave no gaps.
-  const uint64_t fetches = lanes.count() == 1 ? 1 : kInTurn;
-  TimeNs best = ~TimeNs{0};
-  const auto fetch_all = [&]() -> Status {
-    const TimeNs start = driver_.Now();
-    for (uint64_t i = 0; i < fetches; ++i) {
-      // Not the same bytes again, which a cache on the way may have kept.
-      WEIR_TRY(
-          backing_->Fetch(lanes.Of(i), i % stripes * bytes, bytes, to + i % lanes.count() * bytes));
-      WEIR_TRY(lanes.Follow(i));
-    }
-    const EventId done = WEIR_TRY(lanes.RecordAll());
-    Status came = driver_.WaitFor(done, options_.pager.gate_timeout_ns);
-    if (came.code() == StatusCode::kShouldWait) return DriverError(came.message());
-    best = std::min(best, driver_.Now() - start);
-    return came;
-  };
-  Status status;
-  for (int i = 0; i < kFetches && status.ok(); ++i) status = fetch_all();
-  Status closed = lanes.Close();
-  WEIR_TRY(std::move(status));
-  WEIR_TRY(std::move(closed));
-  return static_cast<double>(fetches * bytes) / static_cast<double>(std::max<TimeNs>(best, 1));
-}
-
 Status Memory::MeasureLink() {
   if (backing_ == nullptr || (max_granules_per_layer_ == 0 && max_in_place_per_layer_ == 0)) {
     return OkStatus();
   }
-  link_bytes_per_ns_ = WEIR_TRY(TimeStream(scratch(), space_->region(scratch_).bytes()));
+  const uint64_t bytes =
+      std::min({kMostBytes, space_->region(scratch_).bytes(), AlignDown(backing_->bytes(), 4096)});
+  link_bytes_per_ns_ = WEIR_TRY(TimeFetch(0, bytes, scratch()));
   weights_->SetLinkRate(link_bytes_per_ns_);
   return OkStatus();
 }

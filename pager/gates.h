@@ -2,7 +2,7 @@
 // it.
 //
 // The whole protocol is two monotonic counters: `produced` (chunks that have arrived, written by
-// the copy lanes) and `consumed` (chunks no longer needed, written by the compute). A table says
+// the copy stream) and `consumed` (chunks no longer needed, written by the compute). A table says
 // which gates are armed; it may change between steps without re-recording anything (S1).
 #pragma once
 

@@ -9,7 +9,7 @@ namespace {
 constexpr double kMemory = 256;
 constexpr double kOfMapping = 2;
 constexpr double kBesideSteps = 2;
-constexpr double kGateOfRemap = 0.5;
+constexpr double kGateOfRemap = 0.1;
 
 }  // namespace
 

@@ -8,7 +8,7 @@
 namespace weir {
 namespace {
 
-// How long a wait goes on before the health of the copy lanes is looked at.
+// How long a wait goes on before the copy stream's health is looked at.
 constexpr uint64_t kHealthCheckNs = 5'000'000;
 
 std::vector<WeightSegment> MergedSegments(const WeightLayout& layout) {
@@ -84,7 +84,7 @@ Result<std::unique_ptr<WeightPager>> WeightPager::Create(AddressSpace& space, Ba
   if (backing != nullptr) {
     // The ring is always smaller than what it stands in for, so this is the most it can ever be.
     m.ring = WEIR_TRY(space.Reserve("ring", slots * granule));
-    WEIR_TRY(m.lanes.Open(*backing));
+    m.copy_stream = WEIR_TRY(m.driver.CreateStream("weir-weights"));
     WEIR_TRY(m.MakeCounters());
   }
   RemapPlan remap;
@@ -114,10 +114,10 @@ WeightPager::~WeightPager() {
   Impl& m = *impl_;
   // Whatever copies are queued must not wait for a compute that is never going to come.
   m.SetConsumed(m.queued + m.after()->chunks().size() + 1);
-  (void)m.lanes.Close();
-  if (m.repair_stream.valid()) {
-    (void)m.driver.DestroyStream(m.repair_stream);
-    m.backing->StreamGone(m.repair_stream);
+  for (const StreamId stream : {m.copy_stream, m.repair_stream}) {
+    if (!stream.valid()) continue;
+    (void)m.driver.DestroyStream(stream);
+    m.backing->StreamGone(stream);
   }
   m.TraceCopiesAtRest();
   for (const VirtAddr counter : {m.produced, m.consumed}) {
@@ -328,7 +328,7 @@ void WeightPager::Impl::ExpectOldest() {
   step.passed.assign(passes.empty() ? 0 : passes.front().plan->chunks().size(), 0);
 }
 
-// --- The copy lanes ------------------------------------------------------------------------------
+// --- The copy stream -----------------------------------------------------------------------------
 
 uint64_t WeightPager::Impl::RequiredConsumed(const EvictionPlan& plan, uint64_t base,
                                              uint64_t number) {
@@ -339,31 +339,20 @@ uint64_t WeightPager::Impl::RequiredConsumed(const EvictionPlan& plan, uint64_t 
   return number - index + chunk.previous_user + 1 - (chunk.previous_pass ? n : 0);
 }
 
-// On the lane of chunk n: wait until its previous user is consumed; copy; wait for the write of
-// chunk n - 1, which is on the other lane; write `produced`. So the copies of two chunks overlap,
-// and yet `produced` counts chunks without a gap.
-//
-// No cycle of waiting, with any number of ring slots: all of these wait for smaller numbers only.
-// The lane is in order, and has n - 2 ahead of n. `consumed` passes the previous user p < n once
-// the compute has departed from p and all before it, for which it waits until `produced` is p + 1:
-// for the write of p. The write of n waits for that of n - 1. Two copies never write to one ring
-// granule: if p is n - 1, n waits until that has not only been copied, but consumed.
 Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t base, uint64_t number) {
   const uint64_t index = (number - base) % plan.chunks().size();
   const StripeChunk& chunk = plan.chunks()[index];
-  if (!lanes.open()) return lanes.Health();
-  const StreamId lane = lanes.Of(number);
   const VirtAddr readers = gate_consumed != 0 ? gate_consumed : consumed;
-  WEIR_TRY(driver.WaitCounter(lane, readers, RequiredConsumed(plan, base, number)));
+  WEIR_TRY(driver.WaitCounter(copy_stream, readers, RequiredConsumed(plan, base, number)));
   // Faults take their cause from what is noted here.
   const bool wanted = TraceEnabled(TraceType::kCopy) || TraceEnabled(TraceType::kFaultMajor);
   const bool traced = wanted && gate_produced == 0;
   const bool stamped_now = wanted && gate_produced != 0;
-  auto span = traced ? std::make_shared<CopySpan>() : nullptr;
+  auto begin = traced ? std::make_shared<TimeNs>(0) : nullptr;
   if (traced) {
-    WEIR_TRY(driver.HostFunction(lane, [this, span, number] {
-      span->begin_ns = driver.Now();
-      progress.begun[number % 2].store(number + 1, std::memory_order_relaxed);
+    WEIR_TRY(driver.HostFunction(copy_stream, [this, begin, number] {
+      *begin = driver.Now();
+      progress.begun.store(number + 1, std::memory_order_relaxed);
       return OkStatus();
     }));
   } else if (stamped_now) {
@@ -371,32 +360,27 @@ Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t base, ui
   } else {
     progress.untraced_end = number + 1;
   }
-  WEIR_TRY(backing->Fetch(lane, chunk.first.value * granule_bytes, chunk.count * granule_bytes,
-                          SlotAddress(chunk.first.value)));
+  WEIR_TRY(backing->Fetch(copy_stream, chunk.first.value * granule_bytes,
+                          chunk.count * granule_bytes, SlotAddress(chunk.first.value)));
   if (traced) {
-    WEIR_TRY(driver.HostFunction(lane, [this, span] {
-      span->end_ns = driver.Now();
+    WEIR_TRY(driver.HostFunction(copy_stream, [this, begin, chunk, index] {
+      OnCopied(chunk, index, *begin);
       return OkStatus();
     }));
   } else if (stamped_now) {
-    WEIR_TRY(StampEnd(lane));
+    WEIR_TRY(StampEnd());
   }
-  WEIR_TRY(lanes.Follow(number));
-  if (traced) {
-    WEIR_TRY(driver.HostFunction(lane, [this, span, chunk, index] {
-      OnCopied(chunk, index, *span);
-      return OkStatus();
-    }));
-  }
-  return driver.WriteCounter(lane, gate_produced != 0 ? gate_produced : produced, number + 1);
+  return driver.WriteCounter(copy_stream, gate_produced != 0 ? gate_produced : produced,
+                             number + 1);
 }
 
-// On a lane, behind this copy and all before it, and before `produced` says so.
-void WeightPager::Impl::OnCopied(const StripeChunk& chunk, uint64_t index, CopySpan span) {
+// On the copy stream, behind the copy and before `produced` says so.
+void WeightPager::Impl::OnCopied(const StripeChunk& chunk, uint64_t index, TimeNs begin_ns) {
+  const TimeNs end = driver.Now();
   const uint64_t bytes = chunk.count * granule_bytes;
-  JudgeCopy(bytes, span);
+  JudgeCopy(bytes, {begin_ns, end});
   TraceEmit(TraceType::kCopy, static_cast<uint8_t>(backing->tier()), index, weights.value,
-            chunk.first.value, bytes, span.begin_ns, span.end_ns);
+            chunk.first.value, bytes, begin_ns, end);
 }
 
 void WeightPager::Impl::JudgeCopy(uint64_t bytes, CopySpan span) {
@@ -404,12 +388,8 @@ void WeightPager::Impl::JudgeCopy(uint64_t bytes, CopySpan span) {
   constexpr double kLateSlackNs = 100'000;
   const auto took = static_cast<double>(span.end_ns - span.begin_ns);
   const auto size = static_cast<double>(bytes);
-  // The link may have been busy with the chunk before as well until that one came.
-  const TimeNs own_from = std::max(span.begin_ns, progress.arrived_ns);
-  const auto own = static_cast<double>(span.end_ns - std::min(own_from, span.end_ns));
-  progress.arrived_ns = std::max(progress.arrived_ns, span.end_ns);
   double& rate = progress.bytes_per_ns;
-  if (rate > 0 && own > kLateFactor * size / rate + kLateSlackNs) {
+  if (rate > 0 && took > kLateFactor * size / rate + kLateSlackNs) {
     progress.late_end_ns.store(span.end_ns, std::memory_order_relaxed);
   }
   if (!progress.measured && took > 0) rate = std::max(rate, size / took);
@@ -432,16 +412,16 @@ Status WeightPager::Impl::QueueUpTo(const EvictionPlan& plan, uint64_t base, uin
                                     WeightPagerStats* stats) {
   if (queued >= end) return OkStatus();
   while (queued < end) WEIR_TRY(QueueNext(plan, base, stats));
-  last_copy = WEIR_TRY(lanes.RecordBehind(queued - 1));
+  last_copy = WEIR_TRY(driver.Record(copy_stream));
   return OkStatus();
 }
 
 // The next pass of the plan whose prefix is queued already, and the prefix of the one after it.
 Status WeightPager::Impl::QueuePass(Pass* pass, WeightPagerStats* stats) {
   const EvictionPlan& plan = *pass->plan;
-  if (passes.empty() && !lanes.Health().ok()) {
+  if (Result<bool> health = driver.IsComplete(last_copy); passes.empty() && !health.ok()) {
     // A copy of the prefix failed while nobody looked.
-    WEIR_TRY(ReplaceLanes());
+    WEIR_TRY(ReplaceStream());
     const uint64_t arrived = options.device_gates ? next_base : driver.LoadCounter(produced);
     stats->repairs += queued - arrived;
     queued = arrived;
@@ -456,10 +436,10 @@ Status WeightPager::Impl::QueuePass(Pass* pass, WeightPagerStats* stats) {
   return OkStatus();
 }
 
-WaitOutcome WeightPager::Impl::AwaitProduced(uint64_t at_least, Status* copy_failed) {
-  if (!lanes.open()) {
-    *copy_failed = lanes.Health();
-    return WaitOutcome::kCopyFailed;
+WaitOutcome WeightPager::Impl::AwaitProduced(uint64_t at_least, Status* stream_error) {
+  if (!copy_stream.valid()) {
+    *stream_error = DriverError("there is no copy stream: making a new one failed");
+    return WaitOutcome::kStreamFailed;
   }
   const TimeNs begin = driver.Now();
   for (;;) {
@@ -473,30 +453,31 @@ WaitOutcome WeightPager::Impl::AwaitProduced(uint64_t at_least, Status* copy_fai
                                         : OkStatus();
     if (status.ok()) return WaitOutcome::kArrived;
     if (status.code() != StatusCode::kShouldWait) {
-      *copy_failed = std::move(status);
-      return WaitOutcome::kCopyFailed;
+      *stream_error = std::move(status);
+      return WaitOutcome::kStreamFailed;
     }
-    // Of each lane: the one that works may wait for a ring slot before it comes to the failure.
-    if (Status health = lanes.Health(); !health.ok()) {
-      *copy_failed = std::move(health);
-      return WaitOutcome::kCopyFailed;
+    if (last_copy.valid()) {
+      if (Result<bool> health = driver.IsComplete(last_copy); !health.ok()) {
+        *stream_error = health.status();
+        return WaitOutcome::kStreamFailed;
+      }
     }
     if (left <= slice) return WaitOutcome::kTimedOut;
   }
 }
 
-Status WeightPager::Impl::ReplaceLanes() {
+Status WeightPager::Impl::ReplaceStream() {
+  const StreamId old = copy_stream;
+  copy_stream = StreamId();
   last_copy = EventId();
-  // What is left on a failed stream is dropped by the driver, and what follows it on the other
-  // lane. If that one waits for a ring slot that will not become free, a driver whose streams fail
-  // one by one cancels the wait; on a GPU a copy that fails takes the context along. So this does
-  // not wait for long.
-  if (lanes.open()) {
+  // What is left on a failed stream is dropped by the driver, so this does not wait for long.
+  if (old.valid()) {
     TraceEmit(TraceType::kCopyFailed, 0);
-    (void)lanes.Close();
+    (void)driver.DestroyStream(old);
+    backing->StreamGone(old);
   }
-  WEIR_TRY(lanes.Open(*backing));
-  last_copy = WEIR_TRY(lanes.RecordBehind(0));  // nothing is queued on any: it completes at once
+  copy_stream = WEIR_TRY(driver.CreateStream("weir-weights"));
+  last_copy = WEIR_TRY(driver.Record(copy_stream));
   return OkStatus();
 }
 
@@ -508,24 +489,25 @@ Status WeightPager::Impl::BringToRest() {
 
 Status WeightPager::Impl::AwaitRest() {
   const auto replace = [this]() -> Status {
-    WEIR_TRY(ReplaceLanes());
+    WEIR_TRY(ReplaceStream());
     SetProduced(queued);  // what was lost is copied again by the fresh pass
     restart_pending = true;
     return OkStatus();
   };
+  if (!copy_stream.valid()) return replace();
   // No compute runs: a pass that was given up, or was not begun, has no readers left.
   if (queued_in_vain) restart_pending = true;
   if (restart_pending) SetConsumed(queued);
   // Not the last copy that QueueUpTo recorded: it may have given up behind that one.
-  Result<EventId> all = lanes.RecordAll();
+  Result<EventId> all = driver.Record(copy_stream);
   if (!all.ok()) return replace();
   last_copy = *all;
   Status error;
   switch (AwaitProduced(queued, &error)) {
     case WaitOutcome::kTimedOut:
-      return DriverError("the copy streams did not come to rest within " +
+      return DriverError("the copy stream did not come to rest within " +
                          std::to_string(options.gate_timeout_ns / 1'000'000) + " ms");
-    case WaitOutcome::kCopyFailed: return replace();
+    case WaitOutcome::kStreamFailed: return replace();
     case WaitOutcome::kArrived: break;
   }
   return driver.Wait(last_copy).ok() ? OkStatus() : replace();

@@ -1,14 +1,14 @@
 // WeightPager: the sluice. Keeps a model's weights readable at fixed addresses while some of their
 // granules are lent to somebody else (design.md, "Weight paging").
 //
-// Represents the weight region, its ring, its backing copy and the copy lanes that run ahead of the
-// compute. States: loading (Write) -> sealed (Seal) -> serving (BeginStep, EndStep; the border
+// Represents the weight region, its ring, its backing copy and the copy stream that runs ahead of
+// the compute. States: loading (Write) -> sealed (Seal) -> serving (BeginStep, EndStep; the border
 // moves by Apply, at rest, or by BeginTransition and AdvanceTransition, behind closed gates). The
 // evicted slots are mapped onto ring granules by alias; two counters order copy and compute. (What
 // is read in place is mapped onto the backing copy itself, and neither copied nor waited for.) Per
 // pass (= step) the copies of all chunks are queued: BeginStep(t) queues the rest of pass t and the
-// prefix of pass t+1, so that the lanes are ahead across the step boundary and still come to rest
-// by themselves when no further step is submitted. Engine thread only, except Arrive and Depart,
+// prefix of pass t+1, so that the copy stream is ahead across the step boundary and still comes to
+// rest by itself when no further step is submitted. Engine thread only, except Arrive and Depart,
 // which the compute thread calls between BeginStep and EndStep (it may be the engine thread).
 // Arrive may repair a failed copy, and then makes the driver calls that takes. docs/paging.md has
 // the protocol and what happens when something goes wrong.

@@ -1,7 +1,7 @@
 // What the trace tells of copies and gates that ran on a device: they are told of when their step
 // has ended, at their own times, in the same records as on a host (vmm/trace_format.h).
 //
-// The times of gates come from the kernels' clock, those of copies from stamps on the copy lanes:
+// The times of gates come from the kernels' clock, those of copies from stamps on the copy stream:
 // two readings of one device, each within an error of the host's clock. What is known to have been
 // before something else is told as such: a copy began after it was queued and after the gate of the
 // chunk that it overwrites was passed, and ended before its own gate was, and that was before the
@@ -25,7 +25,7 @@ TimeNs NotAfter(TimeNs time, TimeNs bound, uint64_t error_ns) {
 }  // namespace
 
 Status WeightPager::Impl::StampBegin(const EvictionPlan& plan, uint64_t base, uint64_t number) {
-  // Queueing it failed before, or its lane did: it is copied anew, and what is behind it.
+  // Queueing it failed before, or its stream did: it is copied anew, and what is behind it.
   while (!stamped.empty() && stamped.back().number >= number) {
     DropStamps(stamped.back());
     stamped.pop_back();
@@ -36,13 +36,13 @@ Status WeightPager::Impl::StampBegin(const EvictionPlan& plan, uint64_t base, ui
                    .chunk = plan.chunks()[index],
                    .queued_ns = driver.Now(),
                    .after = RequiredConsumed(plan, base, number) - 1};
-  copy.begin = WEIR_TRY(driver.Stamp(lanes.Of(number)));
+  copy.begin = WEIR_TRY(driver.Stamp(copy_stream));
   stamped.push_back(copy);
   return OkStatus();
 }
 
-Status WeightPager::Impl::StampEnd(StreamId lane) {
-  stamped.back().end = WEIR_TRY(driver.Stamp(lane));
+Status WeightPager::Impl::StampEnd() {
+  stamped.back().end = WEIR_TRY(driver.Stamp(copy_stream));
   return OkStatus();
 }
 
@@ -95,8 +95,8 @@ void WeightPager::Impl::TraceDeviceStep(const DeviceGateLog& log, uint64_t step_
   // Behind a gate that was let go there is no stripe: a void step runs on, and passes nothing.
   if (pass.let_go) reached = std::min<size_t>(reached, pass.advanced);
   gates_passed.resize(n);
-  // Copies that may end after the arrival looked at; those of two lanes overlap.
-  std::vector<CopySpan> ahead;
+  // Copies that end after the arrival looked at, in the order in which they ran.
+  std::deque<CopySpan> ahead;
   for (size_t i = 0; i < n; ++i) {
     const uint64_t number = base + i;
     const uint32_t gate = plan.chunks()[i].gate;
@@ -110,14 +110,13 @@ void WeightPager::Impl::TraceDeviceStep(const DeviceGateLog& log, uint64_t step_
     while (!stamped.empty() && stamped.front().number <= number) {
       StampedCopy& copy = stamped.front();
       const std::optional<CopySpan> span = TakeSpan(copy, known_end, log.clock_error_ns);
-      if (!span && !passed) break;  // it may still come; the lanes' rest will show
+      if (!span && !passed) break;  // it may still come; the stream's rest will show
       if (span) {
         TraceCopy(copy, *span);
         ahead.push_back(*span);
         known = copy.number == number;
-        // The gate opens when this chunk and all before it have come.
         if (at.pass_ns != 0)
-          at.pass_ns = NotBefore(at.pass_ns, progress.arrived_ns, 2 * log.clock_error_ns);
+          at.pass_ns = NotBefore(at.pass_ns, span->end_ns, 2 * log.clock_error_ns);
       } else {
         DropStamps(copy);
       }
@@ -127,16 +126,14 @@ void WeightPager::Impl::TraceDeviceStep(const DeviceGateLog& log, uint64_t step_
     // Behind the gate that failed nobody waits, and nobody passes.
     if (i > reached && waited == 0) continue;
     gate_lane.Emit(at.arrive_ns, TraceType::kGateArrive, 0, gate, step_number, i);
-    std::erase_if(ahead, [&](const CopySpan& span) { return span.end_ns <= at.arrive_ns; });
+    while (!ahead.empty() && ahead.front().end_ns <= at.arrive_ns) ahead.pop_front();
     if (waited > 0) {
       FaultCause cause = FaultCause::kUnknown;
       const TimeNs late = progress.late_end_ns.load(std::memory_order_relaxed);
       if (!passed || (late != 0 && late >= at.arrive_ns)) {
         cause = FaultCause::kLateCopy;
       } else if (known) {
-        const bool copying = std::any_of(ahead.begin(), ahead.end(), [&](const CopySpan& span) {
-          return span.begin_ns <= at.arrive_ns;
-        });
+        const bool copying = !ahead.empty() && ahead.front().begin_ns <= at.arrive_ns;
         cause = first_round ? FaultCause::kNewPlan
                 : copying   ? FaultCause::kStillCopying
                             : FaultCause::kNotStarted;

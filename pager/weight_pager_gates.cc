@@ -32,7 +32,7 @@ Status WeightPager::Arrive(uint32_t gate) {
   bool fault = before.produced < number + 1;
   Status status;
   if (fault) {
-    before.copying = m.CopyingUpTo(number, before.produced);
+    before.begun = m.progress.begun.load(std::memory_order_relaxed);
     before.now_ns = m.driver.Now();
     status = m.WaitForChunk(pass, chunk);
     waited = m.driver.Now() - before.now_ns;
@@ -62,21 +62,14 @@ Status WeightPager::Arrive(uint32_t gate) {
   return OkStatus();
 }
 
-bool WeightPager::Impl::CopyingUpTo(uint64_t number, uint64_t produced_so_far) const {
-  return std::any_of(progress.begun.begin(), progress.begun.end(), [&](const auto& of_lane) {
-    const uint64_t begun = of_lane.load(std::memory_order_relaxed);
-    return begun > produced_so_far && begun <= number + 1;
-  });
-}
-
 FaultCause WeightPager::Impl::CauseOfFault(const GateView& before, uint64_t number) const {
   if (step.stats.repairs != before.repairs) return FaultCause::kRepair;
   if (number < progress.untraced_end) return FaultCause::kUnknown;
-  // Told in order: what was late and ended after the arrival was this copy or one before.
+  // The stream is in order: what was late and ended after the arrival was this copy or one before.
   const TimeNs late = progress.late_end_ns.load(std::memory_order_relaxed);
   if (late != 0 && late >= before.now_ns) return FaultCause::kLateCopy;
   if (first_round) return FaultCause::kNewPlan;
-  return before.copying ? FaultCause::kStillCopying : FaultCause::kNotStarted;
+  return before.begun > before.produced ? FaultCause::kStillCopying : FaultCause::kNotStarted;
 }
 
 void WeightPager::Depart(uint32_t gate) {
@@ -142,7 +135,7 @@ Status WeightPager::Impl::WaitForChunk(const Pass& pass, uint32_t chunk) {
       case WaitOutcome::kTimedOut:
         return DriverError("has not arrived within " +
                            std::to_string(options.gate_timeout_ns / 1'000'000) + " ms");
-      case WaitOutcome::kCopyFailed: break;
+      case WaitOutcome::kStreamFailed: break;
     }
     Status repaired = RepairFrom(pass, number);
     if (repaired.ok()) return repaired;
@@ -151,11 +144,11 @@ Status WeightPager::Impl::WaitForChunk(const Pass& pass, uint32_t chunk) {
   return error.WithContext("copied " + std::to_string(kAttempts) + " times in vain");
 }
 
-// Fetches what is missing up to chunk |number| on new lanes and waits for it, then queues again
+// Fetches what is missing up to chunk |number| on a new stream and waits for it, then queues again
 // what was queued after it.
 Status WeightPager::Impl::RepairFrom(const Pass& pass, uint64_t number) {
   const EvictionPlan& plan = *pass.plan;
-  WEIR_TRY(ReplaceLanes());
+  WEIR_TRY(ReplaceStream());
   const uint64_t end = queued;
   const uint64_t missing_from = driver.LoadCounter(produced);
   queued = missing_from;
@@ -199,7 +192,7 @@ Result<bool> WeightPager::Impl::SumsMatch(uint32_t first, uint32_t count) {
 }
 
 // A copy that was reported complete may still have been lost. Fetched again on a stream of its own,
-// since the copy lanes may be waiting for the very layer that stands at this gate.
+// since the copy stream may be waiting for the very layer that stands at this gate.
 Status WeightPager::Impl::VerifyChunk(const EvictionPlan& plan, uint32_t chunk) {
   const StripeChunk& c = plan.chunks()[chunk];
   for (uint32_t attempt = 0; attempt <= kAttempts; ++attempt) {

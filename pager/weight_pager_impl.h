@@ -9,7 +9,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <deque>
 #include <map>
@@ -17,26 +16,17 @@
 #include <optional>
 #include <utility>
 
-#include "pager/copy_lanes.h"
 #include "pager/weight_pager.h"
 #include "vmm/trace_format.h"
 #include "vmm/trace_lane.h"
 
 namespace weir {
 
-// When a copy ran, in the driver's clock.
-struct CopySpan {
-  TimeNs begin_ns = 0, end_ns = 0;
-};
-
 // What the copies of a traced step leave behind for naming the cause of a fault. Chunk numbers as
-// below. Written by host functions on the copy lanes, in the order of chunks, unless said.
+// below. Written by the copy stream's host functions, which run in order, unless said.
 struct CopyProgress {
-  // By the parity of their number, since there may be two lanes: the number behind the chunk whose
-  // copy began last. Lanes write them in no common order.
-  std::array<std::atomic<uint64_t>, 2> begun{};
+  std::atomic<uint64_t> begun{0};  // chunks whose copy has begun
   std::atomic<TimeNs> late_end_ns{0};
-  TimeNs arrived_ns = 0;    // when all chunks so far had been copied
   double bytes_per_ns = 0;  // the link's rate; set between steps, or the fastest seen
   bool measured = false;    // set between steps
   // Engine thread's: chunks below this were queued while nobody traced.
@@ -53,16 +43,21 @@ struct StampedCopy {
   StampId begin, end;  // |end| is invalid when queueing it failed
 };
 
-// What a gate found; |copying| is found out after |produced|, so that a copy which ends in between
-// looks under way, not as if it had not begun.
+// When a copy ran, in the driver's clock.
+struct CopySpan {
+  TimeNs begin_ns = 0, end_ns = 0;
+};
+
+// What a gate found; |begun| is read after |produced|, so that a copy which ends in between looks
+// under way, not as if it had not begun.
 struct GateView {
   TimeNs now_ns = 0;
   uint64_t produced = 0;
-  bool copying = false;  // the gate's chunk, or one before it
+  uint64_t begun = 0;
   uint64_t repairs = 0;
 };
 
-enum class WaitOutcome : uint8_t { kArrived, kCopyFailed, kTimedOut };
+enum class WaitOutcome : uint8_t { kArrived, kStreamFailed, kTimedOut };
 
 using SharedPlan = std::shared_ptr<const EvictionPlan>;
 
@@ -114,7 +109,7 @@ struct WeightPager::Impl {
   static constexpr uint32_t kAttempts = 3;  // at a copy, before its error is passed on
 
   Impl(AddressSpace& s, BackingStore* b, const WeightPagerOptions& o)
-      : space(s), driver(s.driver()), backing(b), options(o), lanes(driver, "weir-weights") {}
+      : space(s), driver(s.driver()), backing(b), options(o) {}
 
   AddressSpace& space;
   Driver& driver;
@@ -126,13 +121,13 @@ struct WeightPager::Impl {
   RegionId ring;  // ring granule i lies in its slot i; valid iff there is a backing store
   uint64_t granule_bytes = 0;
 
-  CopyLanes lanes;         // open while there is a backing store, and making streams has not failed
-  EventId last_copy;       // behind all that is queued on the lanes
+  StreamId copy_stream;
+  EventId last_copy;       // recorded after the last chunk queued
   StreamId repair_stream;  // made when first needed; never waits for a counter
   VirtAddr produced = 0;
   VirtAddr consumed = 0;
-  // With device gates the lanes write and wait for these, and the two above do not exist: a second
-  // write a chunk would cost the link more than it tells the host.
+  // With device gates the copy stream writes and waits for these, and the two above do not exist: a
+  // second write a chunk would cost the link more than it tells the host.
   VirtAddr gate_produced = 0;
   VirtAddr gate_consumed = 0;
 
@@ -145,8 +140,8 @@ struct WeightPager::Impl {
   std::deque<Pass> passes;       // by step under way, oldest first
   SharedPlan numbered;           // the plan of the pass that |next_base| is the first number of
   uint64_t next_base = 0;        // of the next pass begun, if it has that plan
-  uint64_t queued = 0;           // the next chunk to be put on its lane
-  bool restart_pending = false;  // a pass was given up and the lanes have not come to rest yet
+  uint64_t queued = 0;           // the next chunk to be put on the stream
+  bool restart_pending = false;  // a pass was given up and the stream has not come to rest yet
   // A pass was queued, in part or whole, whose step did not begin: its copies may wait for readers
   // that never come. Those before it are good.
   bool queued_in_vain = false;
@@ -213,7 +208,7 @@ struct WeightPager::Impl {
   Status OrDoWithout(Status stored);
   void LetGoOfBacking();
 
-  // --- weight_pager.cc: the copy lanes
+  // --- weight_pager.cc: the copy stream
   Status MakeCounters();
   // Nothing runs that reads or writes them.
   void SetConsumed(uint64_t value);
@@ -224,19 +219,19 @@ struct WeightPager::Impl {
   Status QueueNext(const EvictionPlan& plan, uint64_t base, WeightPagerStats* stats);
   Status QueueChunk(const EvictionPlan& plan, uint64_t base, uint64_t number);
   Status QueuePass(Pass* pass, WeightPagerStats* stats);
-  void OnCopied(const StripeChunk& chunk, uint64_t index, CopySpan span);
+  void OnCopied(const StripeChunk& chunk, uint64_t index, TimeNs begin_ns);
   // Notes whether the copy was late, and how fast the link is.
   void JudgeCopy(uint64_t bytes, CopySpan span);
   // What `consumed` must have reached before chunk |number| may be copied.
   static uint64_t RequiredConsumed(const EvictionPlan& plan, uint64_t base, uint64_t number);
-  WaitOutcome AwaitProduced(uint64_t at_least, Status* copy_failed);
-  // Destroys the lanes, one of which has failed, and makes new ones.
-  Status ReplaceLanes();
-  // No step is under way. Copies queued so far have ended; the lanes work (failed ones are
+  WaitOutcome AwaitProduced(uint64_t at_least, Status* stream_error);
+  // Destroys the (failed) copy stream and makes a new one.
+  Status ReplaceStream();
+  // No step is under way. Copies queued so far have ended; the stream works (a failed one is
   // replaced, and the pass is begun afresh).
   Status BringToRest();
   Status AwaitRest();
-  // Begins a fresh pass of |cover| with its prefix; the lanes must be at rest.
+  // Begins a fresh pass of |cover| with its prefix; the stream must be at rest.
   void Restart(WeightPagerStats* stats);
   // The oldest pass is about to be computed with.
   void ExpectOldest();
@@ -248,8 +243,6 @@ struct WeightPager::Impl {
   // --- weight_pager_gates.cc
   std::string DescribeChunk(const EvictionPlan& plan, uint32_t segments, uint32_t chunk) const;
   Status WaitForChunk(const Pass& pass, uint32_t chunk);
-  // Whether the copy of chunk |number|, or of one before it that has not arrived, has begun.
-  bool CopyingUpTo(uint64_t number, uint64_t produced) const;
   FaultCause CauseOfFault(const GateView& before, uint64_t number) const;
   Status RepairFrom(const Pass& pass, uint64_t number);
   Status VerifyChunk(const EvictionPlan& plan, uint32_t chunk);
@@ -260,11 +253,11 @@ struct WeightPager::Impl {
 
   // --- weight_pager_device_trace.cc: with device gates
   Status StampBegin(const EvictionPlan& plan, uint64_t base, uint64_t number);
-  Status StampEnd(StreamId lane);
+  Status StampEnd();
   // Tells of the gates of the oldest step, |step|, of which kernels found |log|, and of the copies
   // behind them.
   void TraceDeviceStep(const DeviceGateLog& log, uint64_t step);
-  // The lanes are at rest: tells of the copies whose gates nobody passed.
+  // The stream is at rest: tells of the copies whose gates nobody passed.
   void TraceCopiesAtRest();
   void DropStamps(StampedCopy& copy);
   std::optional<CopySpan> TakeSpan(StampedCopy& copy, TimeNs known_end_ns, uint64_t error_ns);

@@ -48,7 +48,11 @@ Status WeightPager::Impl::OrDoWithout(Status stored) {
 
 // Nothing was stored yet by any stream, or all of it has ended.
 void WeightPager::Impl::LetGoOfBacking() {
-  (void)lanes.Close();
+  if (copy_stream.valid()) {
+    (void)driver.DestroyStream(copy_stream);
+    backing->StreamGone(copy_stream);
+    copy_stream = StreamId();
+  }
   backing = nullptr;
   options.on_backing_refused(refused);
 }

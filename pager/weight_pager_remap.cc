@@ -2,8 +2,7 @@
 // move behind closed gates (weight_pager_transition.cc) shares with it.
 //
 // Life of a transition:
-//   1. The copy lanes come to rest (they do by themselves: all they wait for is in steps that
-//      ended).
+//   1. The copy stream comes to rest (it does by itself: all it waits for is in steps that ended).
 //   2. The difference of the two plans becomes one RemapPlan. A granule that leaves home goes into
 //      a growing ring, and one that leaves a shrinking ring goes home, without passing through the
 //      pool: so evicting works with an empty pool. Slots that are read in place are mapped onto
@@ -196,7 +195,7 @@ Status WeightPager::Impl::Fill(const std::vector<WeightSlotRun>& runs, WeightPag
     if (!source) break;
   }
   // M2: some of the copies may be queued, and others are about to write there, or to unmap it.
-  if (!unread.empty()) (void)ReplaceLanes();
+  if (!unread.empty()) (void)ReplaceStream();
   if (unread.empty()) return OkStatus();
   const Status anew = FillFromSource(unread, stats);
   if (anew.ok() || !source) return anew.ok() ? anew : status;
@@ -206,24 +205,24 @@ Status WeightPager::Impl::Fill(const std::vector<WeightSlotRun>& runs, WeightPag
 Status WeightPager::Impl::FillAlone(const WeightSlotRun& run) {
   Status status;
   for (uint32_t attempt = 0; attempt < kAttempts; ++attempt) {
-    status = ReplaceLanes();
+    status = ReplaceStream();
     if (status.ok()) status = FillOnce({run});
     if (status.ok()) return status;
   }
   // No stream carries it. What the host can still read saves the weights, however slowly.
-  (void)ReplaceLanes();
+  (void)ReplaceStream();
   return FillThroughHost(run).ok() ? OkStatus() : status;
 }
 
-// Queues the fetches of |runs| together, with nothing between them, and waits for them.
+// Queues the fetches of |runs| together and waits for them.
 Status WeightPager::Impl::FillOnce(const std::vector<WeightSlotRun>& runs) {
+  if (!copy_stream.valid()) return DriverError("there is no copy stream");
   const TimeNs begin = driver.Now();
-  const StreamId stream = WEIR_TRY(lanes.Join());
   for (const WeightSlotRun& run : runs) {
-    WEIR_TRY(backing->Fetch(stream, run.first * granule_bytes, run.count * granule_bytes,
+    WEIR_TRY(backing->Fetch(copy_stream, run.first * granule_bytes, run.count * granule_bytes,
                             SlotAddress(run.first)));
   }
-  const EventId event = WEIR_TRY(lanes.RecordAll());
+  const EventId event = WEIR_TRY(driver.Record(copy_stream));
   WEIR_TRY(driver.Wait(event));
   last_copy = event;
   const TimeNs end = driver.Now();

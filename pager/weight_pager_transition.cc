@@ -85,20 +85,21 @@ Status WeightPager::Impl::BeginHeld(const Pass& pass, uint64_t number) {
   // All it waits for is in steps that have ended. Not for the last copy that QueueUpTo recorded: it
   // may have given up behind that one.
   Status error;
-  Result<EventId> all = lanes.RecordAll();
+  Result<EventId> all = BadState("there is no copy stream");
+  if (copy_stream.valid()) all = driver.Record(copy_stream);
   if (!all.ok()) {
-    WEIR_TRY(ReplaceLanes());
+    WEIR_TRY(ReplaceStream());
   } else {
     last_copy = *all;
     switch (AwaitProduced(pass.base, &error)) {
       case WaitOutcome::kTimedOut:
-        return DriverError("the copy streams did not come to rest within " +
+        return DriverError("the copy stream did not come to rest within " +
                            std::to_string(options.gate_timeout_ns / 1'000'000) + " ms");
-      case WaitOutcome::kCopyFailed: WEIR_TRY(ReplaceLanes()); break;
+      case WaitOutcome::kStreamFailed: WEIR_TRY(ReplaceStream()); break;
       case WaitOutcome::kArrived: break;
     }
   }
-  // Nobody else writes it now: the lanes rest, and the step departs from nothing before a gate.
+  // Nobody else writes it now: the stream rests, and the step departs from nothing before a gate.
   WEIR_TRY(driver.Write(gate_consumed, std::as_bytes(std::span(&pass.base, 1))));
   cover = pass.plan;
   if (pass.to) settled = false;
@@ -136,17 +137,16 @@ void WeightPager::Impl::LetGo(Pass* pass) {
   pass->let_go = true;
   pass->to.reset();
   homecoming = {};
-  // Behind all that is queued, or what the lanes have still to write would close the gates again.
-  if (Result<StreamId> behind = lanes.Join();
-      behind.ok() && driver.WriteCounter(*behind, gate_produced, end).ok()) {
-    if (Result<EventId> let_go = lanes.RecordAll(); let_go.ok()) {
+  // In the order of the stream, or what it has still to write would close the gates again.
+  if (copy_stream.valid() && driver.WriteCounter(copy_stream, gate_produced, end).ok()) {
+    if (Result<EventId> let_go = driver.Record(copy_stream); let_go.ok()) {
       last_copy = *let_go;
       const Status done = driver.WaitFor(last_copy, options.gate_timeout_ns);
       // Otherwise the step's own limit ends its waiting.
       if (done.ok() || done.code() == StatusCode::kShouldWait) return;
     }
   }
-  (void)ReplaceLanes();  // nothing that is still on them may write the word after this
+  (void)ReplaceStream();  // nothing that is still on it may write the word after this
   SetProduced(end);
 }
 
@@ -185,7 +185,7 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns) {
     m.remap_cost.ObserveBehindGate(static_cast<uint32_t>(stats_.granules_remapped - remapped),
                                    took_ns, m.driver.Now() - chunk_begin - took_ns);
   }
-  Result<EventId> copied = m.lanes.RecordBehind(m.queued - 1);
+  Result<EventId> copied = m.driver.Record(m.copy_stream);
   if (!copied.ok()) return give_up(copied.status());
   m.last_copy = pass.copied = *copied;
   pass.held = false;

@@ -113,7 +113,6 @@ Status CudaDriver::Init(const CudaDriverOptions& options) {
   properties_.device = name.data();
   properties_.hbm_bytes = total;
   properties_.has_peer = peer_retained_;
-  properties_.has_copy_engine = true;
 
   host_tier_ = Attribute(api_, device_,
                          CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED) == 1;

@@ -43,7 +43,6 @@ struct DriverProperties {
   bool host_addressable = false;   // a VirtAddr may be dereferenced by this process
   bool virtual_time = false;       // Now() advances only through waits
   bool has_peer = false;           // Tier::kPeer can be created
-  bool has_copy_engine = false;    // copies take no processor from whoever computes
   // What was wished of Tier::kHost and the system did not grant (huge pages, a node), as one
   // clause; "": nothing. The memory works, but slower.
   std::string host_tier_shortcoming;

@@ -54,7 +54,6 @@ SimDriver::SimDriver(const Options& options)
   properties_.hbm_bytes = options.hbm_bytes;
   properties_.virtual_time = true;
   properties_.has_peer = options.peer_bytes != 0;
-  properties_.has_copy_engine = true;
 }
 
 SimDriver::~SimDriver() = default;

@@ -258,11 +258,8 @@ Tier SimDriver::TierAt(VirtAddr at) const {
   return m == nullptr ? Tier::kHbm : table_.Find(m->alloc)->tier;
 }
 
-// Copies between tiers hold their direction of the link one after the other, in the order in which
-// they start, so that the copies of several streams take as long together as those of one. (Where
-// hardware gives two copies a half each, the first ends later and the second at the same time.)
-// The latency, behind the last byte, does not hold the link: one stream leaves gaps, two need not.
-// Copies within HBM share nothing (their rate is far above the link's).
+// Copies between tiers hold their direction of the link one after the other; those within HBM share
+// nothing (their rate is far above the link's).
 TimeNs SimDriver::CopyEnd(const CopyOp& op) {
   const TimeNs late = op.fault == SimCopyFault::kLate ? faults_.late_ns : TimeNs{0};
   const Tier from = TierAt(op.src);

@@ -41,7 +41,6 @@ enum class TraceType : uint16_t {
   kCopy = 16,        // chunk, region, first slot, bytes, begin_ns, end_ns: one stripe into its ring
                      // slot; what of it has come home behind the gate of a kTransition, in place,
                      // and then there is no kFill                      cause: source tier
-                     // Two may be under way at once, and have the link together.
   kWriteBack = 17,   // region, first slot, slots, bytes, begin_ns, end_ns  cause: target tier
                      // (reserved: weights are clean, and KV has no lower tier in this version)
   kPlacement = 18,   // granules a layer evicted, ring slots, evicted granules, evicted bytes,
@@ -61,7 +60,7 @@ enum class TraceType : uint16_t {
                      // too, with those that were made ahead in vain. Bytes and stripes are of the
                      // larger of the two plans. Until the next round the bytes of kCopy are (bytes
                      // a step) * (steps that ended) + (bytes copied ahead, if two or more ended).
-  kCopyFailed = 19,  // A copy stream failed and was made anew, or took no more copies: stripes of
+  kCopyFailed = 19,  // The copy stream failed and was made anew, or took no more copies: stripes of
                      // this round were lost and are copied again, so that its bytes do not add up
   // --- KV cache ----------------------------------------------------------------------------------
   // A block is free, used (by one or more sequences) or cached. Sequence numbers are requests';
@@ -183,8 +182,8 @@ enum class FaultCause : uint8_t {
   kRepair,        // the copy had failed or was corrupt, and was made again
   kNewPlan,       // the first round after a change of plan
 };
-// When several apply: kRepair, kLateCopy, kNewPlan, then what the copy streams were doing when the
-// gate was reached: kStillCopying if its copy or one before it was under way, else kNotStarted.
+// When several apply: kRepair, kLateCopy, kNewPlan, then what the copy stream was doing when the
+// gate was reached: kStillCopying if a copy was under way, else kNotStarted.
 
 // What happens behind the gates that a step holds closed.
 enum class TransitionKind : uint8_t {

@@ -11,8 +11,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -54,8 +52,7 @@ WeightLayout MakeLayout(const Config& c) {
   return layout;
 }
 
-// A backing store behind a link of a given speed, which all streams share: fetches pass it one
-// after the other, and none in less time than its bytes need.
+// A backing store behind a link of a given speed: a fetch takes no less than its bytes need.
 class SlowLink final : public BackingStore {
  public:
   SlowLink(Driver& driver, std::unique_ptr<BackingStore> inner, double gb_s)
@@ -73,29 +70,23 @@ class SlowLink final : public BackingStore {
     return inner_->Load(offset, out);
   }
   Status Fetch(StreamId stream, uint64_t offset, uint64_t bytes, VirtAddr dst) override {
-    auto passed = std::make_shared<Clock::time_point>();
-    const std::chrono::nanoseconds least(static_cast<int64_t>(static_cast<double>(bytes) / gb_s_));
-    WEIR_TRY(driver_.HostFunction(stream, [this, passed, least] {
-      const std::lock_guard lock(mutex_);
-      free_at_ = std::max(free_at_, Clock::now()) + least;
-      *passed = free_at_;
+    auto begin = std::make_shared<std::chrono::steady_clock::time_point>();
+    WEIR_TRY(driver_.HostFunction(stream, [begin] {
+      *begin = std::chrono::steady_clock::now();
       return OkStatus();
     }));
     WEIR_TRY(inner_->Fetch(stream, offset, bytes, dst));
-    return driver_.HostFunction(stream, [passed] {
-      std::this_thread::sleep_until(*passed);
+    const std::chrono::nanoseconds least(static_cast<int64_t>(static_cast<double>(bytes) / gb_s_));
+    return driver_.HostFunction(stream, [begin, least] {
+      std::this_thread::sleep_until(*begin + least);
       return OkStatus();
     });
   }
-  void StreamGone(StreamId stream) override { inner_->StreamGone(stream); }
 
  private:
-  using Clock = std::chrono::steady_clock;
   Driver& driver_;
   std::unique_ptr<BackingStore> inner_;
   double gb_s_;
-  std::mutex mutex_;
-  Clock::time_point free_at_;  // when what passes the link now has passed
 };
 
 double Median(std::vector<double> v) {

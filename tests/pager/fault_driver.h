@@ -4,8 +4,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <map>
-#include <string>
 #include <thread>
 
 #include "vmm/driver.h"
@@ -23,16 +21,11 @@ enum class CopyFault : uint8_t {
 
 class FaultDriver final : public Driver {
  public:
-  explicit FaultDriver(Driver& inner) : inner_(inner), properties_(inner.properties()) {}
-
-  // As if copies took no processor, or did.
-  void SetCopyEngine(bool has) { properties_.has_copy_engine = has; }
+  explicit FaultDriver(Driver& inner) : inner_(inner) {}
 
   // Asked before each Copy, Map and Unmap; empty: nothing wrong.
   std::function<CopyFault()> on_copy;
   std::function<CopyFault(VirtAddr src)> on_copy_from;  // if set, instead
-  // Likewise, by the name that the stream was created with.
-  std::function<CopyFault(const std::string& stream)> on_copy_on;
   std::function<bool()> map_fails;
   std::function<bool()> unmap_fails;
   std::function<bool(VirtAddr)> read_fails;  // of a Read, from where
@@ -46,7 +39,7 @@ class FaultDriver final : public Driver {
   VirtAddr blocker = 0;
   std::atomic<uint64_t> calls{0};  // of every kind, from any thread
 
-  const DriverProperties& properties() const override { return properties_; }
+  const DriverProperties& properties() const override { return inner_.properties(); }
   Result<AllocId> Create(Tier tier, uint64_t bytes) override {
     ++calls;
     if (Status failed = create_fails ? create_fails(tier) : OkStatus(); !failed.ok()) return failed;
@@ -81,9 +74,7 @@ class FaultDriver final : public Driver {
   Result<StreamId> CreateStream(std::string_view name) override {
     ++calls;
     if (create_stream_fails && create_stream_fails()) return DriverError("injected: no stream");
-    const Result<StreamId> stream = inner_.CreateStream(name);
-    if (stream.ok()) stream_names_[*stream] = name;
-    return stream;
+    return inner_.CreateStream(name);
   }
   Status DestroyStream(StreamId stream) override {
     ++calls;
@@ -91,10 +82,7 @@ class FaultDriver final : public Driver {
   }
   Status Copy(StreamId stream, VirtAddr dst, VirtAddr src, uint64_t bytes) override {
     ++calls;
-    switch (on_copy_from ? on_copy_from(src)
-            : on_copy_on ? on_copy_on(stream_names_[stream])
-            : on_copy    ? on_copy()
-                         : CopyFault::kNone) {
+    switch (on_copy_from ? on_copy_from(src) : on_copy ? on_copy() : CopyFault::kNone) {
       case CopyFault::kNone: break;
       case CopyFault::kRefuse: return DriverError("injected: copy refused");
       case CopyFault::kFail:
@@ -209,8 +197,6 @@ class FaultDriver final : public Driver {
 
  private:
   Driver& inner_;
-  DriverProperties properties_;
-  std::map<StreamId, std::string> stream_names_;
 };
 
 }  // namespace weir::test

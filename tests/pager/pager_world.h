@@ -57,8 +57,6 @@ struct WorldOptions {
   uint64_t piece_bytes = kGranule;  // of a store in memory
   EvictionTarget initial;
   WeightPagerOptions pager;
-  // As on a GPU, so that two copies are on their way at once; real streams have none.
-  bool copy_engine = true;
   bool load = true;
   bool poison = true;  // freed granules are filled, through maps of their own
 };
@@ -70,7 +68,6 @@ class World {
         base_driver_(MakeDriver(options_.driver)),
         driver(*base_driver_),
         bytes(Pattern(options_.layout.region_bytes)) {
-    driver.SetCopyEngine(options_.copy_engine);
     const auto weights = static_cast<uint32_t>(CeilDiv(options_.layout.region_bytes, kGranule));
     auto made_pool = GranulePool::Create(
         driver, {.tier = Tier::kHbm,

@@ -18,7 +18,6 @@ struct StressCase {
   Backing backing;
   uint64_t seed;
   bool faults;
-  bool copy_engine = true;
 };
 
 EvictionTarget RandomTarget(std::mt19937_64& rng, const WeightPager& pager) {
@@ -52,7 +51,6 @@ WeightLayout StressLayout(std::mt19937_64& rng) {
 uint64_t Stress(const StressCase& c, uint64_t transitions) {
   std::mt19937_64 rng(c.seed);
   test::WorldOptions options{.driver = c.driver, .backing = c.backing, .layout = StressLayout(rng)};
-  options.copy_engine = c.copy_engine;
   options.granules =
       static_cast<uint32_t>(CeilDiv(options.layout.region_bytes, kGranule) + rng() % 20);
   options.pager.verify_stripes = c.faults;
@@ -106,13 +104,10 @@ class WeightPagerStressTest : public testing::TestWithParam<StressCase> {};
 INSTANTIATE_TEST_SUITE_P(Cases, WeightPagerStressTest,
                          testing::Values(StressCase{DriverKind::kHost, Backing::kHost, 1, false},
                                          StressCase{DriverKind::kHost, Backing::kHost, 2, true},
-                                         StressCase{DriverKind::kHost, Backing::kHost, 5, true,
-                                                    /*copy_engine=*/false},
                                          StressCase{DriverKind::kSim, Backing::kHost, 3, false},
                                          StressCase{DriverKind::kSim, Backing::kHost, 4, true}),
                          [](const auto& param) {
                            return test::KindName(param.param.driver) +
-                                  (param.param.copy_engine ? "" : "OneLane") +
                                   (param.param.faults ? "Faults" : "Clean");
                          });
 
