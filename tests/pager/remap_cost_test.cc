@@ -15,7 +15,7 @@ TEST(RemapCost, UnmeasuredFollowsFromWhatIsKnown) {
   cost.ObserveAtRest(512, 512 * 75'000);
   EXPECT_EQ(cost.at_rest_ns(), 75'000);
   EXPECT_EQ(cost.behind_gates_ns(), 150'000);
-  EXPECT_EQ(cost.gate_ns(), 0);
+  EXPECT_EQ(cost.gate_ns(), 15'000);  // a tenth of a remap behind gates
 }
 
 TEST(RemapCost, AtRestAndBehindGatesAreApart) {
