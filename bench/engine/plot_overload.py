@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Draws what weir_overload_bench measured, as panels of one picture.
 
-    python3 bench/engine/plot_overload.py overload.json overload.svg
+    python3 bench/engine/plot_overload.py overload.json overload.svg [PANELS]
 
 Of a flood, by W/C: gain over `resident` beside the bound, KV capacity, time at gates, TTFT and ITL.
 Of a swing: tokens/s of all, and the latencies of light load and of overload. At light load:
-latencies over those of `resident`.
+latencies over those of `resident`. PANELS: only so many, the first ones.
 """
 
 import html
@@ -131,7 +131,7 @@ def light_panels(rows, policies):
 
 
 def main():
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (3, 4):
         sys.exit(__doc__)
     with open(sys.argv[1]) as f:
         rows = json.load(f)["rows"]
@@ -141,6 +141,7 @@ def main():
         of_mode = [row for row in rows if row["mode"] == mode]
         if of_mode:
             panels += make(of_mode, policies)
+    panels = panels[:int(sys.argv[3]) if len(sys.argv) == 4 else None]
     colour = {p: COLOURS[i % len(COLOURS)] for i, p in enumerate(policies)}
     height = PANEL * len(panels) + LEGEND * len(policies) + 8
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
