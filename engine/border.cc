@@ -99,13 +99,28 @@ void EngineCore::ApplyPolicy() {
   const PolicySnapshot snapshot = Snapshot();
   const PolicyDecision decision = policy_->Decide(snapshot);
   // D2: a decision is a wish; what breaks an invariant is clipped.
-  const EvictionTarget wanted = Clip(decision, snapshot.weights);
+  EvictionTarget wanted = Clip(decision, snapshot.weights);
+  if (!FirstInTurnFits(wanted)) wanted = memory_.weights().planned().target();
   const bool clipped = wanted.amount() != decision.amount();
   if (clipped) ++stats_.border_refusals;
   TraceDecision(snapshot, decision, clipped);
   border_goal_ = wanted;
   preempt_for_border_ = decision.preempt;
   MoveTowardsGoal();
+}
+
+// S3: the request that is first in turn outgrew the policy's border before, and got a wider one
+// (MakeRoomFor). If that were taken away while the request computes again what it had, it would
+// never end.
+bool EngineCore::FirstInTurnFits(const EvictionTarget& target) const {
+  const EvictionTarget& planned = memory_.weights().planned().target();
+  const Sequence* first = scheduler_.first_in_turn();
+  if (first == nullptr || target == planned) return true;
+  const uint64_t need = CeilDiv(first->length(), kBlockTokens);
+  const auto fits = [&](const EvictionTarget& t) {
+    return memory_.KvBlocksAt(t).value_or(0) >= need;
+  };
+  return fits(target) || !fits(planned);
 }
 
 void EngineCore::MoveTowardsGoal() {

@@ -182,6 +182,7 @@ class EngineCore {
   // At rest, as a whole.
   Status MoveBorder(const EvictionTarget& target);
   // One part of the way to where the policy wants the border.
+  bool FirstInTurnFits(const EvictionTarget& target) const;
   void MoveTowardsGoal();
   // Where the border is after the next part of the way from |now|.
   EvictionTarget NextBorder(const EvictionTarget& now) const;

@@ -87,6 +87,11 @@ class Scheduler {
   bool idle() const { return waiting_.empty() && running_.empty(); }
   uint32_t running() const { return static_cast<uint32_t>(running_.size()); }
   uint32_t waiting() const { return static_cast<uint32_t>(waiting_.size()); }
+  // The sequence admitted first of those that run; where none runs, the first waiting one, or null.
+  const Sequence* first_in_turn() const {
+    const Queue& queue = running_.empty() ? waiting_ : running_;
+    return queue.empty() ? nullptr : &queue.front();
+  }
   // The first waiting sequence, or null.
   Sequence* front_waiting() { return waiting_.empty() ? nullptr : &waiting_.front(); }
   // See KvDemand.

@@ -529,6 +529,20 @@ TEST(Simulation, AnEngineThatEndsInTheMiddleLeavesNothingBehind) {
   }
 }
 
+// Seeds in which the first request never ended: it outgrew the policy's border, got a wider one,
+// and lost that again while it computed what it had had.
+TEST(Simulation, ARequestThatOutgrewTheBorderEnds) {
+  Coverage unused;
+  for (const uint64_t seed : {71544U, 71864U, 72201U, 100280U, 102068U, 103025U}) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    for (const Gates gates : {Gates::kHost, Gates::kDevice}) {
+      for (const Faults faults : {Faults::kNone, Faults::kInjected}) {
+        RunSeed(seed, faults, gates, &unused);
+      }
+    }
+  }
+}
+
 TEST(Simulation, SameSeedIsTheSameRun) {
   for (uint64_t seed = 1; seed <= 20; ++seed) {
     Coverage unused;
