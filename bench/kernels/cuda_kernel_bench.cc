@@ -94,7 +94,7 @@ Status Open(Bench* b) {
       b->options.model.kv_order == cuda::KvOrder::kTokenHead ? "token-head" : "head-token";
   b->json["overlap"] = b->options.overlap == Overlap::kNone ? "none" : "prologue";
   b->json["split_k"] = b->options.model.split_k;
-  b->json["decode_attention"] = b->options.model.own_attention ? "always" : "never";
+  b->json["decode_attention"] = b->options.model.own_attention ? "auto" : "flashinfer";
   b->json["skinny"] = b->options.model.skinny != cuda::SkinnyUse::kNever;
   return OkStatus();
 }

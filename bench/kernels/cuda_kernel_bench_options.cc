@@ -113,8 +113,10 @@ Status SetOption(std::string_view option, std::string_view value, std::string_vi
     }
     o->model.skinny = value == "timed" ? kTimed : value == "never" ? kNever : kAlways;
   } else if (option == "--decode-attention") {
-    if (value != "never" && value != "always") return Wrong(option, "never or always", value);
-    o->model.own_attention = value == "always";
+    if (value != "auto" && value != "flashinfer") {
+      return Wrong(option, "auto or flashinfer", value);
+    }
+    o->model.own_attention = value == "auto";
   } else if (option == "--overlap") {
     if (value != "none" && value != "prologue") return Wrong(option, "none or prologue", value);
     o->overlap = value == "none" ? cuda::Overlap::kNone : cuda::Overlap::kPrologue;
@@ -153,9 +155,9 @@ std::string KernelBenchOptions::Usage() {
          "  --no-split-k               no split-K in products\n"
          "  --skinny USE               our own products of few rows: timed (default), never, "
          "always\n"
-         "  --decode-attention USE     our own kernel in decode steps: never (default) or always; "
-         "the other is\n"
-         "                             timed beside it\n"
+         "  --decode-attention USE     of decode steps: auto (default; our own kernel where it "
+         "takes\n"
+         "                             the shape) or flashinfer; the other is timed beside it\n"
          "  --candidates N             algorithms timed a product (6, as the engine)\n"
          "  --tune-layers N            layers' weights to time them with (0: 256 MiB; the engine: "
          "4)\n"

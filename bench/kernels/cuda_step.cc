@@ -70,7 +70,7 @@ Result<std::unique_ptr<CudaStep>> CudaStep::Create(const ModelConfig& config,
       cuda::DecodeAttention::Create(AttentionShapeOf(config, step->map_), &step->decode_attention_);
   step->has_own_attention_ = own.ok();
   // Where it is not asked for, a GPU or a shape without it has FlashInfer's kernel alone.
-  if (options.own_attention || own.code() != cudaErrorNotSupported) WEIR_TRY(ToStatus(own));
+  if (own.code() != cudaErrorNotSupported) WEIR_TRY(ToStatus(own));
   WEIR_TRY(ToStatus(
       cuda::GemmPlanner::Create({.workspace = step->Scratch<void>(step->layout_.gemm_workspace),
                                  .workspace_bytes = kGemmWorkspaceBytes,

@@ -33,7 +33,7 @@ struct StepOptions {
   bool split_k = true;
   cuda::SkinnyUse skinny = cuda::SkinnyUse::kTimed;  // as CudaCompute
   int candidates = 6;                                // as CudaCompute
-  bool own_attention = false;  // a decode step attends with our own kernel, not FlashInfer's
+  bool own_attention = true;  // a decode step attends with our own kernel, where it has the shape
   // Layers whose weights a product goes through while algorithms are timed; CudaCompute takes 4.
   // 0: as many as make 256 MiB.
   uint32_t tune_layers = 0;
