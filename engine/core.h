@@ -181,8 +181,9 @@ class EngineCore {
   void TraceDecision(const PolicySnapshot& snapshot, const PolicyDecision& decision, bool clipped);
   // At rest, as a whole.
   Status MoveBorder(const EvictionTarget& target);
-  // One part of the way to where the policy wants the border.
+  // Whether the request that is first in turn fits with |target|, or does not now either.
   bool FirstInTurnFits(const EvictionTarget& target) const;
+  // One part of the way to where the policy wants the border.
   void MoveTowardsGoal();
   // Where the border is after the next part of the way from |now|.
   EvictionTarget NextBorder(const EvictionTarget& now) const;
@@ -202,8 +203,9 @@ class EngineCore {
   void TraceMemory();
   uint32_t depth() const;
   StepBatch BuildBatch(const std::vector<ScheduledSequence>& scheduled) const;
-  // Schedules and submits a step; false when there was nothing to submit.
+  // Step, but for its times.
   Result<bool> ScheduleAndCollect();
+  // Schedules and submits a step; false when there was nothing to submit.
   bool SubmitStep();
   Status Submit(StepUnderWay& step);
   Status ScrubBlocks();

@@ -8,6 +8,7 @@
 #include "vmm/trace.h"
 
 namespace weir {
+
 CudaClock::~CudaClock() {
   if (stream_ != nullptr) (void)cudaStreamDestroy(stream_);
 }

@@ -37,8 +37,10 @@ class CudaClock {
   uint64_t error_ns(uint64_t device_ns) const { return map_.error_ns(device_ns); }
 
  private:
+  // Asks for a reading; none is under way.
   Status Ask();
-  Status Look();  // whether the reading that was asked for is there
+  // Takes the reading that was asked for, if it is there.
+  Status Look();
 
   cudaStream_t stream_ = nullptr;
   PinnedBuffer reading_;

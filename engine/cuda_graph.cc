@@ -13,12 +13,6 @@ Status FromCuda(cudaError_t error, const char* what) {
   return ToStatus(cuda::LaunchStatus::Of(error, what));
 }
 
-Result<CudaEvent> MakeCudaEvent() {
-  cudaEvent_t event = nullptr;
-  WEIR_TRY(FromCuda(cudaEventCreate(&event), "an event"));
-  return CudaEvent(event);
-}
-
 Result<CudaGraph> CaptureCudaGraph(cudaStream_t stream, const std::function<Status()>& enqueue) {
   WEIR_TRY(FromCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
                     "cudaStreamBeginCapture"));

@@ -1,4 +1,4 @@
-// CUDA graphs and events with owners, and errors of the CUDA runtime as Status.
+// CUDA graphs with owners, and errors of the CUDA runtime as Status.
 #pragma once
 
 #include <functional>
@@ -20,14 +20,6 @@ struct CudaGraphDeleter {
   void operator()(cudaGraphExec_t graph) const { (void)cudaGraphExecDestroy(graph); }
 };
 using CudaGraph = std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, CudaGraphDeleter>;
-
-struct CudaEventDeleter {
-  void operator()(cudaEvent_t event) const { (void)cudaEventDestroy(event); }
-};
-using CudaEvent = std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, CudaEventDeleter>;
-
-// One that takes times.
-Result<CudaEvent> MakeCudaEvent();
 
 // What |enqueue| puts on |stream|, ready to be launched on it. Its error, or CUDA's; the capture
 // has ended either way.

@@ -1,8 +1,9 @@
 // RemapCost: what moving weights takes the host, learnt from the moves it has made.
 //
-// Driver calls take about twice as long beside running kernels and copies as at rest (Qwen3-32B's
-// shape on 2xH200: 75-80 us a granule at rest, 120-150 us behind closed gates), so the two are kept
-// apart. All of it is of recent moves: the cost drifts with what runs beside them.
+// Driver calls take about twice as long beside running kernels and copies as at rest, or more
+// (Qwen3-32B's shape on 2xH200: 57-80 us a granule at rest, 118-150 us behind closed gates, once
+// 230), so the two are kept apart. All of it is of recent moves: the cost drifts with what runs
+// beside them.
 #pragma once
 
 #include <cstdint>

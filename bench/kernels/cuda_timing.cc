@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "engine/cuda_graph.h"
@@ -17,6 +19,18 @@ Result<CudaGraph> Capture(cudaStream_t stream, uint32_t calls,
     for (uint32_t i = 0; i < calls && status.ok(); ++i) status = enqueue(i);
     return status;
   });
+}
+
+struct EventDeleter {
+  void operator()(cudaEvent_t event) const { (void)cudaEventDestroy(event); }
+};
+using CudaEvent = std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, EventDeleter>;
+
+// One that takes times.
+Result<CudaEvent> MakeCudaEvent() {
+  cudaEvent_t event = nullptr;
+  WEIR_TRY(FromCuda(cudaEventCreate(&event), "an event"));
+  return CudaEvent(event);
 }
 
 // Seconds of each of |rounds| replays. All are queued before the first is waited for.

@@ -93,9 +93,9 @@ std::string IdleText(const CoreStats& stats) {
 }
 
 double HostMicroseconds(const CoreStats& stats) {
-  return stats.steps == 0 ? 0
-                          : static_cast<double>(stats.step_ns - stats.waited_ns) / 1e3 /
-                                static_cast<double>(stats.steps);
+  return stats.queued_steps == 0 ? 0
+                                 : static_cast<double>(stats.step_ns - stats.waited_ns) / 1e3 /
+                                       static_cast<double>(stats.steps);
 }
 
 void TroubleRows(ReportLines& out, const BenchRun& run, const BenchSummary& s) {

@@ -41,7 +41,8 @@ void EngineRows(ReportLines& out, const BenchRun& run, const BenchSummary& summa
 // How long the device waited before steps that were queued in time: each, and of their time.
 std::string IdleText(const CoreStats& stats);
 // What the engine's thread does for a step, where the device runs steps by itself: scheduling,
-// inputs, launches, accepting tokens, moving the border; most of it while another step runs.
+// inputs, launches, accepting tokens, moving the border; most of it while another step runs. 0
+// where that thread runs the steps.
 double HostMicroseconds(const CoreStats& stats);
 // Up to five failed requests with their reasons, other lengths, an interruption.
 void TroubleRows(ReportLines& out, const BenchRun& run, const BenchSummary& summary);

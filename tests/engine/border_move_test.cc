@@ -22,6 +22,7 @@ constexpr uint64_t kGranule = 4096;
 constexpr uint32_t kLayers = 64;
 constexpr uint64_t kLayerNs = 353'000;
 constexpr uint64_t kTokensNs = 200'000;  // passing on a step's tokens
+constexpr uint64_t kSubmitNs = 300'000;  // launching a step
 // 345 GB/s, which moves eight granules a layer in 1.1 of a step.
 constexpr double kLinkGranulesPerS = 345e9 / (16 << 20);
 
@@ -73,7 +74,7 @@ class World {
     compute_ = std::make_unique<StreamCompute>(
         *driver_, weights.layout(), weights.base(), limits,
         testing::StreamComputeOptions{
-            .layer_ns = kLayerNs, .submit_ns = 300'000, .granule_bytes = kGranule});
+            .layer_ns = kLayerNs, .submit_ns = kSubmitNs, .granule_bytes = kGranule});
     CoreOptions core_options;
     core_options.scheduler.max_batched_tokens = 64;
     core_options.scheduler.max_prefill_chunk = 64;
@@ -259,6 +260,21 @@ TEST(BorderMove, KvGivesWayWithoutHoldingUpTheMove) {
   EXPECT_LE(move.slowest, 1.10);
   EXPECT_LE(move.slowest_tokens, 1.10);
   EXPECT_LE(move.ms, 150);
+}
+
+// What is not the border's: this world's host takes as long as it is told to.
+TEST(StepRecord, TellsWhatTheHostDidWithoutWaiting) {
+  World world(Costs{});
+  world.core->set_keep_step_records(true);
+  const CoreStats before = world.core->stats();
+  world.Steps(20);
+  const CoreStats& after = world.core->stats();
+  const std::vector<StepRecord>& records = world.core->step_records();
+  ASSERT_GE(records.size(), 19U);
+  for (size_t i = 1; i < records.size(); ++i) EXPECT_EQ(records[i].host_ns, kSubmitNs) << i;
+  EXPECT_EQ((after.step_ns - before.step_ns) - (after.waited_ns - before.waited_ns),
+            20 * kSubmitNs);
+  EXPECT_GT(after.waited_ns, before.waited_ns);
 }
 
 }  // namespace

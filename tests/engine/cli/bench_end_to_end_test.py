@@ -65,6 +65,8 @@ class Bench(unittest.TestCase):
                     "steps", "mean_batch_tokens", "mean_running", "preemptions", "border_moves",
                     "streamed_bytes", "gate_faults", "stall_s", "host_outside_compute_s"):
             self.assertIn(key, results)
+        # The engine's thread runs the steps: there is no time of its own beside them.
+        self.assertEqual(results["host_us_a_step"], 0)
         self.assertGreater(results["output_tokens_per_s"], 0)
         self.assertIn("output tokens/s", text)
 
