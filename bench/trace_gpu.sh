@@ -11,11 +11,12 @@
 #     --rate N           requests a second, in bursts      [24]
 #     --requests N       of the recorded run               [600]
 #     --pairs N          runs without and with recording   [6]
+#     --prompts N        requests of each of those runs    [800]
 # Exit status 1 when something failed; OUT keeps every report.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 usage() {
-  sed -n '5,13s/^# //p' "$0" >&2
+  sed -n '5,14s/^# //p' "$0" >&2
   exit 2
 }
 [ $# -ge 1 ] || usage
@@ -29,6 +30,7 @@ policy=tide
 rate=24
 requests=600
 pairs=6
+prompts=800
 while [ $# -gt 0 ]; do
   [ $# -ge 2 ] || usage
   case $1 in
@@ -40,6 +42,7 @@ while [ $# -gt 0 ]; do
     --rate) rate=$2 ;;
     --requests) requests=$2 ;;
     --pairs) pairs=$2 ;;
+    --prompts) prompts=$2 ;;
     *) usage ;;
   esac
   shift 2
@@ -71,7 +74,7 @@ report() { # report NAME COMMAND...: keeps what it prints
 throughput() { # throughput NAME [OPTION...]
   local name=$1
   shift
-  "$weir" bench throughput "${engine[@]}" --dataset-name sharegpt_like --num-prompts 800 \
+  "$weir" bench throughput "${engine[@]}" --dataset-name sharegpt_like --num-prompts "$prompts" \
     --json "$out/$name.json" "$@" >"$out/$name.txt" 2>&1 || failed+=("$name")
 }
 
