@@ -3,7 +3,7 @@
 # other and keeps every report. A section that fails is named at the end.
 #   bench/gpu.sh [--built DIR] OUT [SECTION...]
 #     --built DIR   builds and installs nothing; DIR is what bench/pack_gpu.sh made elsewhere
-#     sections      tests kernels latency throughput load prefix pcie border overload swing context
+#     sections      tests remap kernels latency throughput load prefix pcie border overload swing context
 # The last four need a second GPU (it holds what is away); border also 96 GiB on the first for the
 # 32B shape.
 set -uo pipefail
@@ -22,7 +22,7 @@ fi
 [ $# -ge 1 ] || usage
 out=$1
 shift
-all="tests kernels latency throughput load prefix pcie border overload swing context"
+all="tests remap kernels latency throughput load prefix pcie border overload swing context"
 sections=("$@")
 [ ${#sections[@]} -gt 0 ] || read -ra sections <<<"$all"
 for section in "${sections[@]}"; do
@@ -69,6 +69,11 @@ for section in "${sections[@]}"; do
     tests)
       while read -r test; do report "$(basename "$test")" "$test" --gtest_brief=1; done \
         < <(find "$build/tests" -name 'weir_*cuda*_test' -type f -perm -u+x)
+      ;;
+    remap)
+      report remap "$build"/bench/vmm/weir_remap_bench --driver cuda --json "$out/remap.json"
+      report remap_beside "$build"/bench/vmm/weir_remap_bench --driver cuda --beside \
+        --json "$out/remap_beside.json"
       ;;
     kernels)
       report kernels_8b "$build"/bench/kernels/weir_cuda_kernel_bench $small \

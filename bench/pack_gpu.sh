@@ -14,7 +14,8 @@ grep -q '^WEIR_CUDA_KERNELS:[A-Z]*=ON' "$build/CMakeCache.txt" ||
 cmake --build "$build" -- --quiet
 mkdir -p "$out/lib"
 programs=(engine/cli/weir tools/weir-trace bench/kernels/weir_cuda_kernel_bench
-  bench/engine/weir_border_bench bench/engine/weir_overload_bench bench/engine/weir_load_bench)
+  bench/engine/weir_border_bench bench/engine/weir_overload_bench bench/engine/weir_load_bench
+  bench/vmm/weir_remap_bench)
 while read -r test; do programs+=("${test#"$build"/}"); done \
   < <(find "$build/tests" -name 'weir_*cuda*_test' -type f -perm -u+x)
 for program in "${programs[@]}"; do

@@ -2,49 +2,27 @@
 // after a remap; copy rates; a counter hand-over. Works with any driver.
 //
 //   weir_remap_bench [--driver host|host-populate|sim|cuda] [--total MiB] [--json FILE]
+//   weir_remap_bench --beside [--driver host|host-populate|cuda] [--granules MiB,...] [--json FILE]
 //
 // Times are medians over the granules of a run, in microseconds, of one call on one granule; "run"
-// is one SetAccess over all granules, per granule.
+// is one SetAccess over all granules, per granule. With --beside: a remap's parts while the device
+// does this and that (remap_beside.h), within a minute.
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <string>
 #include <vector>
 
-#include "vmm/host_driver.h"
-#include "vmm/sim_driver.h"
-#if defined(WEIR_HAVE_CUDA)
-#include "vmm/cuda_driver.h"
-#endif
+#include "bench/vmm/bench_driver.h"
+#include "bench/vmm/beside_report.h"
+#include "bench/vmm/remap_beside.h"
+#include "bench/vmm/time_limit.h"
+#include "vmm/driver.h"
 
-namespace weir {
+namespace weir::bench {
 namespace {
-
-template <typename T>
-Result<std::unique_ptr<Driver>> AsDriver(Result<std::unique_ptr<T>> driver) {
-  if (!driver.ok()) return driver.status();
-  return std::unique_ptr<Driver>(std::move(driver).value());
-}
-
-Result<std::unique_ptr<Driver>> MakeDriver(const std::string& name) {
-  if (name == "host" || name == "host-populate") {
-    HostDriver::Options options;
-    if (name == "host-populate") options.populate = HostPopulate::kOnSetAccess;
-    return AsDriver(HostDriver::Create(options));
-  }
-  if (name == "sim") return AsDriver(SimDriver::Create(SimDriver::MeasuredCosts({})));
-#if defined(WEIR_HAVE_CUDA)
-  if (name == "cuda") return AsDriver(CudaDriver::Create({}));
-#endif
-  return Unsupported("driver " + name + "; this build knows host, host-populate, sim" +
-#if defined(WEIR_HAVE_CUDA)
-                     ", cuda"
-#else
-                     " (and cuda where the toolkit's headers are)"
-#endif
-  );
-}
 
 void Must(const Status& s) {
   WEIR_CHECK(s.ok(), s.ToString().c_str());
@@ -167,30 +145,70 @@ void MeasureCounters(Driver& driver, double* hand_over_us, double* store_ns) {
   Must(driver.DestroyStream(stream));
 }
 
-int Main(int argc, char** argv) {
-  std::string name = "host";
+// A minute in all, of which no row begins in the last sixth.
+constexpr TimeNs kBesideLimitNs = 60'000'000'000;
+constexpr TimeNs kBesideRowsNs = 50'000'000'000;
+
+struct Options {
+  std::string driver = "host";
   std::string json;
   uint64_t total = 512 * kMiB;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string flag = argv[i];
-    if (flag == "--driver") {
-      name = argv[i + 1];
-    } else if (flag == "--total") {
-      total = std::strtoull(argv[i + 1], nullptr, 10) * kMiB;
-    } else if (flag == "--json") {
-      json = argv[i + 1];
-    } else {
-      std::fprintf(stderr, "unknown option %s; known: --driver, --total, --json\n", argv[i]);
-      return 2;
+  bool beside = false;
+  std::vector<uint64_t> granules;  // of --beside; empty: its own
+};
+
+// "2,8" as MiB.
+Result<std::vector<uint64_t>> ParseGranules(const std::string& text) {
+  std::vector<uint64_t> granules;
+  for (const char* at = text.c_str();; ++at) {
+    char* end = nullptr;
+    const uint64_t mib = std::strtoull(at, &end, 10);
+    if (end == at || !IsPowerOfTwo(mib) || mib > 32 || (*end != ',' && *end != '\0')) {
+      return InvalidArgument("--granules " + text +
+                             "; accepted are powers of two of 1 to 32 (MiB), with commas between");
     }
+    granules.push_back(mib * kMiB);
+    if (*end == '\0') return granules;
+    at = end;
   }
-  auto made = MakeDriver(name);
-  if (!made.ok()) {
-    std::fprintf(stderr, "%s\n", made.status().ToString().c_str());
-    return 1;
+}
+
+Result<Options> ParseOptions(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    if (flag == "--beside") {
+      options.beside = true;
+      continue;
+    }
+    if (flag != "--driver" && flag != "--total" && flag != "--json" && flag != "--granules") {
+      return InvalidArgument("unknown option " + flag +
+                             "; known: --driver, --total, --json, --beside, --granules");
+    }
+    if (++i == argc) return InvalidArgument("option " + flag + " needs a value");
+    if (flag == "--driver") options.driver = argv[i];
+    if (flag == "--total") options.total = std::strtoull(argv[i], nullptr, 10) * kMiB;
+    if (flag == "--json") options.json = argv[i];
+    if (flag == "--granules") options.granules = WEIR_TRY(ParseGranules(argv[i]));
   }
-  Driver& driver = **made;
-  std::printf("driver %s on %s, granularity %llu\n", name.c_str(),
+  if (!options.granules.empty() && !options.beside) {
+    return InvalidArgument("--granules is an option of --beside");
+  }
+  return options;
+}
+
+Status WriteFile(const std::string& path, const std::string& text) {
+  if (path.empty()) return OkStatus();
+  std::FILE* out = std::fopen(path.c_str(), "w");
+  if (out == nullptr) return IoError("cannot write " + path);
+  const bool written = std::fputs(text.c_str(), out) >= 0;
+  return std::fclose(out) == 0 && written ? OkStatus() : IoError("cannot write " + path);
+}
+
+Status RunTable(const Options& options) {
+  const std::unique_ptr<Driver> made = WEIR_TRY(MakeDriver(options.driver, WithPeer::kNo));
+  Driver& driver = *made;
+  std::printf("driver %s on %s, granularity %llu\n", options.driver.c_str(),
               driver.properties().device.c_str(),
               static_cast<unsigned long long>(driver.properties().granularity_bytes));
   std::printf("%10s %8s %8s %8s %8s %10s %10s %8s %8s %8s\n", "granule", "create", "map", "access",
@@ -198,7 +216,7 @@ int Main(int argc, char** argv) {
   std::string rows;
   for (uint64_t granule = 64 * kKiB; granule <= 32 * kMiB; granule *= 2) {
     if (granule % driver.properties().granularity_bytes != 0) continue;
-    const Row r = Measure(driver, granule, total);
+    const Row r = Measure(driver, granule, options.total);
     std::printf("%6llu KiB %8.2f %8.2f %8.2f %8.2f %10.1f %10.1f %8.2f %8.2f %8.2f\n",
                 static_cast<unsigned long long>(granule / kKiB), r.create, r.map, r.set_access,
                 r.set_access_run, r.touch_cold, r.touch_warm, r.unmap, r.release, r.copy_gb_s);
@@ -218,25 +236,46 @@ int Main(int argc, char** argv) {
   MeasureCounters(driver, &hand_over_us, &store_ns);
   std::printf("counter: there and back %.2f us, store without waiters %.1f ns\n", hand_over_us,
               store_ns);
-  std::FILE* out = json.empty() ? nullptr : std::fopen(json.c_str(), "w");
-  if (!json.empty() && out == nullptr) {
-    std::fprintf(stderr, "cannot write %s\n", json.c_str());
-    return 1;
+  char head[512];
+  std::snprintf(head, sizeof head,
+                "{\n  \"driver\": \"%s\",\n  \"device\": \"%s\",\n  \"counter_round_trip_us\": "
+                "%.3f,\n  \"counter_store_ns\": %.3f,\n  \"rows\": [",
+                options.driver.c_str(), driver.properties().device.c_str(), hand_over_us, store_ns);
+  return WriteFile(options.json, head + rows + "\n  ]\n}\n");
+}
+
+Status RunBeside(const Options& options) {
+  const TimeLimit limit(kBesideLimitNs, "remaps beside work");
+  BesideOptions beside{.driver = options.driver, .rows_until_ns = SteadyNow() + kBesideRowsNs};
+  if (!options.granules.empty()) beside.granules = options.granules;
+  BesideReport report;
+  const Status measured = MeasureBeside(beside, &report, [&report](const BesideRow& row) {
+    if (report.rows.size() == 1) PrintBesideHeading();
+    PrintBesideRow(row);
+  });
+  if (!report.rows.empty()) {  // an error in the middle leaves what was measured before it
+    std::printf("driver %s on %s\n", options.driver.c_str(), report.device.c_str());
+    PrintBesideEnd(report);
+    WEIR_TRY(WriteFile(options.json, BesideJson(options.driver, report)));
   }
-  if (out != nullptr) {
-    std::fprintf(out,
-                 "{\n  \"driver\": \"%s\",\n  \"device\": \"%s\",\n  \"counter_round_trip_us\": "
-                 "%.3f,\n  \"counter_store_ns\": %.3f,\n  \"rows\": [%s\n  ]\n}\n",
-                 name.c_str(), driver.properties().device.c_str(), hand_over_us, store_ns,
-                 rows.c_str());
-    std::fclose(out);
+  return measured;
+}
+
+int Main(int argc, char** argv) {
+  const Result<Options> options = ParseOptions(argc, argv);
+  if (!options.ok()) {
+    std::fprintf(stderr, "%s\n", options.status().message().c_str());
+    return 2;
   }
-  return 0;
+  const Status status = options->beside ? RunBeside(*options) : RunTable(*options);
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "%s\n", status.ToString().c_str());
+  return 1;
 }
 
 }  // namespace
-}  // namespace weir
+}  // namespace weir::bench
 
 int main(int argc, char** argv) {
-  return weir::Main(argc, argv);
+  return weir::bench::Main(argc, argv);
 }
