@@ -93,9 +93,6 @@ __device__ __forceinline__ uint32_t ClusterSize() {
 }
 
 // All threads of a cluster, whole warps at once, each arriving before it waits.
-__device__ __forceinline__ void ClusterArrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
 // Orders no memory accesses of this thread: enough for initialised barriers behind their fence.
 __device__ __forceinline__ void ClusterArriveRelaxed() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");

@@ -1,11 +1,10 @@
-#include "kernels/cuda/skinny_gemm.h"
-
 #include <algorithm>
 #include <bit>
 
 #include "kernels/cuda/enqueue.cuh"
 #include "kernels/cuda/gates.cuh"
 #include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/skinny_gemm.h"
 
 namespace weir::cuda {
 namespace {
@@ -17,7 +16,7 @@ constexpr int kWarps = kConsumers / 32;
 constexpr int kThreads = kConsumers + 32;  // the last warp asks for copies
 constexpr int kWeightBytes = kTileRows * kBlockK * 2;
 constexpr int kWarpBytes = 32 * sizeof(float4);  // four values of each thread of a warp
-constexpr int kAlignment = 1024;  // of swizzled boxes
+constexpr int kAlignment = 1024;                 // of swizzled boxes
 constexpr int kBarrierBytes = 256;
 // A block takes so much that a multiprocessor holds one, but for kernels that need none: blocks
 // that are launched early spread evenly.
@@ -144,30 +143,46 @@ __device__ void Produce(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
   }
 }
 
+// What a thread has of a piece: four values of Y, from (m, n) on.
+struct PieceAt {
+  int32_t n, m;
+  __device__ PieceAt(uint32_t tile, uint32_t piece)
+      : n(static_cast<int32_t>(tile * kTileRows + piece % kWarps * 16 + threadIdx.x % 32 / 4)),
+        m(static_cast<int32_t>(piece / kWarps * 8 + 2 * (threadIdx.x % 4))) {}
+};
+
+// What Y holds where values are accumulated to it.
+__device__ __forceinline__ float OldValue(const SkinnyLaunch& p, int32_t n, int32_t m) {
+  if (n >= p.n || m >= p.m) return 0;
+  return __bfloat162float(static_cast<const Bf16*>(p.y)[int64_t{m} * p.n + n]);
+}
+__device__ __forceinline__ float4 OldPiece(const SkinnyLaunch& p, PieceAt at) {
+  if (!p.accumulate) return {};
+  return {OldValue(p, at.n, at.m), OldValue(p, at.n, at.m + 1), OldValue(p, at.n + 8, at.m),
+          OldValue(p, at.n + 8, at.m + 1)};
+}
+
 // One value of Y.
 template <typename Out>
-__device__ __forceinline__ void Put(const SkinnyLaunch& p, int32_t n, int32_t m, float value) {
+__device__ __forceinline__ void Put(const SkinnyLaunch& p, int32_t n, int32_t m, float value,
+                                    float old) {
   if (n >= p.n || m >= p.m) return;
   Out* at = static_cast<Out*>(p.y) + int64_t{m} * p.n + n;
   if (p.bias != nullptr) value += __bfloat162float(p.bias[n]);
   if constexpr (std::is_same_v<Out, float>) {
     *at = value;
   } else {
-    if (p.accumulate) value += __bfloat162float(*at);
+    if (p.accumulate) value += old;
     *at = __float2bfloat16_rn(value);
   }
 }
 
 template <typename Out>
-__device__ __forceinline__ void PutPiece(const SkinnyLaunch& p, uint32_t tile, uint32_t piece,
-                                         float4 v) {
-  const uint32_t lane = threadIdx.x % 32;
-  const auto n = static_cast<int32_t>(tile * kTileRows + piece % kWarps * 16 + lane / 4);
-  const auto m = static_cast<int32_t>(piece / kWarps * 8 + 2 * (lane % 4));
-  Put<Out>(p, n, m, v.x);
-  Put<Out>(p, n, m + 1, v.y);
-  Put<Out>(p, n + 8, m, v.z);
-  Put<Out>(p, n + 8, m + 1, v.w);
+__device__ __forceinline__ void PutPiece(const SkinnyLaunch& p, PieceAt at, float4 v, float4 old) {
+  Put<Out>(p, at.n, at.m, v.x, old.x);
+  Put<Out>(p, at.n, at.m + 1, v.y, old.y);
+  Put<Out>(p, at.n + 8, at.m, v.z, old.z);
+  Put<Out>(p, at.n + 8, at.m + 1, v.w, old.w);
 }
 
 template <int kM>
@@ -194,26 +209,44 @@ __device__ __forceinline__ void Send(const Shared<kM>& s, const Share& share,
   }
 }
 
+// This block's pieces of a tile, where a cluster of two or more shares it: warp w has pieces w,
+// w + kWarps, ... of them.
+template <int kM>
+struct OwnPieces {
+  static constexpr int kMost = (kM / 2 + kWarps - 1) / kWarps;  // of a warp
+  const uint32_t first, count;
+
+  __device__ explicit OwnPieces(const Share& share)
+      : first(FirstPiece<kM>(share, share.rank)),
+        count(FirstPiece<kM>(share, share.rank + 1) - first) {}
+  template <typename Fn>
+  __device__ __forceinline__ void ForEach(Fn fn) const {
+    const uint32_t warp = threadIdx.x / 32;
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      if (warp + i * kWarps < count) fn(i, warp + i * kWarps);
+    }
+  }
+};
+
 // Adds up this block's pieces of the tile, in the order of the ranks.
 template <int kM, typename Out>
 __device__ __forceinline__ void AddUp(const SkinnyLaunch& p, const Shared<kM>& s,
-                                      const Share& share, uint32_t tile) {
-  const uint32_t warp = threadIdx.x / 32;
+                                      const Share& share, const OwnPieces<kM>& own, uint32_t tile,
+                                      const float4 (&old)[OwnPieces<kM>::kMost]) {
   const uint32_t lane = threadIdx.x % 32;
-  const uint32_t first = FirstPiece<kM>(share, share.rank);
-  const uint32_t pieces = FirstPiece<kM>(share, share.rank + 1) - first;
-  for (uint32_t i = warp; i < pieces; i += kWarps) {
+  own.ForEach([&](int i, uint32_t piece) {
     float4 sum = {0, 0, 0, 0};
     for (uint32_t rank = 0; rank < share.cluster; ++rank) {
-      const float4 v = *reinterpret_cast<const float4*>(s.sent + (rank * pieces + i) * kWarpBytes +
-                                                        lane * sizeof(float4));
+      const float4 v = *reinterpret_cast<const float4*>(
+          s.sent + (rank * own.count + piece) * kWarpBytes + lane * sizeof(float4));
       sum.x += v.x;
       sum.y += v.y;
       sum.z += v.z;
       sum.w += v.w;
     }
-    PutPiece<Out>(p, tile, first + i, sum);
-  }
+    PutPiece<Out>(p, PieceAt(tile, own.first + piece), sum, old[i]);
+  });
 }
 
 template <int kM, typename Out>
@@ -221,13 +254,19 @@ __device__ void Consume(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
   using S = Shape<kM>;
   const uint32_t thread = threadIdx.x;
   const uint32_t group = thread / 128;
-  const uint32_t pieces = FirstPiece<kM>(share, share.rank + 1) - FirstPiece<kM>(share, share.rank);
+  const OwnPieces<kM> own(share);
   WaitForPredecessor();
   uint32_t stage = 0, parity = 0, round = 0;
   for (uint32_t tile = share.first_tile; tile < p.tiles; tile += share.clusters, ++round) {
     float d[kM / 2];
 #pragma unroll
     for (int i = 0; i < kM / 2; ++i) d[i] = 0;
+    // Asked for before the products, which take longer.
+    float4 old[OwnPieces<kM>::kMost];
+    if (share.cluster > 1) {
+      own.ForEach(
+          [&](int i, uint32_t piece) { old[i] = OldPiece(p, PieceAt(tile, own.first + piece)); });
+    }
     for (uint32_t block = share.first; block < share.end; ++block) {
       hopper::Await(&s.full[stage], parity);
       const uint64_t a =
@@ -249,8 +288,8 @@ __device__ void Consume(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
     if (share.cluster == 1) {  // the tile is whole, and there is nobody to send to
 #pragma unroll
       for (int i = 0; i < kM / 8; ++i) {
-        PutPiece<Out>(p, tile, static_cast<uint32_t>(i * kWarps) + thread / 32,
-                      {d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]});
+        const PieceAt at(tile, static_cast<uint32_t>(i * kWarps) + thread / 32);
+        PutPiece<Out>(p, at, {d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]}, OldPiece(p, at));
       }
       __syncwarp();
       continue;
@@ -261,11 +300,14 @@ __device__ void Consume(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
       hopper::AwaitCluster(s.read, (round - 1) & 1);
     }
     if (thread == 0) {
-      hopper::ArriveExpecting(s.whole, share.cluster * pieces * kWarpBytes);
+      hopper::ArriveExpecting(s.whole, share.cluster * own.count * kWarpBytes);
     }
     Send<kM>(s, share, d);
     hopper::AwaitCluster(s.whole, round & 1);
-    AddUp<kM, Out>(p, s, share, tile);
+    AddUp<kM, Out>(p, s, share, own, tile, old);
+    // Nobody sends to a block that has what it waits for of the last tile, and nobody tells it
+    // anything: it may end before the others of its cluster.
+    if (tile + share.clusters >= p.tiles) break;
     __syncwarp();
     if (thread % 32 < share.cluster) hopper::ArriveAt(hopper::InBlock(s.read, thread % 32));
     __syncwarp();
@@ -304,10 +346,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncwarp();
     if (!alone) hopper::ClusterWait();
   }
-  if (alone) return;
-  // A block's memory stays until nobody sends to it any more.
-  hopper::ClusterArrive();
-  hopper::ClusterWait();
 #endif
 }
 
