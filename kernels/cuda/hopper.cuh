@@ -92,8 +92,8 @@ __device__ __forceinline__ uint32_t ClusterSize() {
   return size;
 }
 
-// All threads of a cluster, whole warps at once, each arriving before it waits.
-// Orders no memory accesses of this thread: enough for initialised barriers behind their fence.
+// Barriers of all threads of a cluster, whole warps at once, each arriving before it waits. This one
+// orders no memory accesses of this thread: enough for initialised barriers behind their fence.
 __device__ __forceinline__ void ClusterArriveRelaxed() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }

@@ -20,7 +20,7 @@ constexpr int kAlignment = 1024;                 // of swizzled boxes
 constexpr int kBarrierBytes = 256;
 // A block takes so much that a multiprocessor holds one, but for kernels that need none: blocks
 // that are launched early spread evenly.
-constexpr int kSharedBytes = 200 * 1024;
+constexpr int kSharedBytes = 222 * 1024;
 
 // A tile has kM * kWarpBytes of values: piece i * kWarps + w are the values 4 i to 4 i + 3 of warp
 // w (hopper::Product). Of a cluster's block |rank| adds up the pieces from FirstPiece(rank) on.
@@ -143,46 +143,55 @@ __device__ void Produce(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
   }
 }
 
-// What a thread has of a piece: four values of Y, from (m, n) on.
+// Where in Y a thread adds up four values of a piece: (m, n) to (m, n + 3). All lie inside or none,
+// since Y's rows are whole fours.
 struct PieceAt {
   int32_t n, m;
   __device__ PieceAt(uint32_t tile, uint32_t piece)
-      : n(static_cast<int32_t>(tile * kTileRows + piece % kWarps * 16 + threadIdx.x % 32 / 4)),
-        m(static_cast<int32_t>(piece / kWarps * 8 + 2 * (threadIdx.x % 4))) {}
+      : n(static_cast<int32_t>(tile * kTileRows + piece % kWarps * 16 + threadIdx.x % 4 * 4)),
+        m(static_cast<int32_t>(piece / kWarps * 8 + threadIdx.x % 32 / 4)) {}
+  __device__ bool Inside(const SkinnyLaunch& p) const { return n < p.n && m < p.m; }
+  template <typename Out>
+  __device__ Out* In(const SkinnyLaunch& p) const {
+    return static_cast<Out*>(p.y) + int64_t{m} * p.n + n;
+  }
 };
 
+// They as the warp of hopper::Product left them, which had (n, m), (n, m + 1), (n + 8, m) and
+// (n + 8, m + 1) in a lane.
+__device__ __forceinline__ float4 ValuesOf(const uint8_t* piece) {
+  const uint32_t n = threadIdx.x % 4 * 4;
+  const uint32_t m = threadIdx.x % 32 / 4;
+  const float* from =
+      reinterpret_cast<const float*>(piece) + (n % 8 * 4 + m / 2) * 4 + n / 8 * 2 + m % 2;
+  return {from[0], from[16], from[32], from[48]};
+}
+
+// Four bf16 values.
+__device__ __forceinline__ void Add(uint2 values, float4* to) {
+  const float2 low = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(values.x));
+  const float2 high = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(values.y));
+  *to = {to->x + low.x, to->y + low.y, to->z + high.x, to->w + high.y};
+}
+
 // What Y holds where values are accumulated to it.
-__device__ __forceinline__ float OldValue(const SkinnyLaunch& p, int32_t n, int32_t m) {
-  if (n >= p.n || m >= p.m) return 0;
-  return __bfloat162float(static_cast<const Bf16*>(p.y)[int64_t{m} * p.n + n]);
-}
-__device__ __forceinline__ float4 OldPiece(const SkinnyLaunch& p, PieceAt at) {
-  if (!p.accumulate) return {};
-  return {OldValue(p, at.n, at.m), OldValue(p, at.n, at.m + 1), OldValue(p, at.n + 8, at.m),
-          OldValue(p, at.n + 8, at.m + 1)};
+__device__ __forceinline__ uint2 OldValues(const SkinnyLaunch& p, PieceAt at) {
+  if (!p.accumulate || !at.Inside(p)) return {};
+  return *reinterpret_cast<const uint2*>(at.In<Bf16>(p));
 }
 
-// One value of Y.
 template <typename Out>
-__device__ __forceinline__ void Put(const SkinnyLaunch& p, int32_t n, int32_t m, float value,
-                                    float old) {
-  if (n >= p.n || m >= p.m) return;
-  Out* at = static_cast<Out*>(p.y) + int64_t{m} * p.n + n;
-  if (p.bias != nullptr) value += __bfloat162float(p.bias[n]);
+__device__ __forceinline__ void Put(const SkinnyLaunch& p, PieceAt at, float4 v, uint2 old) {
+  if (!at.Inside(p)) return;
+  if (p.bias != nullptr) Add(*reinterpret_cast<const uint2*>(p.bias + at.n), &v);
   if constexpr (std::is_same_v<Out, float>) {
-    *at = value;
+    *reinterpret_cast<float4*>(at.In<float>(p)) = v;
   } else {
-    if (p.accumulate) value += old;
-    *at = __float2bfloat16_rn(value);
+    if (p.accumulate) Add(old, &v);
+    const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(v.x, v.y),
+                                     __floats2bfloat162_rn(v.z, v.w)};
+    *reinterpret_cast<uint2*>(at.In<Bf16>(p)) = reinterpret_cast<const uint2&>(pairs);
   }
-}
-
-template <typename Out>
-__device__ __forceinline__ void PutPiece(const SkinnyLaunch& p, PieceAt at, float4 v, float4 old) {
-  Put<Out>(p, at.n, at.m, v.x, old.x);
-  Put<Out>(p, at.n, at.m + 1, v.y, old.y);
-  Put<Out>(p, at.n + 8, at.m, v.z, old.z);
-  Put<Out>(p, at.n + 8, at.m + 1, v.w, old.w);
 }
 
 template <int kM>
@@ -190,30 +199,10 @@ __device__ __forceinline__ uint32_t FirstPiece(const Share& share, uint32_t rank
   return (kM * rank + share.cluster - 1) / share.cluster;
 }
 
-// Gives every block of the cluster its pieces of what this one has of a tile.
-template <int kM>
-__device__ __forceinline__ void Send(const Shared<kM>& s, const Share& share,
-                                     const float (&d)[kM / 2]) {
-  const uint32_t warp = threadIdx.x / 32;
-  const uint32_t lane = threadIdx.x % 32;
-#pragma unroll
-  for (int i = 0; i < kM / 8; ++i) {
-    const uint32_t piece = i * kWarps + warp;
-    const uint32_t to = piece * share.cluster / kM;
-    const uint32_t first = FirstPiece<kM>(share, to);
-    const uint32_t pieces = FirstPiece<kM>(share, to + 1) - first;
-    const uint8_t* at =
-        s.sent + (share.rank * pieces + piece - first) * kWarpBytes + lane * sizeof(float4);
-    hopper::StoreAt(hopper::InBlock(at, to), d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3],
-                    hopper::InBlock(s.whole, to));
-  }
-}
-
-// This block's pieces of a tile, where a cluster of two or more shares it: warp w has pieces w,
-// w + kWarps, ... of them.
+// This block's pieces of a tile: warp w adds up pieces w, w + kWarps, ... of them.
 template <int kM>
 struct OwnPieces {
-  static constexpr int kMost = (kM / 2 + kWarps - 1) / kWarps;  // of a warp
+  static constexpr int kMost = kM / kWarps;  // of a warp
   const uint32_t first, count;
 
   __device__ explicit OwnPieces(const Share& share)
@@ -229,23 +218,63 @@ struct OwnPieces {
   }
 };
 
+__device__ __forceinline__ void ConsumersMeet() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
+}
+
+// Gives every block of the cluster its pieces of what this one has of tile |round| of the share,
+// and waits for what it gets.
+template <int kM>
+__device__ __forceinline__ void Exchange(const Shared<kM>& s, const Share& share,
+                                         const OwnPieces<kM>& own, uint32_t round,
+                                         const float (&d)[kM / 2]) {
+  const uint32_t warp = threadIdx.x / 32;
+  const uint32_t lane = threadIdx.x % 32;
+  if (share.cluster == 1) {
+    if (round > 0) ConsumersMeet();  // all have read the tile before
+#pragma unroll
+    for (int i = 0; i < kM / 8; ++i) {
+      *reinterpret_cast<float4*>(s.sent + (i * kWarps + warp) * kWarpBytes +
+                                 lane * sizeof(float4)) = {d[4 * i], d[4 * i + 1], d[4 * i + 2],
+                                                           d[4 * i + 3]};
+    }
+    ConsumersMeet();
+    return;
+  }
+  if (round == 0) {
+    hopper::ClusterWait();  // the barriers of all are initialised
+  } else {
+    hopper::AwaitCluster(s.read, (round - 1) & 1);
+  }
+  if (threadIdx.x == 0) {
+    hopper::ArriveExpecting(s.whole, share.cluster * own.count * kWarpBytes);
+  }
+#pragma unroll
+  for (int i = 0; i < kM / 8; ++i) {
+    const uint32_t piece = i * kWarps + warp;
+    const uint32_t to = piece * share.cluster / kM;
+    const uint32_t first = FirstPiece<kM>(share, to);
+    const uint32_t pieces = FirstPiece<kM>(share, to + 1) - first;
+    const uint8_t* at =
+        s.sent + (share.rank * pieces + piece - first) * kWarpBytes + lane * sizeof(float4);
+    hopper::StoreAt(hopper::InBlock(at, to), d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3],
+                    hopper::InBlock(s.whole, to));
+  }
+  hopper::AwaitCluster(s.whole, round & 1);
+}
+
 // Adds up this block's pieces of the tile, in the order of the ranks.
 template <int kM, typename Out>
 __device__ __forceinline__ void AddUp(const SkinnyLaunch& p, const Shared<kM>& s,
                                       const Share& share, const OwnPieces<kM>& own, uint32_t tile,
-                                      const float4 (&old)[OwnPieces<kM>::kMost]) {
-  const uint32_t lane = threadIdx.x % 32;
+                                      const uint2 (&old)[OwnPieces<kM>::kMost]) {
   own.ForEach([&](int i, uint32_t piece) {
     float4 sum = {0, 0, 0, 0};
     for (uint32_t rank = 0; rank < share.cluster; ++rank) {
-      const float4 v = *reinterpret_cast<const float4*>(
-          s.sent + (rank * own.count + piece) * kWarpBytes + lane * sizeof(float4));
-      sum.x += v.x;
-      sum.y += v.y;
-      sum.z += v.z;
-      sum.w += v.w;
+      const float4 v = ValuesOf(s.sent + (rank * own.count + piece) * kWarpBytes);
+      sum = {sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
     }
-    PutPiece<Out>(p, PieceAt(tile, own.first + piece), sum, old[i]);
+    Put<Out>(p, PieceAt(tile, own.first + piece), sum, old[i]);
   });
 }
 
@@ -261,12 +290,10 @@ __device__ void Consume(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
     float d[kM / 2];
 #pragma unroll
     for (int i = 0; i < kM / 2; ++i) d[i] = 0;
-    // Asked for before the products, which take longer.
-    float4 old[OwnPieces<kM>::kMost];
-    if (share.cluster > 1) {
-      own.ForEach(
-          [&](int i, uint32_t piece) { old[i] = OldPiece(p, PieceAt(tile, own.first + piece)); });
-    }
+    // Asked for before the products and looked at behind them.
+    uint2 old[OwnPieces<kM>::kMost];
+    own.ForEach(
+        [&](int i, uint32_t piece) { old[i] = OldValues(p, PieceAt(tile, own.first + piece)); });
     for (uint32_t block = share.first; block < share.end; ++block) {
       hopper::Await(&s.full[stage], parity);
       const uint64_t a =
@@ -285,31 +312,15 @@ __device__ void Consume(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
         parity ^= 1;
       }
     }
-    if (share.cluster == 1) {  // the tile is whole, and there is nobody to send to
-#pragma unroll
-      for (int i = 0; i < kM / 8; ++i) {
-        const PieceAt at(tile, static_cast<uint32_t>(i * kWarps) + thread / 32);
-        PutPiece<Out>(p, at, {d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]}, OldPiece(p, at));
-      }
-      __syncwarp();
-      continue;
-    }
-    if (round == 0) {
-      hopper::ClusterWait();  // the barriers of all are initialised
-    } else {
-      hopper::AwaitCluster(s.read, (round - 1) & 1);
-    }
-    if (thread == 0) {
-      hopper::ArriveExpecting(s.whole, share.cluster * own.count * kWarpBytes);
-    }
-    Send<kM>(s, share, d);
-    hopper::AwaitCluster(s.whole, round & 1);
+    Exchange<kM>(s, share, own, round, d);
     AddUp<kM, Out>(p, s, share, own, tile, old);
     // Nobody sends to a block that has what it waits for of the last tile, and nobody tells it
     // anything: it may end before the others of its cluster.
     if (tile + share.clusters >= p.tiles) break;
     __syncwarp();
-    if (thread % 32 < share.cluster) hopper::ArriveAt(hopper::InBlock(s.read, thread % 32));
+    if (share.cluster > 1 && thread % 32 < share.cluster) {
+      hopper::ArriveAt(hopper::InBlock(s.read, thread % 32));
+    }
     __syncwarp();
   }
 }

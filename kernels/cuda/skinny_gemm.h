@@ -30,7 +30,7 @@ class SkinnyGemm {
   static LaunchStatus Create(SkinnyGemm* skinny);
 
   bool Supports(const GemmKind& kind, int64_t m) const {
-    return processors_ > 0 && m >= 1 && m <= kMaxSkinnyRows && kind.k % 8 == 0;
+    return processors_ > 0 && m >= 1 && m <= kMaxSkinnyRows && kind.k % 8 == 0 && kind.n % 4 == 0;
   }
   // |params| as GemmPlanner checks them.
   LaunchStatus Run(const GemmParams& params, const Launch& launch) const;
