@@ -5,6 +5,7 @@
 #include "kernels/cuda/gates.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/skinny_gemm.h"
+#include "kernels/cuda/warp_mma.cuh"
 
 namespace weir::cuda {
 namespace {
@@ -23,17 +24,22 @@ constexpr int kBarrierBytes = 256;
 constexpr int kSharedBytes = 222 * 1024;
 
 // A tile has kM * kWarpBytes of values: piece i * kWarps + w are the values 4 i to 4 i + 3 of warp
-// w (hopper::Product). Of a cluster's block |rank| adds up the pieces from FirstPiece(rank) on.
+// w (hopper::Product). Of a cluster's block |rank| adds up the pieces from first_piece[rank] on.
+//
+// What is done once a tile stands in short loops: behind the reading of W its instructions are in
+// no cache, and each 128 bytes of them cost about as much as a piece.
 template <int kM>
 struct Shape {
   static constexpr int kInputBytes = kM * kBlockK * 2;
   static constexpr int kStageBytes = kWeightBytes + kInputBytes;
   // What the blocks of a cluster send to one of them; rounding adds a piece each at most.
   static constexpr int kSentBytes = (kM + kMaxSkinnyCluster) * kWarpBytes;
-  static constexpr int kStages =
-      (kSharedBytes - kAlignment - kBarrierBytes - kSentBytes) / kStageBytes;
-  static constexpr int kBytes = kAlignment + kBarrierBytes + kSentBytes + kStages * kStageBytes;
-  static_assert(kInputBytes % kAlignment == 0 && (2 * kStages + 2) * 8 <= kBarrierBytes);
+  static constexpr int kOldBytes = kM * kWarpBytes / 2;  // bf16
+  static constexpr int kRest = kAlignment + kBarrierBytes + kSentBytes + kOldBytes;
+  static constexpr int kStages = (kSharedBytes - kRest) / kStageBytes;
+  static constexpr int kBytes = kRest + kStages * kStageBytes;
+  static_assert(kInputBytes % kAlignment == 0);
+  static_assert((2 * kStages + 2) * 8 + (kMaxSkinnyCluster + 1) * 4 <= kBarrierBytes);
 };
 
 struct SkinnyLaunch {
@@ -52,23 +58,27 @@ struct SkinnyLaunch {
 
 template <int kM>
 struct Shared {
-  uint8_t* weights;  // [stages][kWeightBytes]
-  uint8_t* x;        // [stages][kInputBytes]
-  uint8_t* sent;     // [cluster][pieces][kWarpBytes]
-  uint64_t* full;    // [stages]
-  uint64_t* empty;   // [stages]
-  uint64_t* whole;   // all that the cluster sends for a tile has come
-  uint64_t* read;    // every block of the cluster has read it
+  uint8_t* weights;       // [stages][kWeightBytes]
+  uint8_t* x;             // [stages][kInputBytes]
+  uint8_t* sent;          // [cluster][pieces][kWarpBytes]
+  uint2* old;             // [pieces][32]: what Y holds, where values are accumulated to it
+  uint64_t* full;         // [stages]
+  uint64_t* empty;        // [stages]
+  uint64_t* whole;        // all that the cluster sends for a tile has come
+  uint64_t* read;         // every block of the cluster has read it
+  uint32_t* first_piece;  // [cluster + 1]
 
   __device__ explicit Shared(uint8_t* raw) {
     using S = Shape<kM>;
     weights = raw + (kAlignment - hopper::SharedAddress(raw) % kAlignment) % kAlignment;
     x = weights + S::kStages * kWeightBytes;
     sent = x + S::kStages * S::kInputBytes;
-    full = reinterpret_cast<uint64_t*>(sent + S::kSentBytes);
+    old = reinterpret_cast<uint2*>(sent + S::kSentBytes);
+    full = reinterpret_cast<uint64_t*>(sent + S::kSentBytes + S::kOldBytes);
     empty = full + S::kStages;
     whole = empty + S::kStages;
     read = whole + 1;
+    first_piece = reinterpret_cast<uint32_t*>(read + 1);
   }
 };
 
@@ -174,49 +184,19 @@ __device__ __forceinline__ void Add(uint2 values, float4* to) {
   *to = {to->x + low.x, to->y + low.y, to->z + high.x, to->w + high.y};
 }
 
-// What Y holds where values are accumulated to it.
-__device__ __forceinline__ uint2 OldValues(const SkinnyLaunch& p, PieceAt at) {
-  if (!p.accumulate || !at.Inside(p)) return {};
-  return *reinterpret_cast<const uint2*>(at.In<Bf16>(p));
-}
-
 template <typename Out>
-__device__ __forceinline__ void Put(const SkinnyLaunch& p, PieceAt at, float4 v, uint2 old) {
+__device__ __forceinline__ void Put(const SkinnyLaunch& p, PieceAt at, float4 v, const uint2* old) {
   if (!at.Inside(p)) return;
   if (p.bias != nullptr) Add(*reinterpret_cast<const uint2*>(p.bias + at.n), &v);
   if constexpr (std::is_same_v<Out, float>) {
     *reinterpret_cast<float4*>(at.In<float>(p)) = v;
   } else {
-    if (p.accumulate) Add(old, &v);
+    if (p.accumulate) Add(*old, &v);
     const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(v.x, v.y),
                                      __floats2bfloat162_rn(v.z, v.w)};
     *reinterpret_cast<uint2*>(at.In<Bf16>(p)) = reinterpret_cast<const uint2&>(pairs);
   }
 }
-
-template <int kM>
-__device__ __forceinline__ uint32_t FirstPiece(const Share& share, uint32_t rank) {
-  return (kM * rank + share.cluster - 1) / share.cluster;
-}
-
-// This block's pieces of a tile: warp w adds up pieces w, w + kWarps, ... of them.
-template <int kM>
-struct OwnPieces {
-  static constexpr int kMost = kM / kWarps;  // of a warp
-  const uint32_t first, count;
-
-  __device__ explicit OwnPieces(const Share& share)
-      : first(FirstPiece<kM>(share, share.rank)),
-        count(FirstPiece<kM>(share, share.rank + 1) - first) {}
-  template <typename Fn>
-  __device__ __forceinline__ void ForEach(Fn fn) const {
-    const uint32_t warp = threadIdx.x / 32;
-#pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      if (warp + i * kWarps < count) fn(i, warp + i * kWarps);
-    }
-  }
-};
 
 __device__ __forceinline__ void ConsumersMeet() {
   asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
@@ -226,7 +206,7 @@ __device__ __forceinline__ void ConsumersMeet() {
 // and waits for what it gets.
 template <int kM>
 __device__ __forceinline__ void Exchange(const Shared<kM>& s, const Share& share,
-                                         const OwnPieces<kM>& own, uint32_t round,
+                                         uint32_t own_pieces, uint32_t round,
                                          const float (&d)[kM / 2]) {
   const uint32_t warp = threadIdx.x / 32;
   const uint32_t lane = threadIdx.x % 32;
@@ -247,14 +227,14 @@ __device__ __forceinline__ void Exchange(const Shared<kM>& s, const Share& share
     hopper::AwaitCluster(s.read, (round - 1) & 1);
   }
   if (threadIdx.x == 0) {
-    hopper::ArriveExpecting(s.whole, share.cluster * own.count * kWarpBytes);
+    hopper::ArriveExpecting(s.whole, share.cluster * own_pieces * kWarpBytes);
   }
 #pragma unroll
   for (int i = 0; i < kM / 8; ++i) {
     const uint32_t piece = i * kWarps + warp;
     const uint32_t to = piece * share.cluster / kM;
-    const uint32_t first = FirstPiece<kM>(share, to);
-    const uint32_t pieces = FirstPiece<kM>(share, to + 1) - first;
+    const uint32_t first = s.first_piece[to];
+    const uint32_t pieces = s.first_piece[to + 1] - first;
     const uint8_t* at =
         s.sent + (share.rank * pieces + piece - first) * kWarpBytes + lane * sizeof(float4);
     hopper::StoreAt(hopper::InBlock(at, to), d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3],
@@ -263,19 +243,34 @@ __device__ __forceinline__ void Exchange(const Shared<kM>& s, const Share& share
   hopper::AwaitCluster(s.whole, round & 1);
 }
 
+// Asks for what Y holds of this block's pieces of the tile; AddUp waits for it.
+template <int kM>
+__device__ __forceinline__ void AskForOld(const SkinnyLaunch& p, const Shared<kM>& s,
+                                          uint32_t first, uint32_t pieces, uint32_t tile) {
+#pragma unroll 1
+  for (uint32_t i = threadIdx.x / 32; i < pieces; i += kWarps) {
+    const PieceAt at(tile, first + i);
+    if (at.Inside(p)) warp::CopyAsync8(s.old + i * 32 + threadIdx.x % 32, at.In<Bf16>(p));
+  }
+  warp::CommitCopies();
+}
+
 // Adds up this block's pieces of the tile, in the order of the ranks.
 template <int kM, typename Out>
 __device__ __forceinline__ void AddUp(const SkinnyLaunch& p, const Shared<kM>& s,
-                                      const Share& share, const OwnPieces<kM>& own, uint32_t tile,
-                                      const uint2 (&old)[OwnPieces<kM>::kMost]) {
-  own.ForEach([&](int i, uint32_t piece) {
+                                      const Share& share, uint32_t first, uint32_t pieces,
+                                      uint32_t tile) {
+  if (p.accumulate) warp::AwaitCopies<0>();
+#pragma unroll 1
+  for (uint32_t i = threadIdx.x / 32; i < pieces; i += kWarps) {
     float4 sum = {0, 0, 0, 0};
+#pragma unroll 1
     for (uint32_t rank = 0; rank < share.cluster; ++rank) {
-      const float4 v = ValuesOf(s.sent + (rank * own.count + piece) * kWarpBytes);
+      const float4 v = ValuesOf(s.sent + (rank * pieces + i) * kWarpBytes);
       sum = {sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
     }
-    Put<Out>(p, PieceAt(tile, own.first + piece), sum, old[i]);
-  });
+    Put<Out>(p, PieceAt(tile, first + i), sum, s.old + i * 32 + threadIdx.x % 32);
+  }
 }
 
 template <int kM, typename Out>
@@ -283,17 +278,15 @@ __device__ void Consume(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
   using S = Shape<kM>;
   const uint32_t thread = threadIdx.x;
   const uint32_t group = thread / 128;
-  const OwnPieces<kM> own(share);
+  const uint32_t first_piece = s.first_piece[share.rank];
+  const uint32_t pieces = s.first_piece[share.rank + 1] - first_piece;
   WaitForPredecessor();
   uint32_t stage = 0, parity = 0, round = 0;
   for (uint32_t tile = share.first_tile; tile < p.tiles; tile += share.clusters, ++round) {
     float d[kM / 2];
 #pragma unroll
     for (int i = 0; i < kM / 2; ++i) d[i] = 0;
-    // Asked for before the products and looked at behind them.
-    uint2 old[OwnPieces<kM>::kMost];
-    own.ForEach(
-        [&](int i, uint32_t piece) { old[i] = OldValues(p, PieceAt(tile, own.first + piece)); });
+    if (p.accumulate) AskForOld(p, s, first_piece, pieces, tile);
     for (uint32_t block = share.first; block < share.end; ++block) {
       hopper::Await(&s.full[stage], parity);
       const uint64_t a =
@@ -312,8 +305,8 @@ __device__ void Consume(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
         parity ^= 1;
       }
     }
-    Exchange<kM>(s, share, own, round, d);
-    AddUp<kM, Out>(p, s, share, own, tile, old);
+    Exchange<kM>(s, share, pieces, round, d);
+    AddUp<kM, Out>(p, s, share, first_piece, pieces, tile);
     // Nobody sends to a block that has what it waits for of the last tile, and nobody tells it
     // anything: it may end before the others of its cluster.
     if (tile + share.clusters >= p.tiles) break;
@@ -344,6 +337,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     hopper::FenceBarrierInit();
     hopper::PrefetchMap(&p.weights);
     hopper::PrefetchMap(&p.x);
+  }
+  const uint32_t rank = threadIdx.x - (kConsumers + 1);
+  if (threadIdx.x > kConsumers && rank <= share.cluster) {
+    s.first_piece[rank] = (kM * rank + share.cluster - 1) / share.cluster;
   }
   TriggerDependents();
   __syncthreads();

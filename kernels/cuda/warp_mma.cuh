@@ -65,6 +65,14 @@ __device__ __forceinline__ void CopyAsync(void* to, const void* from, bool copy)
                : "memory");
 }
 
+// 8 bytes.
+__device__ __forceinline__ void CopyAsync8(void* to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+               "l"(from)
+               : "memory");
+}
+
 // Copies that this thread began since the last commit become a group.
 __device__ __forceinline__ void CommitCopies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
