@@ -26,15 +26,15 @@ constexpr int kSharedBytes = 222 * 1024;
 // A tile has kM * kWarpBytes of values: piece i * kWarps + w are the values 4 i to 4 i + 3 of warp
 // w (hopper::Product). Of a cluster's block |rank| adds up the pieces from first_piece[rank] on.
 //
-// What is done once a tile stands in short loops: behind the reading of W its instructions are in
-// no cache, and each 128 bytes of them cost about as much as a piece.
+// Behind the reading of W instructions are in no cache: what is done once a tile stands in short
+// loops (unrolled, 64 rows: 2 % of a step more).
 template <int kM>
 struct Shape {
   static constexpr int kInputBytes = kM * kBlockK * 2;
   static constexpr int kStageBytes = kWeightBytes + kInputBytes;
   // What the blocks of a cluster send to one of them; rounding adds a piece each at most.
   static constexpr int kSentBytes = (kM + kMaxSkinnyCluster) * kWarpBytes;
-  static constexpr int kOldBytes = kM * kWarpBytes / 2;  // bf16
+  static constexpr int kOldBytes = kM / 2 * kWarpBytes / 2;  // bf16; two blocks or more share
   static constexpr int kRest = kAlignment + kBarrierBytes + kSentBytes + kOldBytes;
   static constexpr int kStages = (kSharedBytes - kRest) / kStageBytes;
   static constexpr int kBytes = kRest + kStages * kStageBytes;
@@ -61,7 +61,7 @@ struct Shared {
   uint8_t* weights;       // [stages][kWeightBytes]
   uint8_t* x;             // [stages][kInputBytes]
   uint8_t* sent;          // [cluster][pieces][kWarpBytes]
-  uint2* old;             // [pieces][32]: what Y holds, where values are accumulated to it
+  uint2* old;             // [pieces][32]: of Y, what the tile's own pieces are added to
   uint64_t* full;         // [stages]
   uint64_t* empty;        // [stages]
   uint64_t* whole;        // all that the cluster sends for a tile has come
@@ -153,11 +153,38 @@ __device__ void Produce(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
   }
 }
 
+// One value of Y.
+template <typename Out>
+__device__ __forceinline__ void Put(const SkinnyLaunch& p, int32_t n, int32_t m, float value) {
+  if (n >= p.n || m >= p.m) return;
+  Out* at = static_cast<Out*>(p.y) + int64_t{m} * p.n + n;
+  if (p.bias != nullptr) value += __bfloat162float(p.bias[n]);
+  if constexpr (std::is_same_v<Out, float>) {
+    *at = value;
+  } else {
+    if (p.accumulate) value += __bfloat162float(*at);
+    *at = __float2bfloat16_rn(value);
+  }
+}
+
+// A piece of a tile that one block has whole, as hopper::Product left it.
+template <typename Out>
+__device__ __forceinline__ void PutPiece(const SkinnyLaunch& p, uint32_t tile, uint32_t piece,
+                                         float4 v) {
+  const uint32_t lane = threadIdx.x % 32;
+  const auto n = static_cast<int32_t>(tile * kTileRows + piece % kWarps * 16 + lane / 4);
+  const auto m = static_cast<int32_t>(piece / kWarps * 8 + 2 * (lane % 4));
+  Put<Out>(p, n, m, v.x);
+  Put<Out>(p, n, m + 1, v.y);
+  Put<Out>(p, n + 8, m, v.z);
+  Put<Out>(p, n + 8, m + 1, v.w);
+}
+
 // Where in Y a thread adds up four values of a piece: (m, n) to (m, n + 3). All lie inside or none,
 // since Y's rows are whole fours.
-struct PieceAt {
+struct FourAt {
   int32_t n, m;
-  __device__ PieceAt(uint32_t tile, uint32_t piece)
+  __device__ FourAt(uint32_t tile, uint32_t piece)
       : n(static_cast<int32_t>(tile * kTileRows + piece % kWarps * 16 + threadIdx.x % 4 * 4)),
         m(static_cast<int32_t>(piece / kWarps * 8 + threadIdx.x % 32 / 4)) {}
   __device__ bool Inside(const SkinnyLaunch& p) const { return n < p.n && m < p.m; }
@@ -167,9 +194,9 @@ struct PieceAt {
   }
 };
 
-// They as the warp of hopper::Product left them, which had (n, m), (n, m + 1), (n + 8, m) and
-// (n + 8, m + 1) in a lane.
-__device__ __forceinline__ float4 ValuesOf(const uint8_t* piece) {
+// The four values of a piece as hopper::Product left it: lane 4 (n % 8) + m / 2 had (n, m),
+// (n, m + 1), (n + 8, m) and (n + 8, m + 1), for even m.
+__device__ __forceinline__ float4 FourOf(const uint8_t* piece) {
   const uint32_t n = threadIdx.x % 4 * 4;
   const uint32_t m = threadIdx.x % 32 / 4;
   const float* from =
@@ -185,7 +212,8 @@ __device__ __forceinline__ void Add(uint2 values, float4* to) {
 }
 
 template <typename Out>
-__device__ __forceinline__ void Put(const SkinnyLaunch& p, PieceAt at, float4 v, const uint2* old) {
+__device__ __forceinline__ void PutFour(const SkinnyLaunch& p, FourAt at, float4 v,
+                                        const uint2* old) {
   if (!at.Inside(p)) return;
   if (p.bias != nullptr) Add(*reinterpret_cast<const uint2*>(p.bias + at.n), &v);
   if constexpr (std::is_same_v<Out, float>) {
@@ -198,10 +226,6 @@ __device__ __forceinline__ void Put(const SkinnyLaunch& p, PieceAt at, float4 v,
   }
 }
 
-__device__ __forceinline__ void ConsumersMeet() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
-}
-
 // Gives every block of the cluster its pieces of what this one has of tile |round| of the share,
 // and waits for what it gets.
 template <int kM>
@@ -210,17 +234,6 @@ __device__ __forceinline__ void Exchange(const Shared<kM>& s, const Share& share
                                          const float (&d)[kM / 2]) {
   const uint32_t warp = threadIdx.x / 32;
   const uint32_t lane = threadIdx.x % 32;
-  if (share.cluster == 1) {
-    if (round > 0) ConsumersMeet();  // all have read the tile before
-#pragma unroll
-    for (int i = 0; i < kM / 8; ++i) {
-      *reinterpret_cast<float4*>(s.sent + (i * kWarps + warp) * kWarpBytes +
-                                 lane * sizeof(float4)) = {d[4 * i], d[4 * i + 1], d[4 * i + 2],
-                                                           d[4 * i + 3]};
-    }
-    ConsumersMeet();
-    return;
-  }
   if (round == 0) {
     hopper::ClusterWait();  // the barriers of all are initialised
   } else {
@@ -243,13 +256,13 @@ __device__ __forceinline__ void Exchange(const Shared<kM>& s, const Share& share
   hopper::AwaitCluster(s.whole, round & 1);
 }
 
-// Asks for what Y holds of this block's pieces of the tile; AddUp waits for it.
+// Asks for what this block's pieces of the tile are added to; AddUp waits for it.
 template <int kM>
 __device__ __forceinline__ void AskForOld(const SkinnyLaunch& p, const Shared<kM>& s,
                                           uint32_t first, uint32_t pieces, uint32_t tile) {
 #pragma unroll 1
   for (uint32_t i = threadIdx.x / 32; i < pieces; i += kWarps) {
-    const PieceAt at(tile, first + i);
+    const FourAt at(tile, first + i);
     if (at.Inside(p)) warp::CopyAsync8(s.old + i * 32 + threadIdx.x % 32, at.In<Bf16>(p));
   }
   warp::CommitCopies();
@@ -266,10 +279,10 @@ __device__ __forceinline__ void AddUp(const SkinnyLaunch& p, const Shared<kM>& s
     float4 sum = {0, 0, 0, 0};
 #pragma unroll 1
     for (uint32_t rank = 0; rank < share.cluster; ++rank) {
-      const float4 v = ValuesOf(s.sent + (rank * pieces + i) * kWarpBytes);
+      const float4 v = FourOf(s.sent + (rank * pieces + i) * kWarpBytes);
       sum = {sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
     }
-    Put<Out>(p, PieceAt(tile, first + i), sum, s.old + i * 32 + threadIdx.x % 32);
+    PutFour<Out>(p, FourAt(tile, first + i), sum, s.old + i * 32 + threadIdx.x % 32);
   }
 }
 
@@ -286,7 +299,7 @@ __device__ void Consume(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
     float d[kM / 2];
 #pragma unroll
     for (int i = 0; i < kM / 2; ++i) d[i] = 0;
-    if (p.accumulate) AskForOld(p, s, first_piece, pieces, tile);
+    if (share.cluster > 1 && p.accumulate) AskForOld(p, s, first_piece, pieces, tile);
     for (uint32_t block = share.first; block < share.end; ++block) {
       hopper::Await(&s.full[stage], parity);
       const uint64_t a =
@@ -305,15 +318,22 @@ __device__ void Consume(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
         parity ^= 1;
       }
     }
+    if (share.cluster == 1) {  // the tile is whole, and there is nobody to send to
+#pragma unroll
+      for (int i = 0; i < kM / 8; ++i) {
+        PutPiece<Out>(p, tile, static_cast<uint32_t>(i * kWarps) + thread / 32,
+                      {d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]});
+      }
+      __syncwarp();
+      continue;
+    }
     Exchange<kM>(s, share, pieces, round, d);
     AddUp<kM, Out>(p, s, share, first_piece, pieces, tile);
     // Nobody sends to a block that has what it waits for of the last tile, and nobody tells it
     // anything: it may end before the others of its cluster.
     if (tile + share.clusters >= p.tiles) break;
     __syncwarp();
-    if (share.cluster > 1 && thread % 32 < share.cluster) {
-      hopper::ArriveAt(hopper::InBlock(s.read, thread % 32));
-    }
+    if (thread % 32 < share.cluster) hopper::ArriveAt(hopper::InBlock(s.read, thread % 32));
     __syncwarp();
   }
 }
