@@ -128,6 +128,9 @@ Result<RequestId> EngineCore::Add(CoreRequest request) {
   sequence->root = PrefixRoot(request.cache_salt);
   sequence->priority = request.priority;
   sequence->added_ns = driver_.Now();
+  sequence->history = TokenHistory(sequence->sampling.has_penalties()
+                                       ? TokenHistory::Keep::kTokens
+                                       : TokenHistory::Keep::kNumber);
   sequence->history.AddPrompt(sequence->tokens);
   const RequestId id = sequence->id;
   sequence->TraceEvent(RequestEvent::kAdded);
@@ -382,6 +385,7 @@ void EngineCore::CollectStep() {
     stats_.idle_ns += *outcome.idle_before_ns;
   }
   scheduler_.OnComputed(step->scheduled);
+  outputs_.reserve(outputs_.size() + outcome.samples.size());
   const uint64_t output_before = stats_.output_tokens;
   AcceptAll(*step, outcome);
   ++stats_.steps;
@@ -465,9 +469,8 @@ void EngineCore::Accept(const ScheduledSequence& scheduled, SampledToken token) 
   sequence.tokens[scheduled.end] = id;
   --sequence.pending;
   sequence.history.AddOutput(id);
-  sequence.last_token_ns = driver_.Now();
   if (sequence.first_token_ns == 0) {
-    sequence.first_token_ns = sequence.last_token_ns;
+    sequence.first_token_ns = driver_.Now();
     sequence.TraceEvent(RequestEvent::kFirstToken);
   }
   ++stats_.output_tokens;

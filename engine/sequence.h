@@ -59,7 +59,7 @@ struct Sequence {
   std::vector<PrefixHash> prompt_hashes;  // of its full blocks; empty without prefix caching
 
   SamplingParams sampling;
-  TokenHistory history;      // counts for penalties
+  TokenHistory history;      // of its tokens where it has penalties
   uint64_t logit_edits = 0;  // MostLogitEdits
   int32_t priority = 0;      // lower runs first
   uint64_t arrival = 0;      // order of Add; ties within a priority
@@ -69,7 +69,6 @@ struct Sequence {
   TimeNs added_ns = 0;
   TimeNs first_scheduled_ns = 0;
   TimeNs first_token_ns = 0;
-  TimeNs last_token_ns = 0;
 
   boost::intrusive::list_member_hook<> queue_hook;  // the scheduler's waiting or running list
 
