@@ -128,15 +128,13 @@ uint32_t Scheduler::ChunkOf(const Sequence& sequence, uint32_t budget) const {
   return std::min({left, budget, options_.max_prefill_chunk});
 }
 
-std::vector<ScheduledSequence> Scheduler::Schedule() {
-  std::vector<ScheduledSequence> batch;
+void Scheduler::Schedule(std::vector<ScheduledSequence>* batch) {
   uint32_t budget = options_.max_batched_tokens;
   headroom_ -= headroom_ * kHeadroomFall;
   const uint64_t preemptions = stats_.preemptions;
-  ScheduleRunning(&budget, &batch);
+  ScheduleRunning(&budget, batch);
   // After a preemption nothing is admitted: its blocks belong to those already running.
-  if (stats_.preemptions == preemptions) AdmitWaiting(&budget, &batch);
-  return batch;
+  if (stats_.preemptions == preemptions) AdmitWaiting(&budget, batch);
 }
 
 void Scheduler::ScheduleRunning(uint32_t* budget, std::vector<ScheduledSequence>* batch) {
