@@ -46,7 +46,7 @@ struct CoreRequest {
 // What became of one request in one step.
 struct CoreOutput {
   RequestId id = 0;
-  std::vector<SampledToken> tokens;  // new ones, usually one
+  SampledTokens tokens;  // new ones
   bool finished = false;
   FinishReason reason = FinishReason::kNone;
   Status error;  // of FinishReason::kError

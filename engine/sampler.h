@@ -16,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+#include <boost/container/small_vector.hpp>
+
 #include "vmm/status.h"
 
 namespace weir {
@@ -92,6 +94,9 @@ struct SampledToken {
   float logprob = 0;              // raw; 0 unless logprobs were asked for
   std::vector<TokenLogprob> top;  // best first; ties by lower id
 };
+
+// The tokens of one request in one output, nearly always one: it takes no memory of its own.
+using SampledTokens = boost::container::small_vector<SampledToken, 1>;
 
 // A token that can be drawn, and how likely.
 struct TokenProbability {

@@ -44,8 +44,6 @@ enum class SequenceState : uint8_t { kWaiting, kRunning, kFinished };
 struct Sequence {
   RequestId id = 0;
   SequenceState state = SequenceState::kWaiting;
-  FinishReason finish = FinishReason::kNone;
-  Status error;
 
   // Prompt, then output. The last |pending| are being sampled by steps under way and are -1 here.
   std::vector<int32_t> tokens;
