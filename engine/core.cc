@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "engine/prefetch.h"
 #include "vmm/trace.h"
 
 namespace weir {
@@ -128,9 +129,9 @@ Result<RequestId> EngineCore::Add(CoreRequest request) {
   sequence->root = PrefixRoot(request.cache_salt);
   sequence->priority = request.priority;
   sequence->added_ns = driver_.Now();
-  sequence->history = TokenHistory(sequence->sampling.has_penalties()
-                                       ? TokenHistory::Keep::kTokens
-                                       : TokenHistory::Keep::kNumber);
+  sequence->history =
+      TokenHistory(sequence->sampling.has_penalties() ? TokenHistory::Keep::kTokens
+                                                      : TokenHistory::Keep::kNumber);
   sequence->history.AddPrompt(sequence->tokens);
   const RequestId id = sequence->id;
   sequence->TraceEvent(RequestEvent::kAdded);
@@ -455,6 +456,10 @@ void EngineCore::Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns
 void EngineCore::AcceptAll(StepUnderWay& step, StepOutcome& outcome) {
   size_t row = 0;
   for (size_t i = 0; i < step.scheduled.size(); ++i) {
+    if (i + kPrefetchAhead < step.scheduled.size()) {
+      const ScheduledSequence& later = step.scheduled[i + kPrefetchAhead];
+      Prefetch(later.sequence->tokens.data() + later.end, sizeof(int32_t));
+    }
     const ScheduledSequence& s = step.scheduled[i];
     Sequence& sequence = *s.sequence;
     const bool sampled = step.batch.sequences[i].wants_logits;

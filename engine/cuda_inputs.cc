@@ -3,26 +3,15 @@
 #include <algorithm>
 #include <map>
 
+#include "engine/prefetch.h"
 #include "kernels/cuda/gates.h"
 
 namespace weir {
 namespace {
 
-constexpr uint64_t kCacheLine = 64;
-constexpr uint64_t kMostFetched = 1024;  // bytes at a place; how it goes on the CPU sees itself
-constexpr uint32_t kFetchAhead = 8;      // sequences
-
-// By the time a step has run, other work has pushed what sequences hold out of the CPU's caches,
-// and it lies anywhere in memory. Fetched one after the other, that of 256 sequences takes 54 us,
-// so 21; all the rest 6.
-void Prefetch(const StepSequence& s) {
-  const auto fetch = [](const void* from, uint64_t bytes) {
-    for (uint64_t at = 0; at < std::min(bytes, kMostFetched); at += kCacheLine) {
-      __builtin_prefetch(static_cast<const std::byte*>(from) + at);
-    }
-  };
-  fetch(s.blocks.data(), s.blocks.size_bytes());
-  if (s.sample.params != nullptr) fetch(s.sample.params, sizeof(SamplingParams));
+void PrefetchOf(const StepSequence& s) {
+  Prefetch(s.blocks.data(), s.blocks.size_bytes());
+  if (s.sample.params != nullptr) Prefetch(s.sample.params, sizeof(SamplingParams));
 }
 
 }  // namespace
@@ -146,9 +135,8 @@ Result<CudaStepShape> CudaInputs::Fill(const StepBatch& batch, const DeviceGates
   uint32_t prefill_row = decodes;
   uint64_t pages = 0;
   // Two passes, so that the pages of each kind lie together.
-  for (uint32_t i = 0; i < std::min(n, kFetchAhead); ++i) Prefetch(batch.sequences[i]);
   for (uint32_t i = 0; i < n; ++i) {
-    if (i + kFetchAhead < n) Prefetch(batch.sequences[i + kFetchAhead]);
+    if (i + kPrefetchAhead < n) PrefetchOf(batch.sequences[i + kPrefetchAhead]);
     const StepSequence& s = batch.sequences[i];
     const bool decode = s.rows == 1;
     uint32_t& row = decode ? decode_row : prefill_row;

@@ -7,6 +7,7 @@
 #include <unordered_set>
 
 #include "engine/kv_trace.h"
+#include "engine/prefetch.h"
 #include "vmm/types.h"
 
 namespace weir {
@@ -217,16 +218,20 @@ void Scheduler::OnFailed(const std::vector<ScheduledSequence>& batch) {
 }
 
 void Scheduler::OnComputed(const std::vector<ScheduledSequence>& batch) {
-  for (const ScheduledSequence& s : batch) {
+  for (size_t i = 0; i < batch.size(); ++i) {
+    if (i + kPrefetchAhead < batch.size()) {
+      Prefetch(batch[i + kPrefetchAhead].sequence, sizeof(Sequence));
+    }
+    const ScheduledSequence& s = batch[i];
     if (!s.current()) continue;
     Sequence& sequence = *s.sequence;
     const uint32_t full = s.end / kBlockTokens;
-    for (auto i = static_cast<uint32_t>(sequence.hashes.size()); i < full; ++i) {
-      const PrefixHash& parent = i == 0 ? sequence.root : sequence.hashes[i - 1];
+    for (auto b = static_cast<uint32_t>(sequence.hashes.size()); b < full; ++b) {
+      const PrefixHash& parent = b == 0 ? sequence.root : sequence.hashes[b - 1];
       const auto tokens = std::span<const int32_t>(sequence.tokens)
-                              .subspan(size_t{i} * kBlockTokens)
+                              .subspan(size_t{b} * kBlockTokens)
                               .first<kBlockTokens>();
-      sequence.hashes.push_back(blocks_.Register(sequence.blocks[i], parent, tokens));
+      sequence.hashes.push_back(blocks_.Register(sequence.blocks[b], parent, tokens));
     }
   }
 }

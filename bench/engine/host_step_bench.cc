@@ -63,6 +63,7 @@ class NullCompute final : public Compute {
     return OkStatus();
   }
   Status Collect(StepOutcome* outcome) override {
+    sum_ = std::accumulate(other_.begin(), other_.end(), uint64_t{0});
     *outcome = {};
     outcome->compute_ns = kStepNs;
     outcome->idle_before_ns = 0;
@@ -73,7 +74,6 @@ class NullCompute final : public Compute {
     }
     spare_ = std::move(under_way_.front());
     under_way_.pop_front();
-    sum_ = std::accumulate(other_.begin(), other_.end(), uint64_t{0});
     collected_ns = TraceMonotonicNs();
     return OkStatus();
   }
