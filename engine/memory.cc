@@ -164,7 +164,8 @@ Status Memory::Build() {
                             .prefix_caching = options_.prefix_caching,
                             .scrub = options_.scrub_kv});
   copier_ = WEIR_TRY(BlockCopier::Create(driver_, *kv_));
-  return OkStatus();
+  if (!options_.map_kv_at_start) return OkStatus();
+  return GrowKv(static_cast<uint32_t>(KvBlocksAt({}).value_or(0)));
 }
 
 void Memory::DoWithoutBacking(Tier tier, const Status& refusal) {
