@@ -1,4 +1,5 @@
-// KV that is mapped before the first request: as much as it has with all weights at home, no more.
+// KV that is mapped before the first request: what is wanted of what it has with all weights at
+// home, no more.
 #include <gtest/gtest.h>
 
 #include "engine/memory.h"
@@ -24,7 +25,7 @@ class KvAtStart : public ::testing::Test {
 
   // |kv_granules|: of the budget beside weights and step buffers; below zero where it does not hold
   // those.
-  void Make(int kv_granules, bool map_kv_at_start) {
+  void Make(int kv_granules, bool map_kv_at_start, uint64_t wanted_granules = 1000) {
     memory_.reset();
     const SimModelShape shape{.layers = 8, .segments = 1, .segment_bytes = 8 * kGranule};
     MemoryOptions m;
@@ -32,6 +33,7 @@ class KvAtStart : public ::testing::Test {
     m.scratch_bytes = kGranule;
     m.kv_block_bytes = kGranule / kBlocksPerGranule;
     m.weights = SimModel::Layout(shape);
+    m.kv_wanted_bytes = wanted_granules * kGranule;
     m.map_kv_at_start = map_kv_at_start;
     const auto fixed = static_cast<int>(CeilDiv(m.weights.region_bytes, kGranule) + 1);
     m.hbm_budget_bytes = static_cast<uint64_t>(fixed + kv_granules) * kGranule;
@@ -62,6 +64,12 @@ TEST_F(KvAtStart, AllThatKvHasWithAllWeightsAtHomeIsMapped) {
   EXPECT_EQ(memory_->blocks().counts().free, capacity());
   EXPECT_EQ(memory_->pool().Available(), 0U);
   EXPECT_TRUE(memory_->CheckIntegrity().ok());
+}
+
+TEST_F(KvAtStart, NoMoreIsMappedThanIsWanted) {
+  Make(kKvGranules, true, 5);
+  EXPECT_EQ(capacity(), 5 * kBlocksPerGranule);
+  EXPECT_EQ(memory_->pool().Available(), kKvGranules - 5);
 }
 
 TEST_F(KvAtStart, ABudgetThatLacksRoomForTheWeightsHasNoneToMap) {
