@@ -1,15 +1,15 @@
 // What the host does for a decode step: EngineCore::Step beside a compute that costs nothing.
 //
 // A batch decodes behind prompts of one length that the prefix cache has, two steps under way as on
-// a GPU: all of its sequences need a new KV block in the same step, which maps granules for them.
-// "prepare" is from the beginning of a step until its batch is submitted (policy, schedule,
-// inputs), "accept" from when the step before it is collected to the end (tokens, prefix index,
-// what is learnt); what the back-end does itself comes on top. --cold: MiB of other memory read
-// where the host waits for the device, as a server's other threads would, so that the CPU's caches
-// hold nothing of the batch.
+// a GPU: all of its sequences need a new KV block in the same step. "prepare" is from the beginning
+// of a step until its batch is submitted (policy, schedule, inputs), "accept" from when the step
+// before it is collected to the end (tokens, prefix index, what is learnt); what the back-end does
+// itself comes on top. --cold: MiB of other memory read where the host waits for the device, so
+// that the CPU's caches hold nothing of the batch. --map step: granules are mapped in the steps
+// that need them, and not at start; the last column says for how many blocks at once.
 //
 //   weir_host_bench [--batch 1,64,256,512] [--context N (1024)] [--steps N (256)] [--rounds N (5)]
-//                   [--cold MIB (0)] [--policy SPEC (tide)]
+//                   [--cold MIB (0)] [--policy SPEC (tide)] [--map start|step (start)]
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -41,6 +41,7 @@ struct Args {
   std::vector<uint32_t> batches{1, 64, 256, 512};
   uint32_t context = 1024, steps = 256, rounds = 5, cold_mib = 0;
   std::string policy = "tide";
+  bool map_at_start = true;
 };
 
 // Stands in for a GPU: a step has been computed when it is collected.
@@ -147,6 +148,7 @@ class Batch {
     m.scratch_bytes = kGranuleBytes;
     m.kv_block_bytes = kBlockBytes;
     m.pager.max_steps_under_way = 2;
+    m.map_kv_at_start = args_.map_at_start;
     m.kv_wanted_bytes = uint64_t{sequences_} * (tokens / kBlockTokens + 2) * kBlockBytes;
     for (uint32_t l = 0; l < kLayers; ++l) {
       auto& layer = m.weights.layers.emplace_back();
@@ -221,6 +223,9 @@ bool Parse(int argc, char** argv, Args* args) {
         good = ParseNumber(one, 1, 4096, &args->batches.emplace_back());
       }
       good = good && !args->batches.empty();
+    } else if (flag == "--map") {
+      args->map_at_start = value == "start";
+      good = args->map_at_start || value == "step";
     } else if (flag == "--policy") {
       args->policy = value;
       good = true;
@@ -245,7 +250,7 @@ int Main(int argc, char** argv) {
   if (!Parse(argc, argv, &args)) {
     std::fprintf(stderr,
                  "usage: weir_host_bench [--batch N,...] [--context N] [--steps N] [--rounds N]\n"
-                 "                       [--cold MIB] [--policy SPEC]\n");
+                 "                       [--cold MIB] [--policy SPEC] [--map start|step]\n");
     return 2;
   }
   std::printf("decode steps behind %u tokens, %u rounds of %u, policy %s, %u MiB of other memory\n",
