@@ -52,6 +52,8 @@ BlockManager::BlockManager(const Options& options)
       used_in_extent_(options.max_extents),
       extent_mapped_(options.max_extents) {
   WEIR_CHECK(options.blocks_per_extent > 0, "an extent holds at least one block");
+  // Otherwise it moves to a larger table now and then, which takes longer than a step may.
+  if (options.prefix_caching) index_.reserve(blocks_.size());
 }
 
 void BlockManager::AddExtent(uint32_t extent) {

@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "engine/prefetch.h"
 #include "vmm/trace.h"
 
 namespace weir {
@@ -64,7 +65,7 @@ EngineCore::~EngineCore() {
     StepOutcome outcome;
     AdvanceBorder(UINT64_MAX);
     (void)compute_.Collect(&outcome);
-    under_way_.front()->trace.Ran(outcome);
+    under_way_.front()->trace->Ran(outcome);
     (void)memory_.weights().EndStep();
     under_way_.pop_front();
   }
@@ -128,6 +129,9 @@ Result<RequestId> EngineCore::Add(CoreRequest request) {
   sequence->root = PrefixRoot(request.cache_salt);
   sequence->priority = request.priority;
   sequence->added_ns = driver_.Now();
+  sequence->history =
+      TokenHistory(sequence->sampling.has_penalties() ? TokenHistory::Keep::kTokens
+                                                      : TokenHistory::Keep::kNumber);
   sequence->history.AddPrompt(sequence->tokens);
   const RequestId id = sequence->id;
   sequence->TraceEvent(RequestEvent::kAdded);
@@ -253,9 +257,8 @@ bool EngineCore::MakeRoomFor(uint64_t blocks) {
   return true;
 }
 
-StepBatch EngineCore::BuildBatch(const std::vector<ScheduledSequence>& scheduled) const {
-  StepBatch batch;
-  batch.sequences.reserve(scheduled.size());
+void EngineCore::BuildBatch(const std::vector<ScheduledSequence>& scheduled,
+                            StepBatch* batch) const {
   // Where the step before samples the token of each sequence; looked up in order, as both batches
   // list running sequences in order of admission.
   size_t at = 0;
@@ -273,7 +276,7 @@ StepBatch EngineCore::BuildBatch(const std::vector<ScheduledSequence>& scheduled
   for (const ScheduledSequence& s : scheduled) {
     const Sequence& q = *s.sequence;
     StepSequence step;
-    step.first_row = batch.rows();
+    step.first_row = batch->rows();
     step.rows = s.tokens;
     step.context = s.end;
     step.wants_logits = step.context == q.length();
@@ -286,30 +289,31 @@ StepBatch EngineCore::BuildBatch(const std::vector<ScheduledSequence>& scheduled
                    .eos_tokens = options_.eos_ids};
     const uint32_t known = q.length() - q.pending;
     for (uint32_t i = s.end - s.tokens; i < s.end; ++i) {
-      batch.tokens.push_back(i < known ? q.tokens[i] : -1 - place_of(&q));
-      batch.positions.push_back(static_cast<int32_t>(i));
+      batch->tokens.push_back(i < known ? q.tokens[i] : -1 - place_of(&q));
+      batch->positions.push_back(static_cast<int32_t>(i));
     }
-    batch.sequences.push_back(step);
+    batch->sequences.push_back(step);
   }
-  return batch;
 }
 
 bool EngineCore::SubmitStep() {
-  std::vector<ScheduledSequence> scheduled = scheduler_.Schedule();
+  std::unique_ptr<StepUnderWay> step = NewStep();
+  scheduler_.Schedule(&step->scheduled);
   stats_.peak_running = std::max(stats_.peak_running, scheduler_.running());
-  if (scheduled.empty()) {
+  if (step->scheduled.empty()) {
+    Recycle(std::move(step));
     if (under_way_.empty() && !scheduler_.idle()) HandleStarvation();
     return false;
   }
   starved_in_a_row_ = 0;
   WEIR_DCHECK(compute_.RecordedPointersDigest() == recorded_pointers_ && compute_.recordings() == 1,
               "S1: a recorded pointer changed");
-  StepBatch batch = BuildBatch(scheduled);
-  auto step = std::make_unique<StepUnderWay>(std::move(scheduled), std::move(batch), driver_,
-                                             memory_.weights().stats().steps + under_way_.size());
+  BuildBatch(step->scheduled, &step->batch);
+  step->trace.emplace(StepKind::kServing, step->batch, driver_,
+                      memory_.weights().stats().steps + under_way_.size());
   for (const ScheduledSequence& s : step->scheduled) {
     if (s.sequence->first_scheduled_ns == 0)
-      s.sequence->first_scheduled_ns = step->trace.start_ns();
+      s.sequence->first_scheduled_ns = step->trace->start_ns();
   }
   scheduler_.OnSubmitted(step->scheduled);
   for (size_t i = 0; i < step->scheduled.size(); ++i) {
@@ -321,7 +325,7 @@ bool EngineCore::SubmitStep() {
   if (!status.ok()) {
     std::vector<RequestId> requests;
     for (const ScheduledSequence& s : step->scheduled) requests.push_back(s.sequence->id);
-    (void)step->trace.Failed(status);
+    (void)step->trace->Failed(status);
     const Status missing = memory_.weights().copy_error();
     RollBack(*step, missing);
     Drain();  // those before it are not concerned
@@ -354,6 +358,22 @@ Status EngineCore::ScrubBlocks() {
   return OkStatus();
 }
 
+// Its vectors are as large as the batches of late.
+std::unique_ptr<EngineCore::StepUnderWay> EngineCore::NewStep() {
+  return spare_step_ ? std::move(spare_step_) : std::make_unique<StepUnderWay>();
+}
+
+void EngineCore::Recycle(std::unique_ptr<StepUnderWay> step) {
+  step->trace.reset();
+  step->scheduled.clear();
+  step->batch.tokens.clear();
+  step->batch.positions.clear();
+  step->batch.sequences.clear();
+  step->bytes_queued = 0;
+  step->retired.clear();
+  spare_step_ = std::move(step);
+}
+
 void EngineCore::CollectStep() {
   std::unique_ptr<StepUnderWay> step = std::move(under_way_.front());
   under_way_.pop_front();
@@ -364,7 +384,7 @@ void EngineCore::CollectStep() {
   const TimeNs begin = driver_.Now();
   Status run = compute_.Collect(&outcome);
   stats_.waited_ns += driver_.Now() - begin;
-  step->trace.Ran(outcome);  // before anything is remapped because of it
+  step->trace->Ran(outcome);  // before anything is remapped because of it
   Status end = weights.EndStep();
   if (run.ok()) run = std::move(end);
   if (!run.ok()) {
@@ -382,25 +402,27 @@ void EngineCore::CollectStep() {
     stats_.idle_ns += *outcome.idle_before_ns;
   }
   scheduler_.OnComputed(step->scheduled);
+  outputs_.reserve(outputs_.size() + outcome.samples.size());
   const uint64_t output_before = stats_.output_tokens;
   AcceptAll(*step, outcome);
   ++stats_.steps;
   failed_in_a_row_ = missing_in_a_row_ = 0;
   const TimeNs step_ns =
-      compute_.depth() > 1 ? outcome.compute_ns : driver_.Now() - step->trace.start_ns();
+      compute_.depth() > 1 ? outcome.compute_ns : driver_.Now() - step->trace->start_ns();
   ObserveLink(bytes, stall_ns, step_ns);
   Observe(step->batch, step_ns, stall_ns, bytes);
   work_.ObserveStep(memory_.blocks().counts().used, scheduler_.running(),
                     scheduler_.running_output_tokens(), stats_.output_tokens - output_before);
-  step->trace.Ended(step_ns, stall_ns, bytes);
+  step->trace->Ended(step_ns, stall_ns, bytes);
   if (keep_records_) Keep(*step, step_ns, stall_ns);
+  Recycle(std::move(step));
 }
 
 void EngineCore::Keep(const StepUnderWay& step, TimeNs step_ns, TimeNs stall_ns) {
   const BlockCounts& blocks = memory_.blocks().counts();
   const TimeNs host_ns = stats_.step_ns + (driver_.Now() - step_begin_ns_) - stats_.waited_ns;
   records_.push_back({.step = stats_.steps,
-                      .start_ns = step.trace.start_ns(),
+                      .start_ns = step.trace->start_ns(),
                       .step_ns = step_ns,
                       .stall_ns = stall_ns,
                       .host_ns = host_ns - std::exchange(recorded_host_ns_, host_ns),
@@ -434,6 +456,10 @@ void EngineCore::Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns
 void EngineCore::AcceptAll(StepUnderWay& step, StepOutcome& outcome) {
   size_t row = 0;
   for (size_t i = 0; i < step.scheduled.size(); ++i) {
+    if (i + kPrefetchAhead < step.scheduled.size()) {
+      const ScheduledSequence& later = step.scheduled[i + kPrefetchAhead];
+      Prefetch(later.sequence->tokens.data() + later.end, sizeof(int32_t));
+    }
     const ScheduledSequence& s = step.scheduled[i];
     Sequence& sequence = *s.sequence;
     const bool sampled = step.batch.sequences[i].wants_logits;
@@ -465,9 +491,8 @@ void EngineCore::Accept(const ScheduledSequence& scheduled, SampledToken token) 
   sequence.tokens[scheduled.end] = id;
   --sequence.pending;
   sequence.history.AddOutput(id);
-  sequence.last_token_ns = driver_.Now();
   if (sequence.first_token_ns == 0) {
-    sequence.first_token_ns = sequence.last_token_ns;
+    sequence.first_token_ns = driver_.Now();
     sequence.TraceEvent(RequestEvent::kFirstToken);
   }
   ++stats_.output_tokens;
@@ -495,7 +520,7 @@ FinishReason EngineCore::CheckFinish(const Sequence& sequence, int32_t token) co
 void EngineCore::OnStepError(std::unique_ptr<StepUnderWay> step, const Status& error) {
   std::vector<RequestId> requests;
   for (const ScheduledSequence& s : step->scheduled) requests.push_back(s.sequence->id);
-  (void)step->trace.Failed(error);
+  (void)step->trace->Failed(error);
   const Status missing = memory_.weights().copy_error();
   // What was submitted after it read KV and tokens that are not there.
   std::vector<std::unique_ptr<StepUnderWay>> failed;
@@ -506,9 +531,9 @@ void EngineCore::OnStepError(std::unique_ptr<StepUnderWay> step, const Status& e
     StepOutcome void_outcome;
     AdvanceBorder(UINT64_MAX);
     (void)compute_.Collect(&void_outcome);
-    failed.back()->trace.Ran(void_outcome);
+    failed.back()->trace->Ran(void_outcome);
     (void)memory_.weights().EndStep();
-    (void)failed.back()->trace.Failed(error);
+    (void)failed.back()->trace->Failed(error);
   }
   for (auto it = failed.rbegin(); it != failed.rend(); ++it) RollBack(**it, missing);
   CountFailure(requests, error, missing);

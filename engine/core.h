@@ -46,7 +46,7 @@ struct CoreRequest {
 // What became of one request in one step.
 struct CoreOutput {
   RequestId id = 0;
-  std::vector<SampledToken> tokens;  // new ones, usually one
+  SampledTokens tokens;  // new ones
   bool finished = false;
   FinishReason reason = FinishReason::kNone;
   Status error;  // of FinishReason::kError
@@ -160,15 +160,11 @@ class EngineCore {
   void FollowRecorder();
 
  private:
-  // A step between Submit and Collect.
+  // A step between Submit and Collect. Its memory serves another one afterwards.
   struct StepUnderWay {
-    StepUnderWay(std::vector<ScheduledSequence> s, StepBatch b, Driver& driver, uint64_t number)
-        : scheduled(std::move(s)),
-          batch(std::move(b)),
-          trace(StepKind::kServing, batch, driver, number) {}
     std::vector<ScheduledSequence> scheduled;
     StepBatch batch;
-    StepTrace trace;
+    std::optional<StepTrace> trace;
     uint64_t bytes_queued = 0;
     // Ended while this step was the last submitted: it may still look at them.
     std::vector<std::unique_ptr<Sequence>> retired;
@@ -202,13 +198,16 @@ class EngineCore {
   // --- core.cc: steps and requests
   void TraceMemory();
   uint32_t depth() const;
-  StepBatch BuildBatch(const std::vector<ScheduledSequence>& scheduled) const;
+  // Fills |batch|, which is empty.
+  void BuildBatch(const std::vector<ScheduledSequence>& scheduled, StepBatch* batch) const;
   // Step, but for its times.
   Result<bool> ScheduleAndCollect();
   // Schedules and submits a step; false when there was nothing to submit.
   bool SubmitStep();
   Status Submit(StepUnderWay& step);
   Status ScrubBlocks();
+  std::unique_ptr<StepUnderWay> NewStep();
+  void Recycle(std::unique_ptr<StepUnderWay> step);
   void CollectStep();
   void Drain();
   void AcceptAll(StepUnderWay& step, StepOutcome& outcome);
@@ -253,6 +252,7 @@ class EngineCore {
   RequestWork work_;
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
   std::deque<std::unique_ptr<StepUnderWay>> under_way_;  // oldest first
+  std::unique_ptr<StepUnderWay> spare_step_;             // ended, empty
   // Requests whose sampling looks at the token before: no step is submitted ahead while there are.
   uint32_t lockstep_requests_ = 0;
   std::vector<CoreOutput> outputs_;

@@ -58,6 +58,7 @@ class CudaBackend final : public Backend {
     memory->kv_block_bytes = CudaCompute::KvBlockBytes(config_, map_);
     memory->pager.device_gates = true;
     memory->pager.max_steps_under_way = 2;
+    memory->map_kv_at_start = true;
     size_t free = 0, total = 0;
     if (memory->hbm_budget_bytes == 0 && memory->kv_wanted_bytes == 0 &&
         cudaMemGetInfo(&free, &total) == cudaSuccess) {

@@ -3,9 +3,18 @@
 #include <algorithm>
 #include <map>
 
+#include "engine/prefetch.h"
 #include "kernels/cuda/gates.h"
 
 namespace weir {
+namespace {
+
+void PrefetchOf(const StepSequence& s) {
+  Prefetch(s.blocks.data(), s.blocks.size_bytes());
+  if (s.sample.params != nullptr) Prefetch(s.sample.params, sizeof(SamplingParams));
+}
+
+}  // namespace
 
 Result<PinnedBuffer> PinnedBuffer::Create(uint64_t bytes) {
   PinnedBuffer buffer;
@@ -126,8 +135,8 @@ Result<CudaStepShape> CudaInputs::Fill(const StepBatch& batch, const DeviceGates
   uint32_t prefill_row = decodes;
   uint64_t pages = 0;
   // Two passes, so that the pages of each kind lie together.
-  std::vector<uint32_t> last_row(n);
   for (uint32_t i = 0; i < n; ++i) {
+    if (i + kPrefetchAhead < n) PrefetchOf(batch.sequences[i + kPrefetchAhead]);
     const StepSequence& s = batch.sequences[i];
     const bool decode = s.rows == 1;
     uint32_t& row = decode ? decode_row : prefill_row;
@@ -139,12 +148,11 @@ Result<CudaStepShape> CudaInputs::Fill(const StepBatch& batch, const DeviceGates
           static_cast<int32_t>(s.blocks[position / cuda::kBlockTokens] * cuda::kBlockTokens +
                                position % cuda::kBlockTokens);
     }
-    last_row[i] = row - 1;
     if (decode) {
       AddTables(in_->decode, shape.decode_sequences++, s, &decode_contexts_, &pages, 0);
     }
     if (s.wants_logits) {
-      logit_rows[shape.logit_rows] = static_cast<int32_t>(last_row[i]);
+      logit_rows[shape.logit_rows] = static_cast<int32_t>(row - 1);
       WEIR_TRY(AddSample(s, shape.logit_rows, &shape, layout));
       ++shape.logit_rows;
     }

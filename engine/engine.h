@@ -44,7 +44,7 @@ struct GenerationRequest {
 struct GenerationOutput {
   RequestId id = 0;
   std::string text;  // complete UTF-8; what stopped it is not in it unless asked for
-  std::vector<SampledToken> tokens;
+  SampledTokens tokens;
   bool finished = false;
   FinishReason reason = FinishReason::kNone;
   Status error;

@@ -164,7 +164,9 @@ Status Memory::Build() {
                             .prefix_caching = options_.prefix_caching,
                             .scrub = options_.scrub_kv});
   copier_ = WEIR_TRY(BlockCopier::Create(driver_, *kv_));
-  return OkStatus();
+  if (!options_.map_kv_at_start) return OkStatus();
+  const uint64_t wanted_blocks = CeilDiv(options_.kv_wanted_bytes, options_.kv_block_bytes);
+  return GrowKv(static_cast<uint32_t>(std::min(wanted_blocks, KvBlocksAt({}).value_or(0))));
 }
 
 void Memory::DoWithoutBacking(Tier tier, const Status& refusal) {

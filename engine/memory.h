@@ -34,6 +34,10 @@ struct MemoryOptions {
   FileBackingStoreOptions file;  // for BackingTier::kNvme
   WeightPagerOptions pager;
   bool prefix_caching = true;
+  // Create maps KV up to kv_wanted_bytes, of what it has with all weights at home and never has to
+  // give up: no step waits for that. For drivers whose granules take their memory when they are
+  // created.
+  bool map_kv_at_start = false;
   bool scrub_kv = true;  // between tenants
   bool poison_freed = false;
   uint32_t ring_slots = 2;

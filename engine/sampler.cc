@@ -211,12 +211,13 @@ TokenHistory::Entry& TokenHistory::EntryOf(int32_t token) {
 }
 
 void TokenHistory::AddPrompt(std::span<const int32_t> tokens) {
+  if (keep_ == Keep::kNumber) return;
   for (const int32_t token : tokens) EntryOf(token).in_prompt = true;
 }
 
 void TokenHistory::AddOutput(int32_t token) {
-  ++EntryOf(token).output_count;
   ++output_tokens_;
+  if (keep_ == Keep::kTokens) ++EntryOf(token).output_count;
 }
 
 double SamplingUniform(const std::optional<uint64_t>& seed, uint64_t request_key,

@@ -16,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+#include <boost/container/small_vector.hpp>
+
 #include "vmm/status.h"
 
 namespace weir {
@@ -57,6 +59,12 @@ Status ValidateSampling(const SamplingParams& params, uint32_t vocab_size);
 // thread. Tokens outside the vocabulary are the caller's error and are ignored by the sampler.
 class TokenHistory {
  public:
+  // kNumber: only how many there are in the output, for a request without penalties. The entries
+  // cost a look into a hash map for each token.
+  enum class Keep : uint8_t { kTokens, kNumber };
+  TokenHistory() = default;
+  explicit TokenHistory(Keep keep) : keep_(keep) {}
+
   struct Entry {
     int32_t token = 0;
     bool in_prompt = false;
@@ -70,6 +78,7 @@ class TokenHistory {
 
  private:
   Entry& EntryOf(int32_t token);
+  Keep keep_ = Keep::kTokens;
   std::vector<Entry> entries_;
   std::unordered_map<int32_t, uint32_t> index_;
   uint32_t output_tokens_ = 0;
@@ -85,6 +94,9 @@ struct SampledToken {
   float logprob = 0;              // raw; 0 unless logprobs were asked for
   std::vector<TokenLogprob> top;  // best first; ties by lower id
 };
+
+// The tokens of one request in one output, nearly always one: it takes no memory of its own.
+using SampledTokens = boost::container::small_vector<SampledToken, 1>;
 
 // A token that can be drawn, and how likely.
 struct TokenProbability {

@@ -7,6 +7,7 @@
 #include <unordered_set>
 
 #include "engine/kv_trace.h"
+#include "engine/prefetch.h"
 #include "vmm/types.h"
 
 namespace weir {
@@ -128,15 +129,13 @@ uint32_t Scheduler::ChunkOf(const Sequence& sequence, uint32_t budget) const {
   return std::min({left, budget, options_.max_prefill_chunk});
 }
 
-std::vector<ScheduledSequence> Scheduler::Schedule() {
-  std::vector<ScheduledSequence> batch;
+void Scheduler::Schedule(std::vector<ScheduledSequence>* batch) {
   uint32_t budget = options_.max_batched_tokens;
   headroom_ -= headroom_ * kHeadroomFall;
   const uint64_t preemptions = stats_.preemptions;
-  ScheduleRunning(&budget, &batch);
+  ScheduleRunning(&budget, batch);
   // After a preemption nothing is admitted: its blocks belong to those already running.
-  if (stats_.preemptions == preemptions) AdmitWaiting(&budget, &batch);
-  return batch;
+  if (stats_.preemptions == preemptions) AdmitWaiting(&budget, batch);
 }
 
 void Scheduler::ScheduleRunning(uint32_t* budget, std::vector<ScheduledSequence>* batch) {
@@ -219,16 +218,20 @@ void Scheduler::OnFailed(const std::vector<ScheduledSequence>& batch) {
 }
 
 void Scheduler::OnComputed(const std::vector<ScheduledSequence>& batch) {
-  for (const ScheduledSequence& s : batch) {
+  for (size_t i = 0; i < batch.size(); ++i) {
+    if (i + kPrefetchAhead < batch.size()) {
+      Prefetch(batch[i + kPrefetchAhead].sequence, sizeof(Sequence));
+    }
+    const ScheduledSequence& s = batch[i];
     if (!s.current()) continue;
     Sequence& sequence = *s.sequence;
     const uint32_t full = s.end / kBlockTokens;
-    for (auto i = static_cast<uint32_t>(sequence.hashes.size()); i < full; ++i) {
-      const PrefixHash& parent = i == 0 ? sequence.root : sequence.hashes[i - 1];
+    for (auto b = static_cast<uint32_t>(sequence.hashes.size()); b < full; ++b) {
+      const PrefixHash& parent = b == 0 ? sequence.root : sequence.hashes[b - 1];
       const auto tokens = std::span<const int32_t>(sequence.tokens)
-                              .subspan(size_t{i} * kBlockTokens)
+                              .subspan(size_t{b} * kBlockTokens)
                               .first<kBlockTokens>();
-      sequence.hashes.push_back(blocks_.Register(sequence.blocks[i], parent, tokens));
+      sequence.hashes.push_back(blocks_.Register(sequence.blocks[b], parent, tokens));
     }
   }
 }

@@ -65,8 +65,8 @@ class Scheduler {
   // Takes |sequence| out of its queue and releases its blocks; its state becomes kFinished.
   void Finish(Sequence* sequence);
 
-  // The next step's batch; empty when nothing can run.
-  std::vector<ScheduledSequence> Schedule();
+  // Fills |batch|, which is empty, with the next step's; it stays so when nothing can run.
+  void Schedule(std::vector<ScheduledSequence>* batch);
   // The step over |batch| is on its way: the next one goes on behind it.
   void OnSubmitted(const std::vector<ScheduledSequence>& batch);
   // It has written its KV, in the order of submission: registers full blocks in the index.

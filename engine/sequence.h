@@ -44,8 +44,6 @@ enum class SequenceState : uint8_t { kWaiting, kRunning, kFinished };
 struct Sequence {
   RequestId id = 0;
   SequenceState state = SequenceState::kWaiting;
-  FinishReason finish = FinishReason::kNone;
-  Status error;
 
   // Prompt, then output. The last |pending| are being sampled by steps under way and are -1 here.
   std::vector<int32_t> tokens;
@@ -59,7 +57,7 @@ struct Sequence {
   std::vector<PrefixHash> prompt_hashes;  // of its full blocks; empty without prefix caching
 
   SamplingParams sampling;
-  TokenHistory history;      // counts for penalties
+  TokenHistory history;      // of its tokens where it has penalties
   uint64_t logit_edits = 0;  // MostLogitEdits
   int32_t priority = 0;      // lower runs first
   uint64_t arrival = 0;      // order of Add; ties within a priority
@@ -69,7 +67,6 @@ struct Sequence {
   TimeNs added_ns = 0;
   TimeNs first_scheduled_ns = 0;
   TimeNs first_token_ns = 0;
-  TimeNs last_token_ns = 0;
 
   boost::intrusive::list_member_hook<> queue_hook;  // the scheduler's waiting or running list
 

@@ -90,7 +90,8 @@ Status KvArena::Grow(uint32_t n, std::vector<uint32_t>* extents) {
   const uint32_t per_extent = geometry_.granules_per_extent;
   uint32_t left =
       std::min({n, max_extents() - mapped_count_, space_.pool().Available() / per_extent});
-  for (uint32_t e = 0; left > 0 && e < max_extents(); ++e) {
+  for (; left > 0 && first_unmapped_ < max_extents(); ++first_unmapped_) {
+    const uint32_t e = first_unmapped_;
     if (mapped_[e]) continue;
     RemapPlan plan;
     plan.cause = RemapCause::kKvGrow;
@@ -128,6 +129,7 @@ Status KvArena::Shrink(const std::vector<uint32_t>& extents, const Fence& fence)
   if (plan.empty()) return OkStatus();
   WEIR_TRY(space_.Commit(plan));
   for (const uint32_t e : sorted) mapped_[e] = false;
+  first_unmapped_ = std::min(first_unmapped_, sorted.front());
   mapped_count_ -= static_cast<uint32_t>(sorted.size());
   return OkStatus();
 }

@@ -58,6 +58,7 @@ class KvArena {
   RegionId region_;
   std::vector<bool> mapped_;
   uint32_t mapped_count_ = 0;
+  uint32_t first_unmapped_ = 0;  // every extent below is mapped
 };
 
 }  // namespace weir

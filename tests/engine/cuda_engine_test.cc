@@ -97,6 +97,9 @@ class CudaSluiceTest : public ::testing::Test {
     auto& compute = dynamic_cast<CudaCompute&>(engine.compute());
     if (algorithms_.empty()) algorithms_ = compute.algorithms();
     if (decide != nullptr) engine.core().SetPolicy(*decide);
+    Memory& memory = engine.core().memory();
+    EXPECT_EQ(memory.blocks().counts().capacity, memory.KvBlocksAt({}))
+        << "no step maps granules for KV that weights never ask for";
     const uint64_t pointers = compute.RecordedPointersDigest();
     const uint64_t copied_at_start = engine.core().memory().weights().stats().bytes_copied;
     std::mt19937 random(7);

@@ -372,6 +372,27 @@ TEST(Sampler, AnEndTokenIsMaskedBelowTheMinimumLength) {
   EXPECT_EQ(MustSample(sampler, logits, params, history, 1, 2, {5}).token, 5);
 }
 
+TEST(Sampler, AHistoryThatKeepsTheirNumberKnowsNoTokens) {
+  TokenHistory tokens;
+  TokenHistory number(TokenHistory::Keep::kNumber);
+  for (TokenHistory* history : {&tokens, &number}) {
+    history->AddPrompt(std::vector<int32_t>{1, 2, 3});
+    history->AddOutput(7);
+    history->AddOutput(7);
+    EXPECT_EQ(history->output_tokens(), 2U);
+  }
+  EXPECT_EQ(tokens.entries().size(), 4U);
+  EXPECT_TRUE(number.entries().empty());
+  // Without penalties the same tokens come of it.
+  const SamplingParams params{.min_tokens = 3};
+  Sampler sampler;
+  for (uint64_t position = 0; position < 50; ++position) {
+    const std::vector<float> logits = RandomLogits(50, 1, 1);
+    EXPECT_EQ(MustSample(sampler, logits, params, tokens, 1, position, {5}).token,
+              MustSample(sampler, logits, params, number, 1, position, {5}).token);
+  }
+}
+
 TEST(Sampler, TokensOutsideTheVocabularyAreIgnored) {
   Sampler sampler;
   TokenHistory history;

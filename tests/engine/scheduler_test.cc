@@ -34,7 +34,8 @@ class SchedulerTest : public ::testing::Test {
     return s;
   }
   void Step() {
-    const auto batch = scheduler().Schedule();
+    std::vector<ScheduledSequence> batch;
+    scheduler().Schedule(&batch);
     scheduler().OnSubmitted(batch);
     scheduler().OnComputed(batch);
   }
