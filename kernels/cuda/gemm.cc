@@ -47,7 +47,7 @@ struct GemmPlanner::Bucket {
   int64_t columns = 0;  // m that b and d are set to now
   cublasLtMatmulAlgo_t algorithm = {};
   bool chosen = false;
-  bool skinny = false;  // our own kernel was the fastest; |algorithm| is all zero
+  int cluster = 0;  // of our own kernel, if that is the one; |algorithm| is all zero then
   double seconds = 0;
   ~Bucket() {
     if (op != nullptr) api->cublasLtMatmulDescDestroy(op);
@@ -144,7 +144,7 @@ LaunchStatus GemmPlanner::MakeBucket(const GemmParams& p, Bucket* bucket) const 
 }
 
 LaunchStatus GemmPlanner::Enqueue(Bucket& bucket, const GemmParams& p, const Launch& launch) const {
-  if (bucket.skinny) return lt_->skinny.Run(p, launch);
+  if (bucket.cluster > 0) return lt_->skinny.Run(p, bucket.cluster, launch);
   const CublasLtApi& lt = *lt_->api;
   if (bucket.columns != p.m) {
     const auto columns = static_cast<uint64_t>(p.m);
@@ -209,7 +209,8 @@ LaunchStatus GemmPlanner::Choose(const GemmParams& p, std::span<const Bf16* cons
                                  cudaStream_t stream, Bucket* bucket) {
   const bool skinny = lt_->skinny.Supports(p.kind, p.m);
   if (skinny && options_.skinny == SkinnyUse::kAlways) {
-    bucket->chosen = bucket->skinny = true;
+    bucket->cluster = lt_->skinny.Clusters(p.kind).front();
+    bucket->chosen = true;
     return {};
   }
   const CublasLtApi& lt = *lt_->api;
@@ -266,14 +267,14 @@ LaunchStatus GemmPlanner::Choose(const GemmParams& p, std::span<const Bf16* cons
   }
   bucket->algorithm = {};
   if (skinny && options_.candidates > 1) {
-    bucket->skinny = true;
     float ms = 0;
-    if (LaunchStatus timed = Time(p, weights, stream, bucket, &ms); !timed.ok()) return timed;
-    bucket->skinny = ms < best;
-    if (bucket->skinny) {
+    if (LaunchStatus timed = TimeSkinny(p, weights, stream, bucket, &ms); !timed.ok()) return timed;
+    if (ms < best) {
       best = ms;
       winner = {};
       bucket->chosen = true;
+    } else {
+      bucket->cluster = 0;
     }
   }
   if (!bucket->chosen) {
@@ -281,6 +282,34 @@ LaunchStatus GemmPlanner::Choose(const GemmParams& p, std::span<const Bf16* cons
   }
   bucket->algorithm = winner;
   bucket->seconds = static_cast<double>(best) * 1e-3;
+  return {};
+}
+
+bool GemmPlanner::CanMake(const GemmParams& p, int cluster) const {
+  if (!lt_->skinny.Supports(p.kind, p.m)) return false;
+  const std::vector<int> sizes = lt_->skinny.Clusters(p.kind);
+  return std::find(sizes.begin(), sizes.end(), cluster) != sizes.end();
+}
+
+// Leaves the fastest cluster size in |bucket|. All row counts that the same kernel computes have
+// one.
+LaunchStatus GemmPlanner::TimeSkinny(const GemmParams& p, std::span<const Bf16* const> weights,
+                                     cudaStream_t stream, Bucket* bucket, float* ms) {
+  int& chosen = skinny_clusters_[{p.kind, SkinnyRows(p.m)}];
+  if (chosen > 0) {
+    bucket->cluster = chosen;
+    return Time(p, weights, stream, bucket, ms);
+  }
+  *ms = std::numeric_limits<float>::max();
+  for (const int cluster : lt_->skinny.Clusters(p.kind)) {
+    bucket->cluster = cluster;
+    float took = 0;
+    if (LaunchStatus timed = Time(p, weights, stream, bucket, &took); !timed.ok()) return timed;
+    if (took >= *ms) continue;
+    *ms = took;
+    chosen = cluster;
+  }
+  bucket->cluster = chosen;
   return {};
 }
 
@@ -297,9 +326,10 @@ LaunchStatus GemmPlanner::Prepare(const GemmParams& p, std::span<const Bf16* con
     if (imported) {
       bucket->algorithm = slot->algorithm;
       bucket->chosen = true;
-      bucket->skinny = slot->skinny;
-      if (bucket->skinny && !lt_->skinny.Supports(p.kind, p.m)) {
-        return LaunchStatus::Invalid("gemm: imported: the kernel for few rows, which cannot make " +
+      bucket->cluster = slot->cluster;
+      if (bucket->cluster > 0 && !CanMake(p, bucket->cluster)) {
+        return LaunchStatus::Invalid("gemm: imported: the kernel for few rows in clusters of " +
+                                     std::to_string(bucket->cluster) + ", which cannot make " +
                                      Describe(p.kind, p.m));
       }
     }
@@ -329,7 +359,7 @@ double GemmPlanner::SecondsOf(const GemmKind& kind, int64_t m) const {
 }
 
 std::string GemmPlanner::Header() const {
-  return "cublaslt " + std::to_string(lt_->api->cublasLtGetVersion()) + " " + lt_->gpu;
+  return "products 2, cublaslt " + std::to_string(lt_->api->cublasLtGetVersion()) + " " + lt_->gpu;
 }
 
 std::string GemmPlanner::Export() const {
@@ -340,7 +370,10 @@ std::string GemmPlanner::Export() const {
     text += std::to_string(m) + " " + std::to_string(kind.n) + " " + std::to_string(kind.k) + " " +
             std::to_string(kind.bias) + " " + std::to_string(static_cast<int>(kind.output)) + " " +
             std::to_string(static_cast<int>(kind.type));
-    for (const uint64_t word : bucket->algorithm.data) {
+    // Our own kernel is a cluster size and zeros, which no algorithm of cuBLASLt is.
+    cublasLtMatmulAlgo_t algorithm = bucket->algorithm;
+    if (bucket->cluster > 0) algorithm.data[0] = static_cast<uint64_t>(bucket->cluster);
+    for (const uint64_t word : algorithm.data) {
       char hex[20];
       std::snprintf(hex, sizeof(hex), " %016" PRIx64, word);
       text += hex;
@@ -376,9 +409,15 @@ LaunchStatus GemmPlanner::Import(const std::string& text) {
     kind.output = static_cast<GemmOutput>(output);
     kind.type = static_cast<GemmOutputType>(type);
     bucket->chosen = true;
-    bucket->skinny =
-        std::all_of(std::begin(bucket->algorithm.data), std::end(bucket->algorithm.data),
-                    [](uint64_t word) { return word == 0; });
+    if (std::all_of(std::begin(bucket->algorithm.data) + 1, std::end(bucket->algorithm.data),
+                    [](uint64_t word) { return word == 0; })) {
+      bucket->cluster = static_cast<int>(std::min<uint64_t>(
+          bucket->algorithm.data[0], static_cast<uint64_t>(kMaxSkinnyCluster) + 1));
+      bucket->algorithm = {};
+      if (bucket->cluster == 0) {
+        return LaunchStatus::Invalid("gemm: an algorithm of zeros: " + line.substr(0, 120));
+      }
+    }
     read[{kind, m}] = std::move(bucket);
   }
   for (auto& [key, bucket] : read) {

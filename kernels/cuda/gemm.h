@@ -111,12 +111,16 @@ class GemmPlanner {
                       cudaStream_t stream, Bucket* bucket);
   LaunchStatus Time(const GemmParams& params, std::span<const Bf16* const> weights,
                     cudaStream_t stream, Bucket* bucket, float* ms);
+  LaunchStatus TimeSkinny(const GemmParams& params, std::span<const Bf16* const> weights,
+                          cudaStream_t stream, Bucket* bucket, float* ms);
+  bool CanMake(const GemmParams& params, int cluster) const;
   LaunchStatus Enqueue(Bucket& bucket, const GemmParams& params, const Launch& launch) const;
   std::string Header() const;
 
   GemmPlannerOptions options_;
   std::unique_ptr<Lt> lt_;
   std::map<Key, std::unique_ptr<Bucket>> buckets_;
+  std::map<std::pair<GemmKind, int>, int> skinny_clusters_;  // timed, by kind and SkinnyRows
 };
 
 }  // namespace weir::cuda

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <bit>
 
 #include "kernels/cuda/enqueue.cuh"
 #include "kernels/cuda/gates.cuh"
@@ -94,6 +93,17 @@ struct Share {
       : first(p.k_blocks * rank / cluster), end(p.k_blocks * (rank + 1) / cluster) {}
 };
 
+// The blocks of k that a share reads, tile by tile.
+struct Walk {
+  uint32_t tile, block;
+  __device__ explicit Walk(const Share& share) : tile(share.first_tile), block(share.first) {}
+  __device__ void Next(const Share& share) {
+    if (++block < share.end) return;
+    block = share.first;
+    tile += share.clusters;
+  }
+};
+
 // One thread, which asks for W then: whether it may before the predecessor has ended. The gate's
 // table was uploaded before the step's first kernel, which is not launched early.
 //
@@ -134,21 +144,22 @@ __device__ void Produce(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
   // Before the wait nothing of a predecessor may be touched.
   const bool early = MayReadWeights(p.gate);
   if (!early) WaitForPredecessor();
-  const uint32_t ahead = min(share.end, share.first + S::kStages);
-  for (uint32_t b = share.first; b < ahead; ++b) copy_weights(share.first_tile, b, b - share.first);
+  Walk next(share);
+  uint32_t ahead = 0;
+  for (; ahead < S::kStages && next.tile < p.tiles; ++ahead, next.Next(share)) {
+    copy_weights(next.tile, next.block, ahead);
+  }
   if (early) WaitForPredecessor();
-  for (uint32_t b = share.first; b < ahead; ++b) copy_x(b, b - share.first);
-  uint32_t stage = (ahead - share.first) % S::kStages;
-  uint32_t parity = ahead - share.first < S::kStages ? 1 : 0;  // stages not used yet are free
-  for (uint32_t tile = share.first_tile; tile < p.tiles; tile += share.clusters) {
-    for (uint32_t b = tile == share.first_tile ? ahead : share.first; b < share.end; ++b) {
-      hopper::Await(&s.empty[stage], parity);
-      copy_weights(tile, b, stage);
-      copy_x(b, stage);
-      if (++stage == S::kStages) {
-        stage = 0;
-        parity ^= 1;
-      }
+  Walk x(share);
+  for (uint32_t stage = 0; stage < ahead; ++stage, x.Next(share)) copy_x(x.block, stage);
+  uint32_t stage = 0, parity = 0;  // where there is more, all stages are in use
+  for (; next.tile < p.tiles; next.Next(share)) {
+    hopper::Await(&s.empty[stage], parity);
+    copy_weights(next.tile, next.block, stage);
+    copy_x(next.block, stage);
+    if (++stage == S::kStages) {
+      stage = 0;
+      parity ^= 1;
     }
   }
 }
@@ -377,6 +388,13 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
+int64_t TilesOf(const GemmKind& kind) {
+  return (kind.n + kTileRows - 1) / kTileRows;
+}
+int64_t KBlocksOf(const GemmKind& kind) {
+  return (kind.k + kBlockK - 1) / kBlockK;
+}
+
 using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*,
                                  const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
                                  const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
@@ -468,13 +486,17 @@ LaunchStatus SkinnyGemm::Create(SkinnyGemm* skinny) {
   return {};
 }
 
-// The size with which the blocks take the least time. Where all multiprocessors read, memory bounds
-// them; alone, one can read so much faster than its share.
-int SkinnyGemm::ClusterFor(int64_t tiles, int64_t k_blocks) const {
-  constexpr double kAlone = 1.35;
-  constexpr double kAddUp = 1;  // blocks of k that are read in the time a tile is added up in
-  int best = 1;
-  double least = 0;
+// By the time that blocks take if memory bounds them where all multiprocessors read, and they
+// themselves do otherwise. It does not know of what is read before the kernel before has ended, nor
+// that some multiprocessors read a tenth faster than others: sizes close to the best one are worth
+// a try.
+std::vector<int> SkinnyGemm::Clusters(const GemmKind& kind) const {
+  constexpr double kAlone = 1.35;  // a block reads so much faster than its share
+  constexpr double kAddUp = 1;     // blocks of k that are read in the time a tile is added up in
+  constexpr double kClose = 1.3;
+  const int64_t tiles = TilesOf(kind);
+  const int64_t k_blocks = KBlocksOf(kind);
+  std::vector<std::pair<double, int>> found;
   for (int size = 1; size <= kMaxSkinnyCluster && size <= k_blocks; ++size) {
     const int held = clusters_[static_cast<size_t>(size)];
     if (held == 0) continue;
@@ -486,16 +508,18 @@ int SkinnyGemm::ClusterFor(int64_t tiles, int64_t k_blocks) const {
     const double rounds =
         static_cast<double>(tiles / held) * round(held) + (rest == 0 ? 0 : round(rest));
     const double time = rounds * (static_cast<double>((k_blocks + size - 1) / size) + kAddUp);
-    if (size == 1 || time < least) {
-      best = size;
-      least = time;
-    }
+    found.emplace_back(time, size);
   }
-  return best;
+  std::sort(found.begin(), found.end());
+  std::vector<int> sizes;
+  for (const auto& [time, size] : found) {
+    if (time <= kClose * found.front().first) sizes.push_back(size);
+  }
+  return sizes;
 }
 
-LaunchStatus SkinnyGemm::Run(const GemmParams& params, const Launch& launch) const {
-  const int rows = static_cast<int>(std::bit_ceil(std::max<uint64_t>(8, uint64_t(params.m))));
+LaunchStatus SkinnyGemm::Run(const GemmParams& params, int cluster, const Launch& launch) const {
+  const int rows = SkinnyRows(params.m);
   SkinnyLaunch p{};
   const auto encode = reinterpret_cast<EncodeTiled>(encode_);
   if (LaunchStatus s =
@@ -511,10 +535,9 @@ LaunchStatus SkinnyGemm::Run(const GemmParams& params, const Launch& launch) con
   p.gate = params.gate;
   p.m = static_cast<int32_t>(params.m);
   p.n = static_cast<int32_t>(params.kind.n);
-  p.tiles = static_cast<uint32_t>((params.kind.n + kTileRows - 1) / kTileRows);
-  p.k_blocks = static_cast<uint32_t>((params.kind.k + kBlockK - 1) / kBlockK);
+  p.tiles = static_cast<uint32_t>(TilesOf(params.kind));
+  p.k_blocks = static_cast<uint32_t>(KBlocksOf(params.kind));
   p.accumulate = params.kind.output == GemmOutput::kAccumulate;
-  const int cluster = ClusterFor(p.tiles, p.k_blocks);
   const int blocks = cluster * static_cast<int>(std::min<int64_t>(
                                    p.tiles, clusters_[static_cast<size_t>(cluster)]));
   return params.kind.type == GemmOutputType::kF32 ? Start<float>(p, rows, blocks, cluster, launch)

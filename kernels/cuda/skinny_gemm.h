@@ -9,11 +9,15 @@
 //     dependent launch): memory is busy while small kernels run. W is constant; where it is on its
 //     way (WeightGate) the kernel waits first.
 //
-// Determinism: bits depend on the inputs, the shape and the GPU model alone; the order of the sum
-// does not depend on m.
+// Determinism: bits depend on the inputs, the shape and the size of the clusters alone; the order
+// of the sum does not depend on m.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <bit>
+#include <cstdint>
+#include <vector>
 
 #include "kernels/cuda/gemm.h"
 
@@ -21,6 +25,11 @@ namespace weir::cuda {
 
 inline constexpr int64_t kMaxSkinnyRows = 64;
 inline constexpr int kMaxSkinnyCluster = 8;  // blocks; what every Hopper GPU can place
+
+// Rows that the kernel for |m| computes: 8, 16, 32 or 64.
+inline int SkinnyRows(int64_t m) {
+  return static_cast<int>(std::bit_ceil(std::max<uint64_t>(8, static_cast<uint64_t>(m))));
+}
 
 // Represents what such products need of a device; made once, outside captures.
 class SkinnyGemm {
@@ -32,12 +41,12 @@ class SkinnyGemm {
   bool Supports(const GemmKind& kind, int64_t m) const {
     return processors_ > 0 && m >= 1 && m <= kMaxSkinnyRows && kind.k % 8 == 0 && kind.n % 4 == 0;
   }
-  // |params| as GemmPlanner checks them.
-  LaunchStatus Run(const GemmParams& params, const Launch& launch) const;
+  // Sizes of clusters worth trying for a supported |kind|, the most promising one first.
+  std::vector<int> Clusters(const GemmKind& kind) const;
+  // |params| as GemmPlanner checks them; |cluster| is one of Clusters(params.kind).
+  LaunchStatus Run(const GemmParams& params, int cluster, const Launch& launch) const;
 
  private:
-  int ClusterFor(int64_t tiles, int64_t k_blocks) const;
-
   int processors_ = 0;  // 0: nothing is supported
   // Clusters of so many blocks that the GPU holds at once, a block a multiprocessor.
   std::array<int, kMaxSkinnyCluster + 1> clusters_{};
