@@ -120,7 +120,7 @@ class GemmPlanner {
   GemmPlannerOptions options_;
   std::unique_ptr<Lt> lt_;
   std::map<Key, std::unique_ptr<Bucket>> buckets_;
-  std::map<std::pair<GemmKind, int>, int> skinny_clusters_;  // timed, by kind and SkinnyRows
+  std::map<std::pair<GemmKind, int>, int> skinny_clusters_;  // by kind and SkinnyRows
 };
 
 }  // namespace weir::cuda
