@@ -123,6 +123,19 @@ TimeNs SimDriver::CallNs(TimeNs rest_ns) const {
   return busy ? static_cast<TimeNs>(static_cast<double>(rest_ns) * options_.busy_factor) : rest_ns;
 }
 
+void SimDriver::AwaitCopyEngine() {
+  const TimeNs limit = now_ + options_.unmap_waits_for_copies_ns;
+  while (now_ < limit) {
+    TimeNs end = 0;  // of the copy that ends last
+    for (const Stream& s : streams_) {
+      const auto* copy = s.running ? std::get_if<CopyOp>(&s.queue.front()) : nullptr;
+      if (copy != nullptr && TierAt(copy->src) != TierAt(copy->dst)) end = std::max(end, s.end);
+    }
+    if (end <= now_) return;
+    AdvanceTo(std::min(end, limit));
+  }
+}
+
 Status SimDriver::Map(VirtAddr at, AllocId alloc) {
   WEIR_TRY(table_.CheckMap(at, alloc));
   WEIR_TRY(faults_.OnCall(SimCall::kMap));
@@ -147,6 +160,7 @@ Status SimDriver::Unmap(VirtAddr at) {
   WEIR_TRY(table_.CheckUnmap(at));
   WEIR_TRY(faults_.OnCall(SimCall::kUnmap));
   NoteUnmapHazards(at, table_.mapping(at).bytes);
+  AwaitCopyEngine();
   table_.ApplyUnmap(at);
   AdvanceBy(CallNs(options_.unmap_ns));
   return OkStatus();

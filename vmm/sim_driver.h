@@ -55,6 +55,8 @@ class SimDriver final : public Driver {
     TimeNs create_ns = 0, map_ns = 0, set_access_ns = 0, unmap_ns = 0;  // set_access: per mapping
     // Map, SetAccess and Unmap take so much longer while a stream copies or computes.
     double busy_factor = 1;
+    // Unmap waits while copies between tiers run, at most so long: on GPUs it shares their engine.
+    TimeNs unmap_waits_for_copies_ns = 0;
     // Bytes kept of each allocation, from its start: what is written beyond is gone. 0: all.
     uint64_t content_bytes = 0;
     uint64_t seed = 1;
@@ -182,6 +184,7 @@ class SimDriver final : public Driver {
   explicit SimDriver(const Options& options);
   // What a call costs now that costs |rest_ns| while no stream works.
   TimeNs CallNs(TimeNs rest_ns) const;
+  void AwaitCopyEngine();
   Status CheckStream(StreamId stream) const;
   Status CheckEvent(EventId event) const;
   Result<size_t> WordIndex(VirtAddr word) const;  // of a counter or a gate word

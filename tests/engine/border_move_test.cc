@@ -35,8 +35,8 @@ constexpr bool kTimed = true;
 #endif
 
 struct Costs {
-  uint64_t remap_ns = 65'000;  // of a granule at rest
-  double busy_factor = 2;      // and beside a step
+  uint64_t remap_ns = 57'000;  // of a granule at rest
+  double busy_factor = 1.4;    // and beside a step
 };
 
 class World {
@@ -52,6 +52,7 @@ class World {
     options.map_ns = costs.remap_ns / 20;
     options.set_access_ns = costs.remap_ns - options.unmap_ns - options.map_ns;
     options.busy_factor = costs.busy_factor;
+    options.unmap_waits_for_copies_ns = 1'000'000;
     driver_ = SimDriver::Create(options).value();
     shape_ = {.layers = kLayers, .segments = 1, .segment_bytes = 60 * kGranule};
     MemoryOptions m;
