@@ -12,10 +12,12 @@ namespace weir {
 namespace {
 
 // A border that moves while requests are served moves in parts. At rest each part makes a step late
-// by its remaps and fills; so much of a step may go into them. Behind closed gates they hide as
-// long as opening the gates takes the host no longer than the step takes anyway (HidingNs). What KV
-// gives up for the part after is unmapped then, and may make the next step late by so much.
+// by its remaps and fills; so much of a step may go into them. Behind closed gates remaps hide as
+// long as the gates open at the pace at which they are reached (PaceNs), and may make a step late
+// by so much more: what does not fit a step is left to later ones. What KV gives up for the part
+// after is unmapped then, and may make the next step late by so much.
 constexpr double kLateShare = 0.1;
+constexpr double kLatePace = 0.06;
 constexpr double kLateRelease = 0.05;
 // An unmap's share of a remap, until KV has given something up.
 constexpr double kUnmapShare = 0.5;
@@ -104,9 +106,14 @@ void EngineCore::ApplyPolicy() {
   const bool clipped = wanted.amount() != decision.amount();
   if (clipped) ++stats_.border_refusals;
   TraceDecision(snapshot, decision, clipped);
-  border_goal_ = wanted;
+  SetBorderGoal(wanted);
   preempt_for_border_ = decision.preempt;
   MoveTowardsGoal();
+}
+
+void EngineCore::SetBorderGoal(const EvictionTarget& goal) {
+  if (!border_goal_) border_from_ = memory_.weights().planned().target();
+  border_goal_ = goal;
 }
 
 // S3: the request that is first in turn outgrew the policy's border before, and got a wider one
@@ -147,12 +154,9 @@ void EngineCore::MoveTowardsGoal() {
       Drain();  // granules move between steps
       return MoveBorder(next);
     }
-    const EvictionTarget& now = weights.planned().target();
-    const bool late = smoothed_step_ns_ > 0 && HostNs(now, next) > HidingNs(now);
     const TimeNs start = driver_.Now();
     Status begun = memory_.BeginMove(next, *border_goal_, Holder());
     stats_.border_ns += driver_.Now() - start;
-    if (begun.ok() && late) ++stats_.late_parts;
     if (begun.ok()) memory_.VacateAhead(NextBorder(next));
     return begun;
   };
@@ -201,13 +205,16 @@ uint32_t EngineCore::GranulesOfPart(const EvictionTarget& now, bool restoring) c
   };
   double granules = 0;
   if (weights.moves_behind_gates()) {
-    const double remap_ns = cost.behind_gates_ns();
-    const double room_ns = HidingNs(now) - layers * cost.gate_ns();
-    granules = fit(room_ns, remap_ns);
+    // As many as a step has room for beside the copies of all that is away before or after.
+    const double remap_ns = cost.at_rest_ns();
+    const double pace_ns = MovePaceNs();
+    const double room_ns = (1 + kLatePace) * pace_ns - CopyNs(now);
+    granules =
+        fit(room_ns, remap_ns + (restoring ? 0 : CopyNs({.granules_per_layer = 1}) / layers));
     if (restoring) {
       const double kv_ns = memory_.release_ns_per_granule().value_or(kUnmapShare * remap_ns);
-      granules = std::min(granules, fit(room_ns + kLateRelease * HidingNs(now),
-                                        remap_ns + kv_ns * KvShareOfWayHome()));
+      granules = std::min(
+          granules, fit(room_ns + kLateRelease * pace_ns, remap_ns + kv_ns * KvShareOfWayHome()));
     }
   } else {
     double granule_ns = cost.at_rest_ns();
@@ -227,23 +234,23 @@ double EngineCore::KvShareOfWayHome() const {
   return std::min(1.0, static_cast<double>(*kv) / home);
 }
 
-double EngineCore::HidingNs(const EvictionTarget& now) const {
+double EngineCore::CopyNs(const EvictionTarget& away) const {
   const double link = memory_.link_bytes_per_ns();
-  const double away = static_cast<double>(now.granules_per_layer) *
-                      static_cast<double>(memory_.weights().layout().layers.size()) *
-                      static_cast<double>(memory_.pool().granule_bytes());
-  // Not the steps as they were: what earlier parts made them late by is in them. And the next one
-  // may be short among long ones.
-  return std::max(std::min(smoothed_compute_ns_, last_compute_ns_), link > 0 ? away / link : 0);
+  const double bytes = static_cast<double>(away.granules_per_layer) *
+                       static_cast<double>(memory_.weights().layout().layers.size()) *
+                       static_cast<double>(memory_.pool().granule_bytes());
+  return link > 0 ? bytes / link : 0;
 }
 
-double EngineCore::HostNs(const EvictionTarget& now, const EvictionTarget& next) const {
-  const WeightPager& weights = memory_.weights();
-  const RemapCost& cost = weights.remap_cost();
-  const double moved =
-      std::abs(static_cast<double>(next.amount()) - static_cast<double>(now.amount()));
-  return static_cast<double>(weights.layout().layers.size()) *
-         (moved * cost.behind_gates_ns() + cost.gate_ns());
+double EngineCore::PaceNs(const EvictionTarget& away) const {
+  // Not the steps as they were: what earlier parts made them late by is in them. And the next one
+  // may be short among long ones.
+  return std::max(std::min(smoothed_compute_ns_, last_compute_ns_), CopyNs(away));
+}
+
+double EngineCore::MovePaceNs() const {
+  const double now = PaceNs(memory_.weights().planned().target());
+  return border_goal_ ? std::max({now, PaceNs(border_from_), PaceNs(*border_goal_)}) : now;
 }
 
 Memory::KvHolder EngineCore::Holder() {
@@ -265,8 +272,13 @@ Status EngineCore::MoveBorder(const EvictionTarget& target) {
 
 void EngineCore::AdvanceBorder(uint64_t limit_ns) {
   if (!memory_.weights().in_transition()) return;
+  GatePace pace{.link_bytes_per_ns = memory_.link_bytes_per_ns()};
+  if (const double step_ns = MovePaceNs(); step_ns > 0) {
+    pace.step_ns = static_cast<uint64_t>(step_ns);
+    pace.late_ns = static_cast<uint64_t>(kLatePace * step_ns);
+  }
   const TimeNs start = driver_.Now();
-  Status advanced = memory_.weights().AdvanceTransition(limit_ns);
+  Status advanced = memory_.weights().AdvanceTransition(limit_ns, pace);
   stats_.border_ns += driver_.Now() - start;
   if (advanced.ok()) return;
   ++stats_.border_refusals;

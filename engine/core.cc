@@ -251,7 +251,7 @@ bool EngineCore::MakeRoomFor(uint64_t blocks) {
   const WeightsView weights = Snapshot().weights;
   const EvictionTarget widest = Clip(policy_->Widest(weights), weights);
   if (!policy_->follows_load() || !fit(widest)) return false;
-  border_goal_ = widest;
+  SetBorderGoal(widest);
   keep_border_ = true;
   MoveTowardsGoal();
   return true;

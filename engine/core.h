@@ -71,9 +71,7 @@ struct CoreStats {
   uint64_t requests_finished = 0;
   uint64_t requests_failed = 0;
   uint32_t peak_running = 0;
-  uint64_t border_moves = 0;  // each part of a move made in parts counts
-  // Of those, behind closed gates: not even one granule a layer hides behind a step.
-  uint64_t late_parts = 0;
+  uint64_t border_moves = 0;     // each part of a move made in parts counts
   uint64_t border_refusals = 0;  // wishes of the policy that were clipped or failed
   TimeNs compute_ns = 0;         // of steps, where they ran
   uint64_t queued_steps = 0;     // submitted while the one before ran
@@ -179,6 +177,7 @@ class EngineCore {
   Status MoveBorder(const EvictionTarget& target);
   // Whether the request that is first in turn fits with |target|, or does not now either.
   bool FirstInTurnFits(const EvictionTarget& target) const;
+  void SetBorderGoal(const EvictionTarget& goal);
   // One part of the way to where the policy wants the border.
   void MoveTowardsGoal();
   // Where the border is after the next part of the way from |now|.
@@ -187,11 +186,12 @@ class EngineCore {
   uint32_t GranulesOfPart(const EvictionTarget& now, bool restoring) const;
   // Of the granules that weights bring home on the way to the goal: the share that KV must give up.
   double KvShareOfWayHome() const;
-  // Behind what of a step the host's work on its closed gates hides, with |now| away: the compute
-  // or the copies, whichever takes longer.
-  double HidingNs(const EvictionTarget& now) const;
-  // What moving from |now| to |next| behind closed gates takes the host.
-  double HostNs(const EvictionTarget& now, const EvictionTarget& next) const;
+  // What the gates of a step are reached in, with |away| away: the compute or the copies, whichever
+  // takes longer.
+  double PaceNs(const EvictionTarget& away) const;
+  double CopyNs(const EvictionTarget& away) const;  // of a step's copies; 0: the link is unknown
+  // What a step may take while the border moves: the longer of those before and after.
+  double MovePaceNs() const;
   Memory::KvHolder Holder();
   void AdvanceBorder(uint64_t limit_ns);
 
@@ -264,6 +264,7 @@ class EngineCore {
   QueuedDemand queued_;
   uint64_t idle_steps_ = 0;                    // a policy's clock goes on while nothing runs
   std::optional<EvictionTarget> border_goal_;  // where the policy wants the border; none: there
+  EvictionTarget border_from_;                 // where it was when it began to move there
   bool preempt_for_border_ = false;            // PolicyDecision::preempt of that wish
   Status last_border_error_;
   RequestId next_id_ = 1;

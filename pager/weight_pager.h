@@ -72,7 +72,16 @@ struct WeightPagerStats {
   uint64_t remap_ns = 0;            // spent on them
   uint64_t transitions = 0;         // that took effect
   uint64_t hidden_transitions = 0;  // of them, behind closed gates
+  uint64_t split_transitions = 0;   // ended on the way, so as not to make a step late
   uint64_t bytes_from_source = 0;   // came home from the WeightSource
+};
+
+// When the gates of a step that moves are to open: that of chunk i of n after i / n of |step_ns|,
+// and at most |late_ns| later.
+struct GatePace {
+  uint64_t step_ns = UINT64_MAX;
+  uint64_t late_ns = 0;
+  double link_bytes_per_ns = 0;  // of the copies queued before; 0: they take no time
 };
 
 class WeightPager final : public StepGates {
@@ -126,16 +135,18 @@ class WeightPager final : public StepGates {
   Status BeginTransition(const EvictionTarget& target);
   // To be called whenever a step has ended, and before one is collected: remaps and queues copies
   // for the oldest step if its gates are held closed, for about |limit_ns|, at least one chunk.
-  // Nothing else may be begun or ended before in_transition() is false. An error says why the
-  // border stays in between, or that the step is void; its gates are let go either way.
-  Status AdvanceTransition(uint64_t limit_ns = UINT64_MAX);
+  // A chunk that is late against |pace| is not remapped, but for the first: the border stays in
+  // between then, and the transition is to be begun again. Nothing else may be begun or ended
+  // before in_transition() is false. An error says why the border stays in between, or that the
+  // step is void; its gates are let go either way.
+  Status AdvanceTransition(uint64_t limit_ns = UINT64_MAX, const GatePace& pace = {});
   uint32_t steps_under_way() const;
   // Whether the oldest step under way waits for AdvanceTransition.
   bool in_transition() const;
   bool moves_behind_gates() const;
   // Whether BeginTransition takes |target|, if there are granules for it.
   bool CanMoveBehindGates(const EvictionTarget& target) const;
-  // False after a move that failed on the way: what is away lies between planned() and the target,
+  // False after a move that ended on the way: what is away lies between planned() and the target,
   // until a transition to either ends.
   bool settled() const;
   const RemapCost& remap_cost() const;

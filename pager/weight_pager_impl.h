@@ -91,8 +91,13 @@ struct Pass {
   bool held = false;
   SharedPlan to;          // moves: what is away once the pass has ended; null: nothing changes
   uint32_t advanced = 0;  // chunks remapped and queued so far, while held
-  bool let_go = false;    // void: the gates of the chunks after those opened without a copy
-  Status failed;          // the remap that stopped the move; copies go on
+  TimeNs advancing_since = 0;
+  double copying_until = 0;       // what is queued, from there on
+  std::vector<SlotPlace> places;  // of |to|, while held
+  uint32_t moved = 0;             // chunks remapped
+  bool left_some = false;         // others would have made the step late: they keep their places
+  bool let_go = false;            // void: the gates of the chunks after those opened without a copy
+  Status failed;                  // the remap that stopped the move; copies go on
 };
 
 // How to get from one plan's mappings to another's.
@@ -291,6 +296,8 @@ struct WeightPager::Impl {
 
   // --- weight_pager_transition.cc
   Status BeginHeld(const Pass& pass, uint64_t number);
+  // Whether |chunk| has slots that are not yet where the pass moves them.
+  bool Moves(const Pass& pass, const StripeChunk& chunk) const;
   Status RemapChunk(const Pass& pass, const StripeChunk& chunk, WeightPagerStats* stats);
   // The step of |pass| is void: its kernels are to run to their end without waiting.
   void LetGo(Pass* pass);

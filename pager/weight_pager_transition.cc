@@ -7,11 +7,14 @@
 //   2. Step t ends. From now on nobody reads what lies behind the gates.
 //   3. AdvanceTransition goes through the chunks in the order in which their gates are reached:
 //      remaps what changes, then queues the chunk's copy, which opens the gate. As long as that
-//      is faster than the compute, only the first gates are waited at.
+//      is faster than the compute, only the first gates are waited at; a chunk that would make the
+//      step late is copied only, and stays for a later transition. (On a GPU an unmap waits for the
+//      copy under way, so remaps add to the copies' time: docs/drivers.md.)
 //      The copy fits either mapping: a slot that is away is written into the ring, one that has
 //      come home is filled in place by the very copy that the step needs anyway.
-//   4. Step t+1 ends, and the plan is in force. If it failed, or a remap did, what is away lies
-//      between the two plans; later passes copy for the larger one, and every byte is right.
+//   4. Step t+1 ends, and the plan is in force. If it failed, or a remap did, or chunks were left,
+//      what is away lies between the two plans; later passes copy for the larger one, and every
+//      byte is right.
 // Stripes keep their ring granules (eviction_plan.h), so nothing is remapped but what moves.
 #include <algorithm>
 
@@ -108,12 +111,16 @@ Status WeightPager::Impl::BeginHeld(const Pass& pass, uint64_t number) {
   return OkStatus();
 }
 
+bool WeightPager::Impl::Moves(const Pass& pass, const StripeChunk& chunk) const {
+  const auto first = static_cast<ptrdiff_t>(chunk.first.value);
+  return !std::equal(pass.places.begin() + first, pass.places.begin() + first + chunk.count,
+                     place_of_slot.begin() + first);
+}
+
 Status WeightPager::Impl::RemapChunk(const Pass& pass, const StripeChunk& chunk,
                                      WeightPagerStats* stats) {
   std::vector<SlotPlace> to = place_of_slot;
-  const std::vector<SlotPlace> target = pass.to->PlaceOfSlots(place_of_slot.size());
-  std::copy_n(target.begin() + chunk.first.value, chunk.count, to.begin() + chunk.first.value);
-  if (to == place_of_slot) return OkStatus();
+  std::copy_n(pass.places.begin() + chunk.first.value, chunk.count, to.begin() + chunk.first.value);
   std::vector<bool> ring_after(space.region(ring).slots.size(), false);
   for (const SlotPlace i : to) {
     if (InRing(i)) ring_after[static_cast<size_t>(i)] = true;
@@ -150,7 +157,7 @@ void WeightPager::Impl::LetGo(Pass* pass) {
   SetProduced(end);
 }
 
-Status WeightPager::AdvanceTransition(uint64_t limit_ns) {
+Status WeightPager::AdvanceTransition(uint64_t limit_ns, const GatePace& pace) {
   Impl& m = *impl_;
   if (!in_transition()) return OkStatus();
   Pass& pass = m.passes.front();
@@ -165,25 +172,41 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns) {
     return m.copy_error = status.WithContext("opening the gates of a step");
   };
   if (pass.advanced == 0) {
+    pass.advancing_since = begin;
     if (Status rest = m.BeginHeld(pass, stats_.steps); !rest.ok()) return give_up(std::move(rest));
+    if (pass.to) pass.places = pass.to->PlaceOfSlots(m.place_of_slot.size());
   }
   const std::vector<StripeChunk>& chunks = pass.plan->chunks();
   for (const uint32_t first = pass.advanced; pass.advanced < chunks.size(); ++pass.advanced) {
     const TimeNs chunk_begin = m.driver.Now();
     if (pass.advanced > first && chunk_begin - begin >= limit_ns) return OkStatus();
-    const uint64_t remapped = stats_.granules_remapped;
-    const uint64_t remap_ns = stats_.remap_ns;
-    if (pass.to) {
-      pass.failed = m.RemapChunk(pass, chunks[pass.advanced], &stats_);
-      if (!pass.failed.ok()) pass.to.reset();
+    const StripeChunk& chunk = chunks[pass.advanced];
+    if (pass.to && m.Moves(pass, chunk)) {
+      const double turn = static_cast<double>(pass.advanced) / static_cast<double>(chunks.size());
+      const double ready =
+          std::max(static_cast<double>(chunk_begin - pass.advancing_since), pass.copying_until);
+      if (pass.moved == 0 ||
+          ready <= turn * static_cast<double>(pace.step_ns) + static_cast<double>(pace.late_ns)) {
+        pass.failed = m.RemapChunk(pass, chunk, &stats_);
+        if (!pass.failed.ok()) pass.to.reset();
+        ++pass.moved;
+      } else {
+        pass.left_some = true;
+      }
     }
     if (Status queued = m.QueueNext(*pass.plan, pass.base, &stats_); !queued.ok()) {
       return give_up(std::move(queued));
     }
-    if (!pass.to) continue;
-    const uint64_t took_ns = stats_.remap_ns - remap_ns;
-    m.remap_cost.ObserveBehindGate(static_cast<uint32_t>(stats_.granules_remapped - remapped),
-                                   took_ns, m.driver.Now() - chunk_begin - took_ns);
+    if (pace.link_bytes_per_ns > 0) {
+      const double bytes = static_cast<double>(chunk.count) * static_cast<double>(m.granule_bytes);
+      pass.copying_until =
+          std::max(pass.copying_until, static_cast<double>(m.driver.Now() - pass.advancing_since)) +
+          bytes / pace.link_bytes_per_ns;
+    }
+  }
+  if (pass.to && pass.left_some) {
+    pass.to.reset();
+    ++stats_.split_transitions;
   }
   Result<EventId> copied = m.driver.Record(m.copy_stream);
   if (!copied.ok()) return give_up(copied.status());

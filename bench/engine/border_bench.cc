@@ -4,7 +4,7 @@
 //   weir_border_bench MODEL [--dummy] [--device cuda] [--backing peer] [--budget BYTES]
 //                     [--batch N] [--context N] [--steps N] [--granules 0,2,4,...] [--tokens N]
 //                     [--shared N] [--prefill N] [--ring N] [--transition K]
-//                     [--placement stripe|in_place]
+//                     [--placement stripe|in_place] [--granule MIB]
 //
 // Each row: granules away from each layer, bytes away, the mean context of a sequence while it was
 // measured, the step's time (median, p99), the time it waited in gates, what the link delivered,
@@ -94,6 +94,8 @@ bool Parse(int argc, char** argv, BorderArgs* args) {
       } else if (std::strcmp(value, "stripe") != 0) {
         return false;
       }
+    } else if (flag == "--granule") {
+      e.granule = uint64_t{small} << 20;
     } else if (flag == "--prefill") {
       args->load.prefill = small;
     } else if (flag == "--transition") {
@@ -173,7 +175,7 @@ int main(int argc, char** argv) {
         "usage: weir_border_bench MODEL [--dummy] [--device cuda|cpu] [--backing peer|host] "
         "[--budget BYTES] [--batch N] [--context N] [--shared N] [--steps N] [--tokens N] "
         "[--prefill N] [--granules 0,2,4] [--ring N] [--transition K] "
-        "[--placement stripe|in_place]\n"
+        "[--placement stripe|in_place] [--granule MIB]\n"
         "accepted: a batch and a context of 1 or more, of which fewer tokens are shared; 5 or more "
         "steps; at least one number of granules\n");
     return 2;

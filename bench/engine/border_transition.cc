@@ -77,27 +77,31 @@ void Print(const char* what, const StepTimes& times, double steady_ms) {
   row("tokens", times.apart_ms);
 }
 
-// As the engine sizes parts (engine/border.cc): none takes the host longer than the compute, or the
-// copies, of a step; the first gate's remaps and copy come on top.
+// As the engine paces moves (engine/border.cc): behind the gates of a step as much is remapped as
+// there is room for beside its copies, if it takes a little longer than the longer steady one.
 void Predict(Engine& engine, double steady_ms, uint32_t from, uint32_t to) {
+  constexpr double kLate = 0.06;
   Memory& memory = engine.core().memory();
-  const RemapCost& cost = memory.weights().remap_cost();
-  const auto layers = static_cast<double>(memory.weights().layout().layers.size());
-  const double hiding_ns = steady_ms * 1e6 - layers * cost.gate_ns();
-  const double most = std::max(1.0, std::floor(hiding_ns / (layers * cost.behind_gates_ns())));
-  const double left = std::abs(static_cast<double>(to) - from);
-  const double parts = std::ceil(left / most);
-  const double part = std::ceil(left / parts);
-  const double first_ns = part * cost.behind_gates_ns() + cost.gate_ns() +
-                          std::max(from, to) * static_cast<double>(engine.info().granule_bytes) /
-                              memory.link_bytes_per_ns();
-  const double host_ns = layers * (part * cost.behind_gates_ns() + cost.gate_ns());
-  const double step_ms = std::max(steady_ms, host_ns * 1e-6) + first_ns * 1e-6;
+  const double layers = static_cast<double>(memory.weights().layout().layers.size());
+  const double remap_ms = layers * memory.weights().remap_cost().at_rest_ns() * 1e-6;
+  const double copy_ms =
+      layers * static_cast<double>(engine.info().granule_bytes) / memory.link_bytes_per_ns() * 1e-6;
+  const double longer_ms = std::max(steady_ms, copy_ms * std::max(from, to));
+  double at = from, ms = steady_ms;  // the step under way when the move begins
+  uint32_t steps = 0;
+  for (; std::abs(at - to) > 1e-6 && steps < kMoveSteps; ++steps) {
+    const double room_ms = (1 + kLate) * longer_ms - copy_ms * at;
+    const double moved =
+        std::min(std::abs(at - to), room_ms / (remap_ms + (to > from ? copy_ms : 0)));
+    const double away = std::max(at, to > from ? at + moved : at);
+    ms += std::max(std::min(steady_ms, longer_ms), copy_ms * away + remap_ms * moved);
+    at += to > from ? moved : -moved;
+  }
   std::printf(
-      "  predicted, a remap beside steps taken to be %.1f us (%.1f at rest) and a gate %.1f: %.0f "
-      "parts of %.0f granules, %.0f ms, no step longer than %.3f of the steady one\n",
-      cost.behind_gates_ns() * 1e-3, cost.at_rest_ns() * 1e-3, cost.gate_ns() * 1e-3, parts, part,
-      steady_ms + parts * step_ms, step_ms / steady_ms);
+      "  predicted, with remaps of %.1f us, as at rest: %u steps, %.0f ms, none longer than %.2f "
+      "of "
+      "%.1f ms\n",
+      remap_ms / layers * 1e3, steps, ms, 1 + kLate, longer_ms);
 }
 
 // Moves to |granules| a layer; |steady| are steps before it, and then after it.
@@ -128,11 +132,11 @@ Status Transition(Engine& engine, const BorderArgs& args, Clock& clock, FixedPol
   const WeightPagerStats& after = weights.stats();
   const auto remaps = static_cast<double>(after.granules_remapped - stats.granules_remapped);
   std::printf(
-      "  %.2f GiB in %.1f ms, %lu parts (%lu cannot hide), %.0f remaps of %.1f us, host busy %.1f "
-      "ms, refusals %lu\n",
+      "  %.2f GiB in %.1f ms, %lu parts, %lu steps had no room for all of one, %.0f remaps of %.1f "
+      "us, host busy %.1f ms, refusals %lu\n",
       std::abs(weights.plan().evicted_granules() - from) * granule_gib, done,
-      after.transitions - stats.transitions, core.stats().late_parts - then.late_parts, remaps,
-      static_cast<double>(after.remap_ns - stats.remap_ns) * 1e-3 / std::max(1.0, remaps),
+      after.transitions - stats.transitions, after.split_transitions - stats.split_transitions,
+      remaps, static_cast<double>(after.remap_ns - stats.remap_ns) * 1e-3 / std::max(1.0, remaps),
       static_cast<double>(core.stats().border_ns - then.border_ns) * 1e-6,
       core.stats().border_refusals - then.border_refusals);
   const StepTimes before = std::move(*steady);

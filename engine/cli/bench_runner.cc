@@ -24,7 +24,6 @@ CoreStats Difference(CoreStats now, const CoreStats& before) {
   now.requests_finished -= before.requests_finished;
   now.requests_failed -= before.requests_failed;
   now.border_moves -= before.border_moves;
-  now.late_parts -= before.late_parts;
   now.border_refusals -= before.border_refusals;
   now.compute_ns -= before.compute_ns;
   now.queued_steps -= before.queued_steps;

@@ -81,9 +81,9 @@ void ServerMetrics::RenderPager(Exposition& out, const AsyncStats& stats) const 
   const Labels policy = {{"policy", options_.policy}};
   out.Family("weir_border_moves_total", Type::kCounter, "Moves of the border.");
   out.Sample(policy, Number(stats.core.border_moves));
-  CounterOf(out, "weir_border_late_parts_total",
-            "Moves of one granule a layer, the least, that took longer than a step hides.",
-            Number(stats.core.late_parts));
+  CounterOf(out, "weir_border_split_moves_total",
+            "Steps behind whose gates not all that moved had room.",
+            Number(pager.split_transitions));
   out.Family("weir_policy_fallback_total", Type::kCounter,
              "Wishes of the policy that were clipped or failed.");
   out.Sample(policy, Number(stats.core.border_refusals));

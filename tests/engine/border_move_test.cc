@@ -1,5 +1,5 @@
 // Moves of the border while steps run beside the host: how late they make a step. The shape of a
-// 32B model on an H200, with granules scaled from 16 MiB down to 4 KiB and the link with them.
+// 32B model on an H200, with granules scaled down to 4 KiB and the link with them.
 #include <algorithm>
 #include <cmath>
 
@@ -21,10 +21,10 @@ using testing::StreamCompute;
 constexpr uint64_t kGranule = 4096;
 constexpr uint32_t kLayers = 64;
 constexpr uint64_t kLayerNs = 353'000;
-constexpr uint64_t kTokensNs = 200'000;  // passing on a step's tokens
-constexpr uint64_t kSubmitNs = 300'000;  // launching a step
-// 345 GB/s, which moves eight granules a layer in 1.1 of a step.
-constexpr double kLinkGranulesPerS = 345e9 / (16 << 20);
+constexpr uint64_t kTokensNs = 200'000;             // passing on a step's tokens
+constexpr uint64_t kSubmitNs = 300'000;             // launching a step
+constexpr double kLinkMibPerS = 345e9 / (1 << 20);  // 8 GiB in 1.1 of a step
+constexpr uint64_t kLayerMib = 960;
 
 // A validating build fills what is freed, with driver calls that count as remaps: it moves in other
 // parts, and only that every byte is right and nothing is touched while it moves is looked at.
@@ -37,15 +37,16 @@ constexpr bool kTimed = true;
 struct Costs {
   uint64_t remap_ns = 57'000;  // of a granule at rest
   double busy_factor = 1.4;    // and beside a step
+  uint64_t granule_mib = 32;
 };
 
 class World {
  public:
   explicit World(const Costs& costs) {
+    const double link = kLinkMibPerS / static_cast<double>(costs.granule_mib) * kGranule;
     SimDriver::Options options{.granularity_bytes = kGranule,
                                .peer_bytes = 1 << 30,
-                               .peer_link = {.in_bytes_per_s = kLinkGranulesPerS * kGranule,
-                                             .out_bytes_per_s = kLinkGranulesPerS * kGranule},
+                               .peer_link = {.in_bytes_per_s = link, .out_bytes_per_s = link},
                                .content_bytes = 64};
     // In the shares measured: unmap, map, grant access.
     options.unmap_ns = costs.remap_ns * 4 / 10;
@@ -54,7 +55,9 @@ class World {
     options.busy_factor = costs.busy_factor;
     options.unmap_waits_for_copies_ns = 1'000'000;
     driver_ = SimDriver::Create(options).value();
-    shape_ = {.layers = kLayers, .segments = 1, .segment_bytes = 60 * kGranule};
+    shape_ = {.layers = kLayers,
+              .segments = 1,
+              .segment_bytes = kLayerMib / costs.granule_mib * kGranule};
     MemoryOptions m;
     m.granule_bytes = kGranule;
     m.scratch_bytes = kGranule;
@@ -127,9 +130,9 @@ class World {
   }
 
   struct Move {
-    double ms = 0;  // from the wish until the border is there
-    uint64_t parts = 0, late_parts = 0;
-    double steady = 0;  // median step, in ms: the longer of those before and after
+    double ms = 0;                   // from the wish until the border is there
+    uint64_t parts = 0, splits = 0;  // splits: steps that had no room for all of a part
+    double steady = 0;               // median step, in ms: the longer of those before and after
     // The longest time from one step's end to the next's, and from one step's tokens to the next's,
     // while the border moves; over |steady|.
     double slowest = 0, slowest_tokens = 0;
@@ -139,7 +142,7 @@ class World {
     Steps(12);
     const double before = Median(Apart(compute_->ends(), compute_->ends().size() - 8));
     const uint64_t parts = weights().stats().hidden_transitions;
-    const uint64_t late_parts = core->stats().late_parts;
+    const uint64_t splits = weights().stats().split_transitions;
     const size_t first = compute_->ends().size();
     const size_t first_token = tokens_.size();
     const TimeNs begin = driver_->Now();
@@ -153,7 +156,7 @@ class World {
     EXPECT_TRUE(core->last_border_error().ok()) << core->last_border_error().ToString();
     move.ms = static_cast<double>(driver_->Now() - begin) * 1e-6;
     move.parts = weights().stats().hidden_transitions - parts;
-    move.late_parts = core->stats().late_parts - late_parts;
+    move.splits = weights().stats().split_transitions - splits;
     Steps(3);  // those that were under way
     const std::vector<double> moving = Apart(compute_->ends(), first);
     const std::vector<double> tokens = Apart(tokens_, first_token);
@@ -161,9 +164,8 @@ class World {
     move.steady = std::max(before, Median(Apart(compute_->ends(), compute_->ends().size() - 8)));
     move.slowest = *std::max_element(moving.begin(), moving.end()) / move.steady;
     move.slowest_tokens = *std::max_element(tokens.begin(), tokens.end()) / move.steady;
-    std::printf("to %u: %.1f ms, %lu parts, %lu late; steady %.2f ms; remap %.1f us; steps",
-                granules, move.ms, move.parts, move.late_parts, move.steady,
-                weights().remap_cost().behind_gates_ns() * 1e-3);
+    std::printf("to %u: %.1f ms, %lu parts, %lu split; steady %.2f ms; steps", granules, move.ms,
+                move.parts, move.splits, move.steady);
     for (const double ms : moving) std::printf(" %.2f", ms);
     std::printf("; tokens");
     for (const double ms : tokens) std::printf(" %.2f", ms);
@@ -197,70 +199,65 @@ class World {
   std::unique_ptr<EngineCore> core;
 };
 
-// Each way twice; the first time all that is known are remaps at rest.
-void ExpectHidden(World& world, uint32_t away, uint64_t parts, double most) {
+// Each way twice: no step is late by more than |most|, and the border is there within |ms|.
+void ExpectHidden(World& world, uint32_t away, double most, double ms) {
   for (int round = 0; round < 2; ++round) {
     for (const uint32_t granules : {away, 0U}) {
       SCOPED_TRACE("to " + std::to_string(granules) + ", round " + std::to_string(round));
       const World::Move move = world.MoveTo(granules);
       if (!kTimed) continue;
-      EXPECT_EQ(move.parts, parts);
-      EXPECT_EQ(move.late_parts, 0U);
       EXPECT_LE(move.slowest, most);
       EXPECT_LE(move.slowest_tokens, most);
+      EXPECT_LE(move.ms, ms);
     }
   }
 }
 
-// 130 us a remap beside a step, 353 us a layer: two granules a layer.
-TEST(BorderMove, HidesBehindTheStepsFromTheFirstPartOn) {
+// 8 GiB. A remap waits for the copy under way and holds up the next one: half as many take half the
+// time.
+TEST(BorderMove, HidesBehindTheSteps) {
   World world(Costs{});
-  ExpectHidden(world, 8, 4, 1.10);
+  ExpectHidden(world, 4, 1.10, 155);
+  World small(Costs{.granule_mib = 16});
+  ExpectHidden(small, 8, 1.13, 185);
 }
 
-// Copies take half of a step: what makes one late is the first gate's remaps and copy alone.
-TEST(BorderMove, MakesStepsThatTheLinkDoesNotBoundLateByTheFirstGateOnly) {
+// Copies take half of a step: there is room for all remaps.
+TEST(BorderMove, TakesAStepOrTwoWhereTheLinkDoesNotBindThem) {
   World world(Costs{});
-  ExpectHidden(world, 4, 2, 1.05);
-}
-
-TEST(BorderMove, DearerRemapsMakeSmallerParts) {
-  World world(Costs{.remap_ns = 130'000});
-  ExpectHidden(world, 8, 8, 1.10);
-}
-
-// What is learnt at rest says nothing about it: 300 us beside a step, 75 at rest.
-TEST(BorderMove, TheFirstPartTeachesWhatRemapsCostBesideSteps) {
-  World world(Costs{.remap_ns = 75'000, .busy_factor = 4});
-  const World::Move away = world.MoveTo(8);
-  const World::Move home = world.MoveTo(0);
-  if (!kTimed) return;
-  EXPECT_EQ(away.parts, 7U);  // two granules, then one at a time
-  EXPECT_EQ(home.parts, 8U);
-}
-
-TEST(BorderMove, ThatCannotHideIsAsSmallAsCanBeAndSaysSo) {
-  World world(Costs{.remap_ns = 800'000, .busy_factor = 1});
-  for (const uint32_t granules : {3U, 0U}) {
+  for (const uint32_t granules : {2U, 0U}) {
     const World::Move move = world.MoveTo(granules);
     if (!kTimed) continue;
-    EXPECT_EQ(move.parts, 3U);
-    EXPECT_EQ(move.late_parts, 3U);
-    EXPECT_GT(move.slowest, 2);
-    EXPECT_LT(move.slowest, 800.0 / 353 + 0.1);
+    EXPECT_EQ(move.splits, 0U);
+    EXPECT_LE(move.slowest, 1.05);
+    EXPECT_LE(move.ms, 50);
   }
 }
 
-// What is to come home lies in KV that the prefix cache has taken.
+// However dear remaps are: the move takes longer, and not the steps.
+TEST(BorderMove, DearerRemapsTakeMoreSteps) {
+  World world(Costs{.remap_ns = 260'000});
+  ExpectHidden(world, 4, 1.13, 400);
+  World dear(Costs{.remap_ns = 800'000, .busy_factor = 1});
+  for (const uint32_t granules : {2U, 0U}) {
+    const World::Move move = dear.MoveTo(granules);
+    if (!kTimed) continue;
+    EXPECT_GT(move.splits, 3U);
+    EXPECT_LT(move.slowest, 1.2);
+  }
+}
+
+// What is to come home lies in KV that the prefix cache has taken, whose unmaps wait for copies
+// too.
 TEST(BorderMove, KvGivesWayWithoutHoldingUpTheMove) {
   World world(Costs{});
-  (void)world.MoveTo(8);
+  (void)world.MoveTo(4);
   ASSERT_NO_FATAL_FAILURE(world.FillPrefixCache());
   const World::Move move = world.MoveTo(0);
   if (!kTimed) return;
-  EXPECT_LE(move.slowest, 1.10);
-  EXPECT_LE(move.slowest_tokens, 1.10);
-  EXPECT_LE(move.ms, 150);
+  EXPECT_LE(move.slowest, 1.20);
+  EXPECT_LE(move.slowest_tokens, 1.20);
+  EXPECT_LE(move.ms, 220);
 }
 
 // What is not the border's: this world's host takes as long as it is told to.
