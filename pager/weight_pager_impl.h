@@ -296,8 +296,11 @@ struct WeightPager::Impl {
 
   // --- weight_pager_transition.cc
   Status BeginHeld(const Pass& pass, uint64_t number);
-  // Whether |chunk| has slots that are not yet where the pass moves them.
-  bool Moves(const Pass& pass, const StripeChunk& chunk) const;
+  // Whether chunk |i| has slots that are not yet where the pass moves them.
+  bool Moves(const Pass& pass, uint32_t i) const;
+  bool OnPace(const Pass& pass, uint32_t i, const GatePace& pace) const;
+  // Of the chunk whose turn it is: its copy has been queued.
+  void NoteCopy(Pass* pass, const GatePace& pace) const;
   Status RemapChunk(const Pass& pass, const StripeChunk& chunk, WeightPagerStats* stats);
   // The step of |pass| is void: its kernels are to run to their end without waiting.
   void LetGo(Pass* pass);

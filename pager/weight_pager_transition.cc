@@ -111,10 +111,28 @@ Status WeightPager::Impl::BeginHeld(const Pass& pass, uint64_t number) {
   return OkStatus();
 }
 
-bool WeightPager::Impl::Moves(const Pass& pass, const StripeChunk& chunk) const {
+bool WeightPager::Impl::Moves(const Pass& pass, uint32_t i) const {
+  if (!pass.to || i == pass.plan->chunks().size()) return false;
+  const StripeChunk& chunk = pass.plan->chunks()[i];
   const auto first = static_cast<ptrdiff_t>(chunk.first.value);
   return !std::equal(pass.places.begin() + first, pass.places.begin() + first + chunk.count,
                      place_of_slot.begin() + first);
+}
+
+bool WeightPager::Impl::OnPace(const Pass& pass, uint32_t i, const GatePace& pace) const {
+  if (pass.moved == 0) return true;  // or a move might never end
+  const double turn = static_cast<double>(i) / static_cast<double>(pass.plan->chunks().size());
+  const auto now = static_cast<double>(driver.Now() - pass.advancing_since);
+  return std::max(now, pass.copying_until) <=
+         turn * static_cast<double>(pace.step_ns) + static_cast<double>(pace.late_ns);
+}
+
+void WeightPager::Impl::NoteCopy(Pass* pass, const GatePace& pace) const {
+  if (pace.link_bytes_per_ns <= 0) return;
+  const uint64_t bytes = pass->plan->chunks()[pass->advanced].count * granule_bytes;
+  const auto now = static_cast<double>(driver.Now() - pass->advancing_since);
+  pass->copying_until =
+      std::max(pass->copying_until, now) + static_cast<double>(bytes) / pace.link_bytes_per_ns;
 }
 
 Status WeightPager::Impl::RemapChunk(const Pass& pass, const StripeChunk& chunk,
@@ -177,31 +195,24 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns, const GatePace& pace) {
     if (pass.to) pass.places = pass.to->PlaceOfSlots(m.place_of_slot.size());
   }
   const std::vector<StripeChunk>& chunks = pass.plan->chunks();
-  for (const uint32_t first = pass.advanced; pass.advanced < chunks.size(); ++pass.advanced) {
-    const TimeNs chunk_begin = m.driver.Now();
-    if (pass.advanced > first && chunk_begin - begin >= limit_ns) return OkStatus();
-    const StripeChunk& chunk = chunks[pass.advanced];
-    if (pass.to && m.Moves(pass, chunk)) {
-      const double turn = static_cast<double>(pass.advanced) / static_cast<double>(chunks.size());
-      const double ready =
-          std::max(static_cast<double>(chunk_begin - pass.advancing_since), pass.copying_until);
-      if (pass.moved == 0 ||
-          ready <= turn * static_cast<double>(pace.step_ns) + static_cast<double>(pace.late_ns)) {
-        pass.failed = m.RemapChunk(pass, chunk, &stats_);
-        if (!pass.failed.ok()) pass.to.reset();
-        ++pass.moved;
-      } else {
-        pass.left_some = true;
+  // Several chunks between two copies, unless there is something else to do: how long an unmap
+  // waits for the engine that copies, and the link for the next copy, does not depend on how many.
+  const uint32_t at_once = limit_ns == UINT64_MAX ? 4 : 1;
+  const uint32_t first = pass.advanced;
+  while (pass.advanced < chunks.size()) {
+    if (pass.advanced > first && m.driver.Now() - begin >= limit_ns) return OkStatus();
+    uint32_t end = pass.advanced;
+    while (end - pass.advanced < at_once && m.Moves(pass, end) && m.OnPace(pass, end, pace)) {
+      pass.failed = m.RemapChunk(pass, chunks[end++], &stats_);
+      if (!pass.failed.ok()) pass.to.reset();
+      ++pass.moved;
+    }
+    if (end == pass.advanced && m.Moves(pass, end++)) pass.left_some = true;
+    for (; pass.advanced < end; ++pass.advanced) {
+      if (Status queued = m.QueueNext(*pass.plan, pass.base, &stats_); !queued.ok()) {
+        return give_up(std::move(queued));
       }
-    }
-    if (Status queued = m.QueueNext(*pass.plan, pass.base, &stats_); !queued.ok()) {
-      return give_up(std::move(queued));
-    }
-    if (pace.link_bytes_per_ns > 0) {
-      const double bytes = static_cast<double>(chunk.count) * static_cast<double>(m.granule_bytes);
-      pass.copying_until =
-          std::max(pass.copying_until, static_cast<double>(m.driver.Now() - pass.advancing_since)) +
-          bytes / pace.link_bytes_per_ns;
+      m.NoteCopy(&pass, pace);
     }
   }
   if (pass.to && pass.left_some) {

@@ -217,7 +217,7 @@ void ExpectHidden(World& world, uint32_t away, double most, double ms) {
 // time.
 TEST(BorderMove, HidesBehindTheSteps) {
   World world(Costs{});
-  ExpectHidden(world, 4, 1.10, 155);
+  ExpectHidden(world, 4, 1.10, 150);
   World small(Costs{.granule_mib = 16});
   ExpectHidden(small, 8, 1.13, 185);
 }
