@@ -124,6 +124,9 @@ for section in "${sections[@]}"; do
         --granules 0,2,4,6,7,8,10,14,20,0
       report transition_32b "$build"/bench/engine/weir_border_bench $large --dummy --device cuda \
         --backing peer --budget $((96 << 30)) --batch 64 --context 1024 --steps 40 --transition 8
+      report transition_32b_large "$build"/bench/engine/weir_border_bench $large --dummy \
+        --device cuda --backing peer --budget $((96 << 30)) --batch 64 --context 1024 --steps 40 \
+        --granule 32 --transition 4
       for batch in 8 64 512; do
         # KV does not hold 512 contexts of their own, so most of them is shared.
         shared=0; [ $batch = 512 ] && shared=480

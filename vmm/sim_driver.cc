@@ -126,6 +126,8 @@ TimeNs SimDriver::CallNs(TimeNs rest_ns) const {
 void SimDriver::AwaitCopyEngine() {
   const TimeNs limit = now_ + options_.unmap_waits_for_copies_ns;
   while (now_ < limit) {
+    while (!in_loop_ && Step(now_)) {  // what can start has started
+    }
     TimeNs end = 0;  // of the copy that ends last
     for (const Stream& s : streams_) {
       const auto* copy = s.running ? std::get_if<CopyOp>(&s.queue.front()) : nullptr;

@@ -237,7 +237,7 @@ TEST(BorderMove, TakesAStepOrTwoWhereTheLinkDoesNotBindThem) {
 // However dear remaps are: the move takes longer, and not the steps.
 TEST(BorderMove, DearerRemapsTakeMoreSteps) {
   World world(Costs{.remap_ns = 260'000});
-  ExpectHidden(world, 4, 1.13, 400);
+  ExpectHidden(world, 4, 1.20, 400);
   World dear(Costs{.remap_ns = 800'000, .busy_factor = 1});
   for (const uint32_t granules : {2U, 0U}) {
     const World::Move move = dear.MoveTo(granules);

@@ -77,6 +77,25 @@ TEST_F(SimDriverTest, CallsCostWhatWasConfigured) {
   EXPECT_EQ(driver_->Now(), 1111u);
 }
 
+TEST_F(SimDriverTest, AnUnmapWaitsForCopiesBetweenTiersButNotForEver) {
+  SimDriver::Options options;
+  options.host_link = {1e9, 1e9};  // a copy takes 4096 ns
+  options.copy_latency_ns = 0;
+  options.unmap_waits_for_copies_ns = 5000;
+  Start(options);
+  const VirtAddr device = NewMapped();
+  const VirtAddr host = NewMapped(Tier::kHost);
+  const StreamId stream = NewStream("copies");
+  ASSERT_OK(driver_->Unmap(NewMapped()));
+  EXPECT_EQ(driver_->Now(), 0u);
+  ASSERT_OK(driver_->Copy(stream, device, host, kSize));
+  ASSERT_OK(driver_->Unmap(NewMapped()));
+  EXPECT_EQ(driver_->Now(), 4096u);
+  for (int i = 0; i < 3; ++i) ASSERT_OK(driver_->Copy(stream, device, host, kSize));
+  ASSERT_OK(driver_->Unmap(NewMapped()));
+  EXPECT_EQ(driver_->Now(), 9096u);
+}
+
 TEST_F(SimDriverTest, ADeadlockIsReportedWithWhoWaits) {
   Start();
   const StreamId a = NewStream("copier");

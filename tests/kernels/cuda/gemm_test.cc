@@ -109,6 +109,39 @@ TEST_F(CudaGemm, FewRowsOfALargeMatrixAgreeWithADoubleReference) {
   CheckProduct({.n = 1032, .k = 2056, .bias = true}, 32, 32, 103);
 }
 
+// Chosen once, in one process: others import it and time nothing.
+TEST_F(CudaGemm, ImportsWhatItExported) {
+  constexpr int64_t kN = 6144, kK = 4096;
+  const DeviceBuffer<uint16_t> weights(kN * kK), x(64 * kK), y(64 * kN), again(64 * kN),
+      workspace(16 << 20);
+  for (const auto* buffer : {&weights, &x}) {
+    ASSERT_TRUE(FillNormal({.dst = AsBf16(buffer->get()),
+                            .count = static_cast<int64_t>(buffer->Bytes() / 2),
+                            .seed = 7},
+                           {.stream = stream_})
+                    .ok());
+  }
+  std::unique_ptr<GemmPlanner> first, second;
+  const GemmPlannerOptions options{.workspace = workspace.get(), .workspace_bytes = 32 << 20};
+  ASSERT_TRUE(GemmPlanner::Create(options, &first).ok());
+  ASSERT_TRUE(GemmPlanner::Create(options, &second).ok());
+  GemmParams p{
+      .kind = {kN, kK}, .x = AsBf16(x.get()), .weights = AsBf16(weights.get()), .y = y.get()};
+  for (p.m = 1; p.m <= 64; p.m *= 8) ASSERT_TRUE(first->Prepare(p, {}, stream_).ok());
+  ASSERT_TRUE(second->Import(first->Export()).ok());
+  for (p.m = 1; p.m <= 64; p.m *= 8) {
+    p.y = y.get();
+    ASSERT_TRUE(first->Run(p, {.stream = stream_}).ok());
+    p.y = again.get();
+    ASSERT_TRUE(second->Prepare(p, {}, stream_).ok());
+    EXPECT_EQ(second->SecondsOf(p.kind, p.m), 0);
+    ASSERT_TRUE(second->Run(p, {.stream = stream_}).ok());
+    ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+    EXPECT_EQ(y.Download(), again.Download()) << p.m << " rows";
+  }
+  EXPECT_EQ(second->Export(), first->Export());
+}
+
 // The weights come from the kernel before, as chunks do behind a gate (early_weights_test.cc has
 // such gates).
 TEST_F(CudaGemm, AnEarlyLaunchWaitsForWeightsThatAreOnTheirWay) {
