@@ -92,12 +92,13 @@ struct Pass {
   SharedPlan to;          // moves: what is away once the pass has ended; null: nothing changes
   uint32_t advanced = 0;  // chunks remapped and queued so far, while held
   TimeNs advancing_since = 0;
-  double copying_until = 0;       // what is queued, from there on
-  std::vector<SlotPlace> places;  // of |to|, while held
-  uint32_t moved = 0;             // chunks remapped
-  bool left_some = false;         // others would have made the step late: they keep their places
-  bool let_go = false;            // void: the gates of the chunks after those opened without a copy
-  Status failed;                  // the remap that stopped the move; copies go on
+  double copying_until = 0;          // what is queued, from there on
+  std::vector<SlotPlace> places;     // of |to|, while held
+  std::vector<uint32_t> ring_users;  // slots that lie on each ring granule, while held
+  uint32_t moved = 0;                // chunks remapped
+  bool left_some = false;            // others would have made the step late: they keep their places
+  bool let_go = false;  // void: the gates of the chunks after those opened without a copy
+  Status failed;        // the remap that stopped the move; copies go on
 };
 
 // How to get from one plan's mappings to another's.
@@ -269,9 +270,10 @@ struct WeightPager::Impl {
   void TraceCopy(const StampedCopy& copy, CopySpan span);
 
   // --- weight_pager_remap.cc
-  // |ring_after|: by ring slot, whether it holds a granule afterwards.
+  // Of |slots| only. |ring_after|: by ring slot, whether it holds a granule afterwards.
   Result<WeightTransition> MakeTransition(const std::vector<SlotPlace>& from,
                                           const std::vector<SlotPlace>& to,
+                                          const WeightSlotRun& slots,
                                           const std::vector<bool>& ring_after) const;
   // The backing copy of |slot|, at its own address.
   Status MapBackingCopy(RemapPlan* plan, uint32_t slot) const;
@@ -301,7 +303,9 @@ struct WeightPager::Impl {
   bool OnPace(const Pass& pass, uint32_t i, const GatePace& pace) const;
   // Of the chunk whose turn it is: its copy has been queued.
   void NoteCopy(Pass* pass, const GatePace& pace) const;
-  Status RemapChunk(const Pass& pass, const StripeChunk& chunk, WeightPagerStats* stats);
+  std::vector<uint32_t> RingUsers() const;
+  // Takes as long as the chunk is large: copies wait for it.
+  Status RemapChunk(Pass* pass, const StripeChunk& chunk, WeightPagerStats* stats);
   // The step of |pass| is void: its kernels are to run to their end without waiting.
   void LetGo(Pass* pass);
 };

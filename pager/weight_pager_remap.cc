@@ -47,17 +47,18 @@ Status WeightPager::Impl::MapBackingCopy(RemapPlan* plan, uint32_t slot) const {
 
 Result<WeightTransition> WeightPager::Impl::MakeTransition(
     const std::vector<SlotPlace>& from, const std::vector<SlotPlace>& to,
-    const std::vector<bool>& ring_after) const {
+    const WeightSlotRun& slots, const std::vector<bool>& ring_after) const {
   WeightTransition t;
   RemapPlan& plan = t.remap;
   const Region& home = space.region(weights);
   const Region& spare = space.region(ring);
-  const auto slots = static_cast<uint32_t>(from.size());
-  std::vector<bool> stays(slots, false);     // keeps its granule, which changes owner
-  std::vector<bool> moved_in(slots, false);  // has its granule already
+  const uint32_t first = slots.first;
+  const uint32_t end = slots.first + slots.count;
+  std::vector<bool> stays(slots.count, false);     // keeps its granule, which changes owner
+  std::vector<bool> moved_in(slots.count, false);  // has its granule already
   // By ring slot that comes or goes: the weight slot whose granule it takes, or leaves behind.
   std::vector<int32_t> heir(ring_after.size(), -1);
-  for (uint32_t s = 0; s < slots; ++s) {
+  for (uint32_t s = first; s < end; ++s) {
     if (from[s] == to[s]) continue;
     ++t.slots_changed;
     if (from[s] == kAtHome) AppendSlot(&t.evicted, s);
@@ -71,14 +72,14 @@ Result<WeightTransition> WeightPager::Impl::MakeTransition(
   for (uint32_t i = 0; i < ring_after.size(); ++i) {
     if (spare.slots[i].valid() == ring_after[i]) continue;
     if (heir[i] >= 0) {
-      stays[static_cast<size_t>(heir[i])] = true;
+      stays[static_cast<size_t>(heir[i]) - first] = true;
     } else {
       (ring_after[i] ? coming : going).push_back(i);
     }
   }
   std::vector<uint32_t> leaving, homeless;
-  for (uint32_t s = slots; s-- > 0;) {
-    if (from[s] == to[s] || stays[s]) continue;
+  for (uint32_t s = end; s-- > first;) {
+    if (from[s] == to[s] || stays[s - first]) continue;
     if (from[s] == kAtHome) leaving.push_back(s);
     if (to[s] == kAtHome) homeless.push_back(s);
   }
@@ -100,12 +101,14 @@ Result<WeightTransition> WeightPager::Impl::MakeTransition(
   while (homeless.size() > from_ring && !leaving.empty()) {
     plan.Unmap(weights, SlotIndex(homeless.back()));
     plan.MapAlias(weights, SlotIndex(homeless.back()), weights, SlotIndex(leaving.back()));
-    moved_in[homeless.back()] = true;
+    moved_in[homeless.back() - first] = true;
     homeless.pop_back();
     leaving.pop_back();
   }
-  for (uint32_t s = 0; s < slots; ++s) {
-    if (from[s] != to[s] && !stays[s] && !moved_in[s]) plan.Unmap(weights, SlotIndex(s));
+  for (uint32_t s = first; s < end; ++s) {
+    if (from[s] != to[s] && !stays[s - first] && !moved_in[s - first]) {
+      plan.Unmap(weights, SlotIndex(s));
+    }
   }
   // A shrinking ring sends granules home.
   for (uint32_t i = 0; i < ring_after.size(); ++i) {
@@ -128,8 +131,8 @@ Result<WeightTransition> WeightPager::Impl::MakeTransition(
   for (; !coming.empty(); coming.pop_back()) {
     plan.MapFresh(ring, SlotIndex(coming.back()), Owner::kRing);
   }
-  for (uint32_t s = 0; s < slots; ++s) {
-    if (from[s] == to[s] || stays[s]) continue;
+  for (uint32_t s = first; s < end; ++s) {
+    if (from[s] == to[s] || stays[s - first]) continue;
     if (InRing(to[s])) {
       plan.MapAlias(weights, SlotIndex(s), ring, SlotIndex(static_cast<uint32_t>(to[s])));
     } else if (to[s] == kInBackingCopy) {
@@ -155,7 +158,8 @@ Status WeightPager::Impl::CommitTransition(WeightTransition& t, WeightPagerStats
 Status WeightPager::Impl::MoveAllTo(const EvictionPlan& plan, RemapCause cause,
                                     std::vector<WeightSlotRun>* restored, WeightPagerStats* stats) {
   std::vector<SlotPlace> to = plan.PlaceOfSlots(place_of_slot.size());
-  WeightTransition t = WEIR_TRY(MakeTransition(place_of_slot, to, RingOf(plan)));
+  const WeightSlotRun all{.first = 0, .count = static_cast<uint32_t>(to.size())};
+  WeightTransition t = WEIR_TRY(MakeTransition(place_of_slot, to, all, RingOf(plan)));
   t.remap.cause = cause;
   if (last_copy.valid()) t.remap.fence.Add(last_copy);
   const uint64_t before_ns = stats->remap_ns;

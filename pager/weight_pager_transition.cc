@@ -135,15 +135,26 @@ void WeightPager::Impl::NoteCopy(Pass* pass, const GatePace& pace) const {
       std::max(pass->copying_until, now) + static_cast<double>(bytes) / pace.link_bytes_per_ns;
 }
 
-Status WeightPager::Impl::RemapChunk(const Pass& pass, const StripeChunk& chunk,
-                                     WeightPagerStats* stats) {
-  std::vector<SlotPlace> to = place_of_slot;
-  std::copy_n(pass.places.begin() + chunk.first.value, chunk.count, to.begin() + chunk.first.value);
-  std::vector<bool> ring_after(space.region(ring).slots.size(), false);
-  for (const SlotPlace i : to) {
-    if (InRing(i)) ring_after[static_cast<size_t>(i)] = true;
+std::vector<uint32_t> WeightPager::Impl::RingUsers() const {
+  std::vector<uint32_t> users(space.region(ring).slots.size(), 0);
+  for (const SlotPlace i : place_of_slot) {
+    if (InRing(i)) ++users[static_cast<size_t>(i)];
   }
-  WeightTransition t = WEIR_TRY(MakeTransition(place_of_slot, to, ring_after));
+  return users;
+}
+
+Status WeightPager::Impl::RemapChunk(Pass* pass, const StripeChunk& chunk,
+                                     WeightPagerStats* stats) {
+  const WeightSlotRun slots{.first = static_cast<uint32_t>(chunk.first.value),
+                            .count = chunk.count};
+  std::vector<uint32_t> users = pass->ring_users;
+  for (uint32_t s = slots.first; s < slots.first + slots.count; ++s) {
+    if (InRing(place_of_slot[s])) --users[static_cast<size_t>(place_of_slot[s])];
+    if (InRing(pass->places[s])) ++users[static_cast<size_t>(pass->places[s])];
+  }
+  std::vector<bool> ring_after(users.size());
+  std::transform(users.begin(), users.end(), ring_after.begin(), [](uint32_t n) { return n > 0; });
+  WeightTransition t = WEIR_TRY(MakeTransition(place_of_slot, pass->places, slots, ring_after));
   t.remap.cause = t.restored.empty() ? RemapCause::kEvict : RemapCause::kRestore;
   const auto fresh = static_cast<uint32_t>(
       std::count_if(t.remap.ops.begin(), t.remap.ops.end(),
@@ -151,7 +162,8 @@ Status WeightPager::Impl::RemapChunk(const Pass& pass, const StripeChunk& chunk,
   homecoming.Refund(std::min(fresh, homecoming.count()));
   // No fence: the gate is closed, the step before has ended, and this chunk's copy is not queued.
   WEIR_TRY(CommitTransition(t, stats));
-  place_of_slot = std::move(to);
+  std::copy_n(pass->places.begin() + slots.first, slots.count, place_of_slot.begin() + slots.first);
+  pass->ring_users = std::move(users);
   return OkStatus();
 }
 
@@ -192,7 +204,10 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns, const GatePace& pace) {
   if (pass.advanced == 0) {
     pass.advancing_since = begin;
     if (Status rest = m.BeginHeld(pass, stats_.steps); !rest.ok()) return give_up(std::move(rest));
-    if (pass.to) pass.places = pass.to->PlaceOfSlots(m.place_of_slot.size());
+    if (pass.to) {
+      pass.places = pass.to->PlaceOfSlots(m.place_of_slot.size());
+      pass.ring_users = m.RingUsers();
+    }
   }
   const std::vector<StripeChunk>& chunks = pass.plan->chunks();
   // Several chunks between two copies, unless there is something else to do: how long an unmap
@@ -203,7 +218,7 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns, const GatePace& pace) {
     if (pass.advanced > first && m.driver.Now() - begin >= limit_ns) return OkStatus();
     uint32_t end = pass.advanced;
     while (end - pass.advanced < at_once && m.Moves(pass, end) && m.OnPace(pass, end, pace)) {
-      pass.failed = m.RemapChunk(pass, chunks[end++], &stats_);
+      pass.failed = m.RemapChunk(&pass, chunks[end++], &stats_);
       if (!pass.failed.ok()) pass.to.reset();
       ++pass.moved;
     }
