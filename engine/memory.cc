@@ -310,8 +310,7 @@ Status Memory::CopyBlocks(const std::vector<BlockMoveRequest>& requests) {
   std::vector<BlockMove> moves;
   moves.reserve(requests.size());
   for (const BlockMoveRequest& m : requests) moves.push_back({m.from, m.to});
-  Fence fence = WEIR_TRY(copier_->Move(moves));
-  WEIR_TRY(fence.Wait(driver_));
+  WEIR_TRY(copier_->Move(moves));
   if (!options_.pager.verify_stripes) return OkStatus();
   std::vector<std::byte> from(options_.kv_block_bytes);
   std::vector<std::byte> to(options_.kv_block_bytes);

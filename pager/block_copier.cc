@@ -6,16 +6,29 @@
 namespace weir {
 
 Result<std::unique_ptr<BlockCopier>> BlockCopier::Create(Driver& driver, const KvArena& arena) {
-  const StreamId stream = WEIR_TRY(driver.CreateStream("weir-kv-move"));
-  return std::unique_ptr<BlockCopier>(new BlockCopier(driver, arena, stream));
+  std::unique_ptr<BlockCopier> copier(new BlockCopier(driver, arena));
+  copier->stream_ = WEIR_TRY(driver.CreateStream("weir-kv-move"));
+  return copier;
 }
 
 BlockCopier::~BlockCopier() {
-  // A failed stream was reported by its fences; there is nobody left to tell.
-  (void)driver_.DestroyStream(stream_);
+  if (stream_.valid()) (void)driver_.DestroyStream(stream_);
 }
 
-Result<Fence> BlockCopier::Move(const std::vector<BlockMove>& moves) {
+Status BlockCopier::Move(const std::vector<BlockMove>& moves) {
+  WEIR_TRY(Check(moves));
+  if (moves.empty()) return OkStatus();
+  if (!stream_.valid()) stream_ = WEIR_TRY(driver_.CreateStream("weir-kv-move"));
+  Status copied = Copy(moves);
+  if (copied.ok()) return copied;
+  // What was queued before the error must not reach blocks that others have by then, and a failed
+  // stream carries nothing any more. This waits for it.
+  (void)driver_.DestroyStream(stream_);
+  stream_ = StreamId();
+  return copied;
+}
+
+Status BlockCopier::Check(const std::vector<BlockMove>& moves) const {
   const KvGeometry& geometry = arena_.geometry();
   std::vector<uint32_t> targets, sources;
   for (const BlockMove& m : moves) {
@@ -41,6 +54,11 @@ Result<Fence> BlockCopier::Move(const std::vector<BlockMove>& moves) {
     return InvalidArgument("block " + std::to_string(both.front()) +
                            " is source and target of one call");
   }
+  return OkStatus();
+}
+
+Status BlockCopier::Copy(const std::vector<BlockMove>& moves) {
+  const KvGeometry& geometry = arena_.geometry();
   const uint64_t stride = arena_.block_stride();
   for (size_t i = 0; i < moves.size();) {
     size_t run = 1;  // moves whose blocks lie side by side go in one copy
@@ -54,8 +72,7 @@ Result<Fence> BlockCopier::Move(const std::vector<BlockMove>& moves) {
     blocks_moved_ += run;
     i += run;
   }
-  if (moves.empty()) return Fence();
-  return Fence(WEIR_TRY(driver_.Record(stream_)));
+  return driver_.Wait(WEIR_TRY(driver_.Record(stream_)));
 }
 
 }  // namespace weir

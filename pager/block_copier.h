@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "pager/kv_arena.h"
-#include "vmm/fence.h"
+#include "vmm/driver.h"
 
 namespace weir {
 
@@ -20,17 +20,18 @@ class BlockCopier {
  public:
   static Result<std::unique_ptr<BlockCopier>> Create(Driver& driver, const KvArena& arena);
   ~BlockCopier();
-  // Queues the copies in order; the fence completes when all have. Sources and targets of one call
-  // must not overlap (checked).
-  Result<Fence> Move(const std::vector<BlockMove>& moves);
+  // Waits until all have been copied. Sources and targets of one call must not overlap (checked).
+  // On an error any of the targets may have been written to, and none is any more.
+  Status Move(const std::vector<BlockMove>& moves);
   uint64_t blocks_moved() const { return blocks_moved_; }
 
  private:
-  BlockCopier(Driver& driver, const KvArena& arena, StreamId stream)
-      : driver_(driver), arena_(arena), stream_(stream) {}
+  BlockCopier(Driver& driver, const KvArena& arena) : driver_(driver), arena_(arena) {}
+  Status Check(const std::vector<BlockMove>& moves) const;
+  Status Copy(const std::vector<BlockMove>& moves);
   Driver& driver_;
   const KvArena& arena_;
-  StreamId stream_;
+  StreamId stream_;  // invalid after an error
   uint64_t blocks_moved_ = 0;
 };
 
