@@ -14,10 +14,9 @@ namespace {
 // A border that moves while requests are served moves in parts. At rest each part makes a step late
 // by its remaps and fills; so much of a step may go into them. Behind closed gates remaps hide as
 // long as the gates open at the pace at which they are reached (PaceNs), and may make a step late
-// by so much more: what does not fit a step is left to later ones. What KV gives up for the part
+// by kLateMove more: what does not fit a step is left to later ones. What KV gives up for the part
 // after is unmapped then, and may make the next step late by so much.
 constexpr double kLateShare = 0.1;
-constexpr double kLatePace = 0.06;
 constexpr double kLateRelease = 0.05;
 // An unmap's share of a remap, until KV has given something up.
 constexpr double kUnmapShare = 0.5;
@@ -208,7 +207,7 @@ uint32_t EngineCore::GranulesOfPart(const EvictionTarget& now, bool restoring) c
     // As many as a step has room for beside the copies of all that is away before or after.
     const double remap_ns = cost.at_rest_ns();
     const double pace_ns = MovePaceNs();
-    const double room_ns = (1 + kLatePace) * pace_ns - CopyNs(now);
+    const double room_ns = (1 + kLateMove) * pace_ns - CopyNs(now);
     granules =
         fit(room_ns, remap_ns + (restoring ? 0 : CopyNs({.granules_per_layer = 1}) / layers));
     if (restoring) {
@@ -275,7 +274,7 @@ void EngineCore::AdvanceBorder(uint64_t limit_ns) {
   GatePace pace{.link_bytes_per_ns = memory_.link_bytes_per_ns()};
   if (const double step_ns = MovePaceNs(); step_ns > 0) {
     pace.step_ns = static_cast<uint64_t>(step_ns);
-    pace.late_ns = static_cast<uint64_t>(kLatePace * step_ns);
+    pace.late_ns = static_cast<uint64_t>(kLateMove * step_ns);
   }
   const TimeNs start = driver_.Now();
   Status advanced = memory_.weights().AdvanceTransition(limit_ns, pace);

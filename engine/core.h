@@ -102,6 +102,9 @@ struct StepRecord {
 
 class EngineCore {
  public:
+  // A move of the border may make steps longer by so much of the longer of those before and after.
+  static constexpr double kLateMove = 0.06;
+
   // |memory|, |compute|, |policy|, |driver| outlive the core.
   EngineCore(Driver& driver, Memory& memory, Compute& compute, Policy& policy,
              const CoreOptions& options);

@@ -95,7 +95,7 @@ struct Pass {
   double copying_until = 0;          // what is queued, from there on
   std::vector<SlotPlace> places;     // of |to|, while held
   std::vector<uint32_t> ring_users;  // slots that lie on each ring granule, while held
-  uint32_t moved = 0;                // chunks remapped
+  bool moved_some = false;           // chunks have been remapped
   bool left_some = false;            // others would have made the step late: they keep their places
   bool let_go = false;  // void: the gates of the chunks after those opened without a copy
   Status failed;        // the remap that stopped the move; copies go on

@@ -120,7 +120,7 @@ bool WeightPager::Impl::Moves(const Pass& pass, uint32_t i) const {
 }
 
 bool WeightPager::Impl::OnPace(const Pass& pass, uint32_t i, const GatePace& pace) const {
-  if (pass.moved == 0) return true;  // or a move might never end
+  if (!pass.moved_some) return true;  // or a move might never end
   const double turn = static_cast<double>(i) / static_cast<double>(pass.plan->chunks().size());
   const auto now = static_cast<double>(driver.Now() - pass.advancing_since);
   return std::max(now, pass.copying_until) <=
@@ -212,7 +212,8 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns, const GatePace& pace) {
   const std::vector<StripeChunk>& chunks = pass.plan->chunks();
   // Several chunks between two copies, unless there is something else to do: how long an unmap
   // waits for the engine that copies, and the link for the next copy, does not depend on how many.
-  const uint32_t at_once = limit_ns == UINT64_MAX ? 4 : 1;
+  constexpr uint32_t kAtOnce = 4;
+  const uint32_t at_once = limit_ns == UINT64_MAX ? kAtOnce : 1;
   const uint32_t first = pass.advanced;
   while (pass.advanced < chunks.size()) {
     if (pass.advanced > first && m.driver.Now() - begin >= limit_ns) return OkStatus();
@@ -220,9 +221,12 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns, const GatePace& pace) {
     while (end - pass.advanced < at_once && m.Moves(pass, end) && m.OnPace(pass, end, pace)) {
       pass.failed = m.RemapChunk(&pass, chunks[end++], &stats_);
       if (!pass.failed.ok()) pass.to.reset();
-      ++pass.moved;
+      pass.moved_some = true;
     }
-    if (end == pass.advanced && m.Moves(pass, end++)) pass.left_some = true;
+    if (end == pass.advanced) {  // it is only copied
+      pass.left_some = pass.left_some || m.Moves(pass, end);
+      ++end;
+    }
     for (; pass.advanced < end; ++pass.advanced) {
       if (Status queued = m.QueueNext(*pass.plan, pass.base, &stats_); !queued.ok()) {
         return give_up(std::move(queued));

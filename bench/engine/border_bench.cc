@@ -10,8 +10,8 @@
 // measured, the step's time (median, p99), the time it waited in gates, what the link delivered,
 // and how long the move to this border took. The prediction beside it: the first row's step, which
 // should be of 0 granules, longer by what writing the copies into the ring takes of the memory's
-// time, but no shorter than the link needs (docs/policies.md). A copied byte
-// is taken to cost what a byte costs that the first row's steps read, of weights and KV.
+// time, but no shorter than the link needs (docs/policies.md). A copied byte is taken to cost what
+// a byte costs that the first row's steps read, of weights and KV.
 //
 // The load: --batch sequences that decode behind --context tokens. For every row the same prompts
 // begin anew behind the prefix cache, so that contexts are the same in all. The first --shared

@@ -80,9 +80,9 @@ void Print(const char* what, const StepTimes& times, double steady_ms) {
 // As the engine paces moves (engine/border.cc): behind the gates of a step as much is remapped as
 // there is room for beside its copies, if it takes a little longer than the longer steady one.
 void Predict(Engine& engine, double steady_ms, uint32_t from, uint32_t to) {
-  constexpr double kLate = 0.06;
+  constexpr double kLate = EngineCore::kLateMove;
   Memory& memory = engine.core().memory();
-  const double layers = static_cast<double>(memory.weights().layout().layers.size());
+  const auto layers = static_cast<double>(memory.weights().layout().layers.size());
   const double remap_ms = layers * memory.weights().remap_cost().at_rest_ns() * 1e-6;
   const double copy_ms =
       layers * static_cast<double>(engine.info().granule_bytes) / memory.link_bytes_per_ns() * 1e-6;
@@ -99,8 +99,7 @@ void Predict(Engine& engine, double steady_ms, uint32_t from, uint32_t to) {
   }
   std::printf(
       "  predicted, with remaps of %.1f us, as at rest: %u steps, %.0f ms, none longer than %.2f "
-      "of "
-      "%.1f ms\n",
+      "of %.1f ms\n",
       remap_ms / layers * 1e3, steps, ms, 1 + kLate, longer_ms);
 }
 

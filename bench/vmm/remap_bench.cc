@@ -20,6 +20,7 @@
 #include "bench/vmm/remap_beside.h"
 #include "bench/vmm/time_limit.h"
 #include "vmm/driver.h"
+#include "vmm/trace.h"
 
 namespace weir::bench {
 namespace {
@@ -246,7 +247,8 @@ Status RunTable(const Options& options) {
 
 Status RunBeside(const Options& options) {
   const TimeLimit limit(kBesideLimitNs, "remaps beside work");
-  BesideOptions beside{.driver = options.driver, .rows_until_ns = SteadyNow() + kBesideRowsNs};
+  BesideOptions beside{.driver = options.driver,
+                       .rows_until_ns = TraceMonotonicNs() + kBesideRowsNs};
   if (!options.granules.empty()) beside.granules = options.granules;
   BesideReport report;
   const Status measured = MeasureBeside(beside, &report, [&report](const BesideRow& row) {

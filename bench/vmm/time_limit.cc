@@ -6,12 +6,6 @@
 
 namespace weir::bench {
 
-TimeNs SteadyNow() {
-  return static_cast<TimeNs>(std::chrono::duration_cast<std::chrono::nanoseconds>(
-                                 std::chrono::steady_clock::now().time_since_epoch())
-                                 .count());
-}
-
 TimeLimit::TimeLimit(TimeNs limit_ns, const char* what)
     : thread_([this, limit_ns, what] {
         std::unique_lock lock(mutex_);

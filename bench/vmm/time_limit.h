@@ -10,9 +10,6 @@
 
 namespace weir::bench {
 
-// Of the clock that real drivers tell by Now().
-TimeNs SteadyNow();
-
 class TimeLimit {
  public:
   // |what| outlives the object.

@@ -194,6 +194,8 @@ TEST_F(CudaSluiceTest, AThousandMovesBehindClosedGatesChangeNoToken) {
     EXPECT_EQ(moved.tokens, resident.tokens);
     EXPECT_EQ(moved.stats.steps, resident.stats.steps);
     EXPECT_GE(moved.pager.hidden_transitions + moved.pager.split_transitions, 1000U);
+    EXPECT_GE(moved.pager.granules_remapped, 1000U);
+    EXPECT_GT(moved.pager.hidden_transitions, 0U);
     std::printf(
         "%lu moves behind closed gates, %lu of them ended on the way, %lu granules remapped "
         "in %.1f us each\n",
