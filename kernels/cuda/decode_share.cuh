@@ -143,25 +143,25 @@ struct Share {
 struct Segment {
   int32_t sequence, head, pages, first, end;
 
-  // The one that begins with |unit|, in units that end at |stop|.
+  // The one that begins with |unit|, in units that end at |stop|. A warp looks together.
   __device__ static Segment At(const DecodeLaunch& p, const int32_t* page_indptr, uint32_t unit,
                                uint32_t stop) {
     const auto kv_heads = static_cast<uint32_t>(p.kv_heads);
     const auto page = static_cast<int32_t>(unit / kv_heads);
-    int32_t low = 0;  // page_indptr[low] <= page < page_indptr[high]
-    int32_t high = p.sequences;
-    while (high - low > 1) {
-      const int32_t middle = (low + high) / 2;
-      if (page_indptr[middle] <= page) {
-        low = middle;
-      } else {
-        high = middle;
-      }
-    }
-    const auto pages = static_cast<uint32_t>(page_indptr[low + 1] - page_indptr[low]);
-    const uint32_t in = unit - static_cast<uint32_t>(page_indptr[low]) * kv_heads;
-    const uint32_t first = in % pages;
-    return {low, static_cast<int32_t>(in / pages), static_cast<int32_t>(pages),
+    // Sequences that end at |page| or before it: first whole runs of them, then within a run.
+    const auto lane = static_cast<int32_t>(threadIdx.x % 32);
+    const int32_t run = (p.sequences + 31) / 32;
+    const auto ended = [&](int32_t sequences) {
+      const bool over = sequences <= p.sequences && page_indptr[sequences] <= page;
+      return __popc(__ballot_sync(~0u, over));
+    };
+    int32_t sequence = ended((lane + 1) * run) * run;
+    if (run > 1) sequence += ended(lane + 1 < run ? sequence + lane + 1 : p.sequences + 1);
+    const auto pages = static_cast<uint32_t>(page_indptr[sequence + 1] - page_indptr[sequence]);
+    const uint32_t in = unit - static_cast<uint32_t>(page_indptr[sequence]) * kv_heads;
+    const uint32_t head = in / pages;
+    const uint32_t first = in - head * pages;
+    return {sequence, static_cast<int32_t>(head), static_cast<int32_t>(pages),
             static_cast<int32_t>(first), static_cast<int32_t>(min(pages, first + stop - unit))};
   }
   __device__ uint32_t units() const { return static_cast<uint32_t>(end - first); }
@@ -177,13 +177,18 @@ class Walk {
         begin_(share.begin),
         unit_(share.begin),
         stop_(share.end) {
-    if (share.cuts && begin_ < stop_) {
-      const Segment last = Segment::At(p, page_indptr, stop_ - 1, stop_);
-      const uint32_t head_begin = stop_ - 1 - static_cast<uint32_t>(last.first);
-      if (last.end < last.pages && head_begin > begin_) unit_ = head_begin;
+    turn_ = begin_;
+    if (done()) return;
+    if (share.cuts) {
+      segment_ = Segment::At(p, page_indptr, stop_ - 1, stop_);
+      const uint32_t head_begin = stop_ - 1 - static_cast<uint32_t>(segment_.first);
+      if (segment_.end < segment_.pages && head_begin > begin_) {
+        segment_.first = 0;
+        turn_ = unit_ = head_begin;
+        return;
+      }
     }
-    turn_ = unit_;
-    if (!done()) segment_ = Segment::At(p_, page_indptr_, unit_, stop_);
+    segment_ = Segment::At(p_, page_indptr_, unit_, stop_);
   }
 
   __device__ bool done() const { return unit_ == stop_; }
@@ -195,8 +200,19 @@ class Walk {
     if (unit_ == stop_ && stop_ != turn_ && turn_ != begin_) {
       unit_ = begin_;
       stop_ = turn_;
+      if (!done()) segment_ = Segment::At(p_, page_indptr_, unit_, stop_);
+      return;
     }
-    if (!done()) segment_ = Segment::At(p_, page_indptr_, unit_, stop_);
+    if (done()) return;
+    if (++segment_.head == p_.kv_heads) {
+      segment_.head = 0;
+      do {
+        ++segment_.sequence;
+        segment_.pages = page_indptr_[segment_.sequence + 1] - page_indptr_[segment_.sequence];
+      } while (segment_.pages == 0);
+    }
+    segment_.first = 0;
+    segment_.end = min(segment_.pages, static_cast<int32_t>(stop_ - unit_));
   }
 
  private:

@@ -29,9 +29,11 @@ __device__ __forceinline__ float HeadSum(float x) {
   return x;
 }
 
+// |low_weight|, |high_weight|: of the lane's two vectors.
 template <int kLanes>
-__device__ __forceinline__ void Normalise(const float* weight, float eps, int head_dim, int half,
-                                          int at, bool active, float (&low)[kVector],
+__device__ __forceinline__ void Normalise(const float (&low_weight)[kVector],
+                                          const float (&high_weight)[kVector], float eps,
+                                          int head_dim, bool active, float (&low)[kVector],
                                           float (&high)[kVector]) {
   float sum = 0;
 #pragma unroll
@@ -41,38 +43,35 @@ __device__ __forceinline__ void Normalise(const float* weight, float eps, int he
   sum = HeadSum<kLanes>(active ? sum : 0.0f);
   if (!active) return;
   const float r = 1.0f / sqrtf(sum / static_cast<float>(head_dim) + eps);
-  float w[kVector];
-  Load8(weight + at, w);
 #pragma unroll
-  for (int j = 0; j < kVector; ++j) low[j] = low[j] * r * w[j];
-  Load8(weight + half + at, w);
+  for (int j = 0; j < kVector; ++j) low[j] = low[j] * r * low_weight[j];
 #pragma unroll
-  for (int j = 0; j < kVector; ++j) high[j] = high[j] * r * w[j];
+  for (int j = 0; j < kVector; ++j) high[j] = high[j] * r * high_weight[j];
 }
 
 // The products are spelled out so that they round as kernels/cpu/rope.h says.
-__device__ __forceinline__ void Rotate(const float* cos, const float* sin, float (&low)[kVector],
-                                       float (&high)[kVector]) {
-  float c[kVector], s[kVector];
-  Load8(cos, c);
-  Load8(sin, s);
+__device__ __forceinline__ void Rotate(const float (&cos)[kVector], const float (&sin)[kVector],
+                                       float (&low)[kVector], float (&high)[kVector]) {
 #pragma unroll
   for (int j = 0; j < kVector; ++j) {
     const float x = low[j];
-    low[j] = __fmaf_rn(x, c[j], -__fmul_rn(high[j], s[j]));
-    high[j] = __fmaf_rn(high[j], c[j], __fmul_rn(x, s[j]));
+    low[j] = __fmaf_rn(x, cos[j], -__fmul_rn(high[j], sin[j]));
+    high[j] = __fmaf_rn(high[j], cos[j], __fmul_rn(x, sin[j]));
   }
 }
 
 // kLanes threads have one head of kLanes * 16 values (padding included) of one row. Lane i of a q
 // or k head has values [8 i, 8 i + 8) and their partners half a head on; lanes past the real head
 // have two vectors of padding.
+//
+// What does not come from the step's own kernels is read before the predecessor has ended: norms
+// and tables are constant, positions and slots were there before the step's first kernel, which is
+// not launched early.
 template <int kLanes>
 __global__ void __launch_bounds__(kThreads) QkvKernel(const QkvLaunch launch) {
   constexpr int kPadded = kLanes * 2 * kVector;
   const QkvParams& p = launch.p;
   TriggerDependents();
-  WaitForPredecessor();
   const uint32_t group = blockIdx.x * (kThreads / kLanes) + threadIdx.x / kLanes;
   if (group >= launch.groups) return;  // all lanes of a head, or none
   const uint32_t row = group / launch.heads;
@@ -100,20 +99,30 @@ __global__ void __launch_bounds__(kThreads) QkvKernel(const QkvLaunch launch) {
     at = is_v ? 2 * lane * kVector : p.head_dim + 2 * (lane * kVector - half);
     partner = at + kVector;
   }
+  const float* norm = is_v ? nullptr : is_q ? p.q_norm : p.k_norm;
+  float cos[kVector], sin[kVector], low_norm[kVector], high_norm[kVector];
+  if (!is_v && active) {
+    const int32_t position = min(max(p.positions[row], 0), p.max_positions - 1);
+    const int64_t angle = int64_t{position} * half + at;
+    Load8(p.cos + angle, cos);
+    Load8(p.sin + angle, sin);
+    if (norm != nullptr) {
+      Load8(norm + at, low_norm);
+      Load8(norm + half + at, high_norm);
+    }
+  }
+  WaitForPredecessor();
   uint4 low = *reinterpret_cast<const uint4*>(x + at);
   uint4 high = *reinterpret_cast<const uint4*>(x + partner);
   if (!is_v) {
     float a[kVector], b[kVector];
     Unpack(low, a);
     Unpack(high, b);
-    const float* norm = is_q ? p.q_norm : p.k_norm;
     if (norm != nullptr) {
-      Normalise<kLanes>(norm, p.eps, p.head_dim, half, at, active, a, b);
+      Normalise<kLanes>(low_norm, high_norm, p.eps, p.head_dim, active, a, b);
     }
     if (active) {
-      const int32_t position = min(max(p.positions[row], 0), p.max_positions - 1);
-      const int64_t angle = int64_t{position} * half + at;
-      Rotate(p.cos + angle, p.sin + angle, a, b);
+      Rotate(cos, sin, a, b);
       low = Pack(a);
       high = Pack(b);
     } else {
