@@ -6,9 +6,9 @@
 // another order than a double reference); accumulating, + 2^-8 |x·w|: some algorithms round the
 // product before they add it (seen with cuBLASLt 13 on an H100).
 //
-// Algorithms are chosen once, before capture, by timing what cuBLASLt proposes (and our own
-// kernel), and kept: a run only enqueues kernels. A product of m rows runs with the algorithm of
-// the smallest prepared m' >= m of the same kind (its bucket).
+// Algorithms are chosen once, before capture, by timing what cuBLASLt proposes, for the rows at
+// hand and for others (and our own kernel), and kept: a run only enqueues kernels. A product of m
+// rows runs with the algorithm of the smallest prepared m' >= m of the same kind (its bucket).
 //
 // Determinism: an algorithm gives the same bits for the same inputs on the same library version and
 // GPU model. Split-K is allowed only with partial sums kept in float in the workspace and added by
@@ -64,8 +64,10 @@ struct GemmPlannerOptions {
   void* workspace = nullptr;
   size_t workspace_bytes = 0;
   bool allow_split_k = true;
-  int candidates = 8;  // algorithms that are timed; 1: cuBLASLt's own first choice, untimed
-  int rounds = 5;      // each algorithm's time is the least of so many passes over the weights
+  // Algorithms that are timed, at most; more may be tried once to find these. 1: cuBLASLt's own
+  // first choice, untimed.
+  int candidates = 8;
+  int rounds = 5;  // each algorithm's time is the least of so many passes over the weights
   SkinnyUse skinny = SkinnyUse::kTimed;
 };
 
@@ -106,11 +108,12 @@ class GemmPlanner {
 
   explicit GemmPlanner(const GemmPlannerOptions& options);
   LaunchStatus Check(const GemmParams& params) const;
-  LaunchStatus MakeBucket(const GemmParams& params, Bucket* bucket) const;
   LaunchStatus Choose(const GemmParams& params, std::span<const Bf16* const> weights,
                       cudaStream_t stream, Bucket* bucket);
-  LaunchStatus Time(const GemmParams& params, std::span<const Bf16* const> weights,
-                    cudaStream_t stream, Bucket* bucket, float* ms);
+  LaunchStatus Candidates(const GemmParams& params, std::span<const Bf16* const> weights,
+                          cudaStream_t stream, Bucket* bucket) const;
+  LaunchStatus Time(const GemmParams& params, std::span<const Bf16* const> weights, int rounds,
+                    cudaStream_t stream, Bucket* bucket, float* ms) const;
   LaunchStatus TimeSkinny(const GemmParams& params, std::span<const Bf16* const> weights,
                           cudaStream_t stream, Bucket* bucket, float* ms);
   bool CanMake(const GemmParams& params, int cluster) const;
