@@ -1,10 +1,6 @@
-#define XXH_INLINE_ALL
 #include "engine/block_manager.h"
 
 #include <algorithm>
-#include <cstring>
-
-#include <xxhash.h>
 
 #include "engine/kv_trace.h"
 
@@ -29,31 +25,15 @@ void TraceUnmapped(BlockId block, uint32_t capacity) {
 
 }  // namespace
 
-PrefixHash PrefixRoot(uint64_t salt) {
-  const XXH128_hash_t h = XXH3_128bits_withSeed("weir-prefix-root", 16, salt);
-  return {h.low64, h.high64};
-}
-
-PrefixHash ChainPrefix(const PrefixHash& parent, std::span<const int32_t, kBlockTokens> tokens) {
-  struct {
-    uint64_t low, high;
-    int32_t tokens[kBlockTokens];
-  } input;
-  input.low = parent.low;
-  input.high = parent.high;
-  std::memcpy(input.tokens, tokens.data(), sizeof(input.tokens));
-  const XXH128_hash_t h = XXH3_128bits(&input, sizeof(input));
-  return {h.low64, h.high64};
-}
-
 BlockManager::BlockManager(const Options& options)
     : options_(options),
       blocks_(size_t{options.blocks_per_extent} * options.max_extents),
+      identities_(options.prefix_caching ? blocks_.size() : 0),
+      free_(blocks_.size()),
+      index_(identities_.size()),
       used_in_extent_(options.max_extents),
       extent_mapped_(options.max_extents) {
   WEIR_CHECK(options.blocks_per_extent > 0, "an extent holds at least one block");
-  // Otherwise it moves to a larger table now and then, which takes longer than a step may.
-  if (options.prefix_caching) index_.reserve(blocks_.size());
 }
 
 void BlockManager::AddExtent(uint32_t extent) {
@@ -74,7 +54,7 @@ void BlockManager::SetState(BlockId id, State to) {
     case State::kUnmapped: ++counts_.capacity; break;
     case State::kFree:
       --counts_.free;
-      free_.erase(id);
+      free_.Erase(id);
       break;
     case State::kUsed:
       --counts_.used;
@@ -93,7 +73,7 @@ void BlockManager::SetState(BlockId id, State to) {
       break;
     case State::kFree:
       ++counts_.free;
-      free_.insert(id);
+      free_.Insert(id);
       break;
     case State::kUsed:
       ++counts_.used;
@@ -110,7 +90,7 @@ void BlockManager::SetState(BlockId id, State to) {
 void BlockManager::DropEntry(BlockId id) {
   Block& b = blocks_[id];
   if (!b.indexed) return;
-  index_.erase(b.hash);
+  index_.Erase(b.hash, id);
   b.indexed = false;
   ++prefix_stats_.evicted_blocks;
   if (b.state == State::kCached) TraceEmit(TraceType::kKvEvict, 0, id, 1, kTraceNoTier);
@@ -137,16 +117,25 @@ void BlockManager::OnScrubbed() {
 Result<BlockId> BlockManager::Take() {
   BlockId id = kNoBlock;
   if (!free_.empty()) {
-    id = *free_.begin();
+    id = free_.Lowest();
   } else if (!lru_.empty()) {
     id = IdOf(lru_.front());
     DropEntry(id);  // K3: before the bytes are overwritten
+    PrefetchVictim();
   } else {
     return NoMemory("all " + std::to_string(counts_.capacity) + " KV blocks are used");
   }
   SetState(id, State::kUsed);
   blocks_[id].ref_count = 1;
   return id;
+}
+
+// The next block to be evicted, its index entry, and the block after it.
+void BlockManager::PrefetchVictim() const {
+  const auto next = std::next(lru_.begin());
+  if (next == lru_.end()) return;
+  index_.PrefetchFor(next->hash);
+  if (const auto after = std::next(next); after != lru_.end()) Prefetch(&*after, sizeof(Block));
 }
 
 void BlockManager::Acquire(BlockId id) {
@@ -176,41 +165,49 @@ std::vector<BlockId> BlockManager::MatchAndAcquire(const PrefixHash& root,
   HitRun hits;
   for (uint32_t i = 0; i < max_blocks && (size_t{i} + 1) * kBlockTokens <= tokens.size(); ++i) {
     const auto block_tokens = tokens.subspan(size_t{i} * kBlockTokens).first<kBlockTokens>();
-    const PrefixHash hash = ChainPrefix(parent, block_tokens);
-    const auto it = index_.find(hash);
-    if (it == index_.end()) break;
-    const Block& b = blocks_[it->second];
-    // K2: hash equality alone is never identity.
-    if (b.parent != parent ||
-        !std::equal(block_tokens.begin(), block_tokens.end(), b.tokens.begin()))
-      break;
+    const BlockContent content{parent, block_tokens};
+    const BlockId found = Find(content.hash);
+    if (found == kNoBlock || !Holds(found, content)) break;
+    const Block& b = blocks_[found];
     // One record a run of neighbours, all cached or all shared.
     const bool cached = b.state == State::kCached;
-    if (hits.count != 0 && (hits.first + hits.count != it->second || hits.cached != cached)) {
+    if (hits.count != 0 && (hits.first + hits.count != found || hits.cached != cached)) {
       hits.Emit(sequence);
     }
-    if (hits.count++ == 0) hits = {it->second, 1, cached};
-    Acquire(it->second);
-    matched.push_back(it->second);
-    hashes->push_back(hash);
-    parent = hash;
+    if (hits.count++ == 0) hits = {found, 1, cached};
+    Acquire(found);
+    matched.push_back(found);
+    hashes->push_back(content.hash);
+    parent = content.hash;
   }
   hits.Emit(sequence);
   return matched;
 }
 
-PrefixHash BlockManager::Register(BlockId id, const PrefixHash& parent,
-                                  std::span<const int32_t, kBlockTokens> tokens) {
-  const PrefixHash hash = ChainPrefix(parent, tokens);
+// K2: hash equality alone is never identity.
+bool BlockManager::Holds(BlockId id, const BlockContent& content) const {
+  const Identity& identity = identities_[id];
+  return identity.parent == content.parent &&
+         std::equal(content.tokens.begin(), content.tokens.end(), identity.tokens.begin());
+}
+
+void BlockManager::PrefetchFor(BlockId block, const BlockContent& content) const {
+  if (!options_.prefix_caching) return;
+  index_.PrefetchFor(content.hash);
+  Prefetch(&blocks_[block], sizeof(Block));
+  Prefetch(&identities_[block], sizeof(Identity));
+}
+
+void BlockManager::Register(BlockId id, const BlockContent& content) {
   Block& b = blocks_[id];
   WEIR_CHECK(b.state == State::kUsed, "only a used block can be registered");
-  if (!options_.prefix_caching || b.indexed) return hash;
-  if (!index_.emplace(hash, id).second) return hash;
+  if (!options_.prefix_caching || b.indexed || Find(content.hash) != kNoBlock) return;
+  index_.Insert(content.hash, id);
   b.indexed = true;
-  b.hash = hash;
-  b.parent = parent;
-  std::copy(tokens.begin(), tokens.end(), b.tokens.begin());
-  return hash;
+  b.hash = content.hash;
+  Identity& identity = identities_[id];
+  identity.parent = content.parent;
+  std::copy(content.tokens.begin(), content.tokens.end(), identity.tokens.begin());
 }
 
 void BlockManager::MoveContent(BlockId from, BlockId to) {
@@ -219,8 +216,6 @@ void BlockManager::MoveContent(BlockId from, BlockId to) {
   target.ref_count = source.ref_count;
   target.indexed = source.indexed;
   target.hash = source.hash;
-  target.parent = source.parent;
-  target.tokens = source.tokens;
   // The move overwrites the whole block, with zeroes where |from| had them.
   target.writer = source.writer;
   if (unscrubbed_.contains(from)) {
@@ -228,7 +223,11 @@ void BlockManager::MoveContent(BlockId from, BlockId to) {
   } else {
     unscrubbed_.erase(to);
   }
-  if (source.indexed) index_[source.hash] = to;
+  if (source.indexed) {
+    identities_[to] = identities_[from];
+    index_.Erase(source.hash, from);
+    index_.Insert(source.hash, to);
+  }
   source.indexed = false;
   source.ref_count = 0;
 }
@@ -344,13 +343,13 @@ Status BlockManager::CheckIntegrity() const {
     if (b.state == State::kCached && !b.indexed) return BadState(name + ": cached, not indexed");
     if (b.indexed) {
       ++indexed;
-      const auto it = index_.find(b.hash);
-      if (it == index_.end() || it->second != id) return BadState(name + ": index entry");
-      if (ChainPrefix(b.parent, std::span<const int32_t, kBlockTokens>(b.tokens)) != b.hash)
+      if (Find(b.hash) != id) return BadState(name + ": index entry");
+      if (ChainPrefix(identities_[id].parent, identities_[id].tokens) != b.hash)
         return BadState(name + ": hash");
       if (b.state == State::kFree || b.state == State::kUnmapped)
         return BadState(name + ": indexed without content (K3)");
     }
+    if (free_.contains(id) != (b.state == State::kFree)) return BadState(name + ": free list");
     if (unscrubbed_.contains(id) &&
         (b.state == State::kUnmapped || b.state == State::kCached || b.writer == kNobody)) {
       return BadState(name + ": to be scrubbed, but computed, unmapped or nobody's (K4)");

@@ -36,7 +36,9 @@ void Fill(BlockManager& manager, Holder& holder) {
     const auto i = static_cast<uint32_t>(holder.blocks.size());
     holder.blocks.push_back(manager.Allocate(kNobody).value());
     const PrefixHash parent = i == 0 ? holder.root : holder.hashes[i - 1];
-    holder.hashes.push_back(manager.Register(holder.blocks[i], parent, BlockOf(holder.tokens, i)));
+    const BlockContent content{parent, BlockOf(holder.tokens, i)};
+    manager.Register(holder.blocks[i], content);
+    holder.hashes.push_back(content.hash);
   }
 }
 
@@ -164,7 +166,9 @@ TEST(BlockManager, RandomLifeNeverServesAStaleBlock) {
             content[id] = {salt, std::vector<int32_t>(h.tokens.begin(),
                                                       h.tokens.begin() + (i + 1) * kBlockTokens)};
             const PrefixHash parent = i == 0 ? h.root : h.hashes[i - 1];
-            h.hashes.push_back(manager.Register(id, parent, BlockOf(h.tokens, i)));
+            const BlockContent computed{parent, BlockOf(h.tokens, i)};
+            manager.Register(id, computed);
+            h.hashes.push_back(computed.hash);
           }
           holders.emplace_back(salt, std::move(h));
           break;
@@ -322,7 +326,7 @@ class Tenants {
     const auto at = held_.begin() + Pick(held_.size());
     if (at->computed && Pick(2) == 0) {
       const auto tokens = Tokens(kBlockTokens, next_content_++);
-      (void)manager_.Register(at->block, PrefixRoot(at->tenant), BlockOf(tokens, 0));
+      manager_.Register(at->block, {PrefixRoot(at->tenant), BlockOf(tokens, 0)});
     }
     manager_.Release(at->block);
     held_.erase(at);
