@@ -34,6 +34,7 @@ BlockManager::BlockManager(const Options& options)
       used_in_extent_(options.max_extents),
       extent_mapped_(options.max_extents) {
   WEIR_CHECK(options.blocks_per_extent > 0, "an extent holds at least one block");
+  cached_last_.fill(kNoBlock);
 }
 
 void BlockManager::AddExtent(uint32_t extent) {
@@ -62,7 +63,7 @@ void BlockManager::SetState(BlockId id, State to) {
       break;
     case State::kCached:
       --counts_.cached;
-      lru_.erase(lru_.iterator_to(b));
+      DropFromAges(id);
       break;
   }
   b.state = to;
@@ -81,10 +82,27 @@ void BlockManager::SetState(BlockId id, State to) {
       break;
     case State::kCached:
       ++counts_.cached;
-      b.last_use = ++clock_;
-      lru_.push_back(b);
+      AddNewest(id);
       break;
   }
+}
+
+void BlockManager::AddNewest(BlockId id) {
+  Block& b = blocks_[id];
+  b.last_use = ++clock_;
+  b.older = newest_;
+  b.newer = kNoBlock;
+  (newest_ == kNoBlock ? oldest_ : blocks_[newest_].newer) = id;
+  newest_ = id;
+  BlockId& turn = cached_last_[clock_ % kPrefetchAhead];
+  if (turn != kNoBlock) blocks_[turn].ahead = id;
+  turn = id;
+}
+
+void BlockManager::DropFromAges(BlockId id) {
+  const Block& b = blocks_[id];
+  (b.older == kNoBlock ? oldest_ : blocks_[b.older].newer) = b.newer;
+  (b.newer == kNoBlock ? newest_ : blocks_[b.newer].older) = b.older;
 }
 
 void BlockManager::DropEntry(BlockId id) {
@@ -118,10 +136,10 @@ Result<BlockId> BlockManager::Take() {
   BlockId id = kNoBlock;
   if (!free_.empty()) {
     id = free_.Lowest();
-  } else if (!lru_.empty()) {
-    id = IdOf(lru_.front());
+  } else if (oldest_ != kNoBlock) {
+    PrefetchVictims();
+    id = oldest_;
     DropEntry(id);  // K3: before the bytes are overwritten
-    PrefetchVictim();
   } else {
     return NoMemory("all " + std::to_string(counts_.capacity) + " KV blocks are used");
   }
@@ -130,12 +148,14 @@ Result<BlockId> BlockManager::Take() {
   return id;
 }
 
-// The next block to be evicted, its index entry, and the block after it.
-void BlockManager::PrefetchVictim() const {
-  const auto next = std::next(lru_.begin());
-  if (next == lru_.end()) return;
-  index_.PrefetchFor(next->hash);
-  if (const auto after = std::next(next); after != lru_.end()) Prefetch(&*after, sizeof(Block));
+// A step may evict hundreds, whose order by age is not that in memory, and following the order by
+// itself waits for each. Of the blocks after the oldest: one soon, and the index entry of one
+// sooner.
+void BlockManager::PrefetchVictims() const {
+  BlockId id = oldest_;
+  if (blocks_[id].ahead != kNoBlock) Prefetch(&blocks_[blocks_[id].ahead], sizeof(Block));
+  for (size_t i = 0; i < kPrefetchAhead / 2 && id != kNoBlock; ++i) id = blocks_[id].newer;
+  if (id != kNoBlock) index_.PrefetchFor(blocks_[id].hash);
 }
 
 void BlockManager::Acquire(BlockId id) {
@@ -367,7 +387,18 @@ Status BlockManager::CheckIntegrity() const {
       derived.cached != counts_.cached || derived.used != counts_.used)
     return BadState("block counts");
   if (derived.free + derived.cached + derived.used != derived.capacity) return BadState("K1");
-  if (free_.size() != counts_.free || lru_.size() != counts_.cached) return BadState("block lists");
+  if (free_.size() != counts_.free) return BadState("free blocks");
+  uint32_t aged = 0;
+  BlockId older = kNoBlock;
+  for (BlockId id = oldest_; id != kNoBlock && aged <= counts_.cached; id = blocks_[id].newer) {
+    const Block& b = blocks_[id];
+    if (b.state != State::kCached || b.older != older) return BadState("cached blocks by age");
+    if (older != kNoBlock && blocks_[older].last_use >= b.last_use)
+      return BadState("block " + std::to_string(id) + ": age");
+    older = id;
+    ++aged;
+  }
+  if (aged != counts_.cached || newest_ != older) return BadState("cached blocks by age");
   if (used != used_in_extent_) return BadState("used blocks by extent");
   return OkStatus();
 }

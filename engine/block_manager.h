@@ -20,10 +20,9 @@
 #include <string>
 #include <vector>
 
-#include <boost/intrusive/list.hpp>
-
 #include "engine/block_set.h"
 #include "engine/kv_block.h"
+#include "engine/prefetch.h"
 #include "engine/prefix_index.h"
 #include "vmm/status.h"
 #include "vmm/trace_format.h"
@@ -135,7 +134,12 @@ class BlockManager {
     uint64_t last_use = 0;
     PrefixHash writer;  // the tenant whose bytes it may hold besides zeroes
     PrefixHash hash;    // valid iff indexed
-    boost::intrusive::list_member_hook<> lru_hook;
+    // Of a cached block, its neighbours by age.
+    BlockId older = kNoBlock;
+    BlockId newer = kNoBlock;
+    // What became cached kPrefetchAhead blocks after it did, to be fetched when this one is
+    // evicted: a hint, good or not.
+    BlockId ahead = kNoBlock;
   };
   static_assert(sizeof(Block) == 64);
   // What tells equal hashes apart; valid iff the block is indexed.
@@ -143,10 +147,6 @@ class BlockManager {
     PrefixHash parent;
     std::array<int32_t, kBlockTokens> tokens{};
   };
-  using LruList = boost::intrusive::list<
-      Block,
-      boost::intrusive::member_hook<Block, boost::intrusive::list_member_hook<>, &Block::lru_hook>>;
-
   static constexpr PrefixHash kAnybody{~0ULL, ~0ULL};
 
   // The indexed block with this hash, or kNoBlock.
@@ -156,19 +156,22 @@ class BlockManager {
   bool Holds(BlockId id, const BlockContent& content) const;
   // Takes a block as Allocate does, in whichever tenant's name.
   Result<BlockId> Take();
-  void PrefetchVictim() const;
+  void PrefetchVictims() const;
+  void AddNewest(BlockId id);
+  void DropFromAges(BlockId id);
   void HandTo(BlockId id, const PrefixHash& tenant);
-  BlockId IdOf(const Block& block) const { return static_cast<BlockId>(&block - blocks_.data()); }
   uint32_t ExtentOf(BlockId id) const { return id / options_.blocks_per_extent; }
   void SetState(BlockId id, State to);
   void DropEntry(BlockId id);
   void MoveContent(BlockId from, BlockId to);
 
   Options options_;
-  std::vector<Block> blocks_;         // never resized: hooks point into it
+  std::vector<Block> blocks_;         //
   std::vector<Identity> identities_;  // by block
   BlockSet free_;                     // the lowest is taken: low extents fill, high ones empty
-  LruList lru_;                       // cached blocks, oldest first
+  BlockId oldest_ = kNoBlock;         // of the cached blocks: the next to be evicted
+  BlockId newest_ = kNoBlock;
+  std::array<BlockId, kPrefetchAhead> cached_last_;  // in turn
   std::set<BlockId> unscrubbed_;
   // Whose bytes memory may hold that was KV before: nobody's, the only tenant's, or kAnybody's.
   PrefixHash known_tenants_ = kNobody;
