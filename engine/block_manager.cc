@@ -1,10 +1,6 @@
-#define XXH_INLINE_ALL
 #include "engine/block_manager.h"
 
 #include <algorithm>
-#include <cstring>
-
-#include <xxhash.h>
 
 #include "engine/kv_trace.h"
 
@@ -29,31 +25,16 @@ void TraceUnmapped(BlockId block, uint32_t capacity) {
 
 }  // namespace
 
-PrefixHash PrefixRoot(uint64_t salt) {
-  const XXH128_hash_t h = XXH3_128bits_withSeed("weir-prefix-root", 16, salt);
-  return {h.low64, h.high64};
-}
-
-PrefixHash ChainPrefix(const PrefixHash& parent, std::span<const int32_t, kBlockTokens> tokens) {
-  struct {
-    uint64_t low, high;
-    int32_t tokens[kBlockTokens];
-  } input;
-  input.low = parent.low;
-  input.high = parent.high;
-  std::memcpy(input.tokens, tokens.data(), sizeof(input.tokens));
-  const XXH128_hash_t h = XXH3_128bits(&input, sizeof(input));
-  return {h.low64, h.high64};
-}
-
 BlockManager::BlockManager(const Options& options)
     : options_(options),
       blocks_(size_t{options.blocks_per_extent} * options.max_extents),
+      identities_(options.prefix_caching ? blocks_.size() : 0),
+      free_(blocks_.size()),
+      index_(identities_.size()),
       used_in_extent_(options.max_extents),
       extent_mapped_(options.max_extents) {
   WEIR_CHECK(options.blocks_per_extent > 0, "an extent holds at least one block");
-  // Otherwise it moves to a larger table now and then, which takes longer than a step may.
-  if (options.prefix_caching) index_.reserve(blocks_.size());
+  cached_last_.fill(kNoBlock);
 }
 
 void BlockManager::AddExtent(uint32_t extent) {
@@ -74,7 +55,7 @@ void BlockManager::SetState(BlockId id, State to) {
     case State::kUnmapped: ++counts_.capacity; break;
     case State::kFree:
       --counts_.free;
-      free_.erase(id);
+      free_.Erase(id);
       break;
     case State::kUsed:
       --counts_.used;
@@ -82,7 +63,7 @@ void BlockManager::SetState(BlockId id, State to) {
       break;
     case State::kCached:
       --counts_.cached;
-      lru_.erase(lru_.iterator_to(b));
+      DropFromAges(id);
       break;
   }
   b.state = to;
@@ -93,7 +74,7 @@ void BlockManager::SetState(BlockId id, State to) {
       break;
     case State::kFree:
       ++counts_.free;
-      free_.insert(id);
+      free_.Insert(id);
       break;
     case State::kUsed:
       ++counts_.used;
@@ -101,16 +82,33 @@ void BlockManager::SetState(BlockId id, State to) {
       break;
     case State::kCached:
       ++counts_.cached;
-      b.last_use = ++clock_;
-      lru_.push_back(b);
+      AddNewest(id);
       break;
   }
+}
+
+void BlockManager::AddNewest(BlockId id) {
+  Block& b = blocks_[id];
+  b.last_use = ++clock_;
+  b.older = newest_;
+  b.newer = kNoBlock;
+  (newest_ == kNoBlock ? oldest_ : blocks_[newest_].newer) = id;
+  newest_ = id;
+  BlockId& turn = cached_last_[clock_ % kPrefetchAhead];
+  if (turn != kNoBlock) blocks_[turn].ahead = id;
+  turn = id;
+}
+
+void BlockManager::DropFromAges(BlockId id) {
+  const Block& b = blocks_[id];
+  (b.older == kNoBlock ? oldest_ : blocks_[b.older].newer) = b.newer;
+  (b.newer == kNoBlock ? newest_ : blocks_[b.newer].older) = b.older;
 }
 
 void BlockManager::DropEntry(BlockId id) {
   Block& b = blocks_[id];
   if (!b.indexed) return;
-  index_.erase(b.hash);
+  index_.Erase(b.hash, id);
   b.indexed = false;
   ++prefix_stats_.evicted_blocks;
   if (b.state == State::kCached) TraceEmit(TraceType::kKvEvict, 0, id, 1, kTraceNoTier);
@@ -137,9 +135,10 @@ void BlockManager::OnScrubbed() {
 Result<BlockId> BlockManager::Take() {
   BlockId id = kNoBlock;
   if (!free_.empty()) {
-    id = *free_.begin();
-  } else if (!lru_.empty()) {
-    id = IdOf(lru_.front());
+    id = free_.Lowest();
+  } else if (oldest_ != kNoBlock) {
+    PrefetchVictims();
+    id = oldest_;
     DropEntry(id);  // K3: before the bytes are overwritten
   } else {
     return NoMemory("all " + std::to_string(counts_.capacity) + " KV blocks are used");
@@ -147,6 +146,16 @@ Result<BlockId> BlockManager::Take() {
   SetState(id, State::kUsed);
   blocks_[id].ref_count = 1;
   return id;
+}
+
+// A step may evict hundreds, whose order by age is not that in memory, and following the order by
+// itself waits for each. Of the blocks after the oldest: one soon, and the index entry of one
+// sooner.
+void BlockManager::PrefetchVictims() const {
+  BlockId id = oldest_;
+  if (blocks_[id].ahead != kNoBlock) Prefetch(&blocks_[blocks_[id].ahead], sizeof(Block));
+  for (size_t i = 0; i < kPrefetchAhead / 2 && id != kNoBlock; ++i) id = blocks_[id].newer;
+  if (id != kNoBlock) index_.PrefetchFor(blocks_[id].hash);
 }
 
 void BlockManager::Acquire(BlockId id) {
@@ -176,41 +185,49 @@ std::vector<BlockId> BlockManager::MatchAndAcquire(const PrefixHash& root,
   HitRun hits;
   for (uint32_t i = 0; i < max_blocks && (size_t{i} + 1) * kBlockTokens <= tokens.size(); ++i) {
     const auto block_tokens = tokens.subspan(size_t{i} * kBlockTokens).first<kBlockTokens>();
-    const PrefixHash hash = ChainPrefix(parent, block_tokens);
-    const auto it = index_.find(hash);
-    if (it == index_.end()) break;
-    const Block& b = blocks_[it->second];
-    // K2: hash equality alone is never identity.
-    if (b.parent != parent ||
-        !std::equal(block_tokens.begin(), block_tokens.end(), b.tokens.begin()))
-      break;
+    const BlockContent content{parent, block_tokens};
+    const BlockId found = Find(content.hash);
+    if (found == kNoBlock || !Holds(found, content)) break;
+    const Block& b = blocks_[found];
     // One record a run of neighbours, all cached or all shared.
     const bool cached = b.state == State::kCached;
-    if (hits.count != 0 && (hits.first + hits.count != it->second || hits.cached != cached)) {
+    if (hits.count != 0 && (hits.first + hits.count != found || hits.cached != cached)) {
       hits.Emit(sequence);
     }
-    if (hits.count++ == 0) hits = {it->second, 1, cached};
-    Acquire(it->second);
-    matched.push_back(it->second);
-    hashes->push_back(hash);
-    parent = hash;
+    if (hits.count++ == 0) hits = {found, 1, cached};
+    Acquire(found);
+    matched.push_back(found);
+    hashes->push_back(content.hash);
+    parent = content.hash;
   }
   hits.Emit(sequence);
   return matched;
 }
 
-PrefixHash BlockManager::Register(BlockId id, const PrefixHash& parent,
-                                  std::span<const int32_t, kBlockTokens> tokens) {
-  const PrefixHash hash = ChainPrefix(parent, tokens);
+// K2: hash equality alone is never identity.
+bool BlockManager::Holds(BlockId id, const BlockContent& content) const {
+  const Identity& identity = identities_[id];
+  return identity.parent == content.parent &&
+         std::equal(content.tokens.begin(), content.tokens.end(), identity.tokens.begin());
+}
+
+void BlockManager::PrefetchFor(BlockId block, const BlockContent& content) const {
+  if (!options_.prefix_caching) return;
+  index_.PrefetchFor(content.hash);
+  Prefetch(&blocks_[block], sizeof(Block));
+  Prefetch(&identities_[block], sizeof(Identity));
+}
+
+void BlockManager::Register(BlockId id, const BlockContent& content) {
   Block& b = blocks_[id];
   WEIR_CHECK(b.state == State::kUsed, "only a used block can be registered");
-  if (!options_.prefix_caching || b.indexed) return hash;
-  if (!index_.emplace(hash, id).second) return hash;
+  if (!options_.prefix_caching || b.indexed || Find(content.hash) != kNoBlock) return;
+  index_.Insert(content.hash, id);
   b.indexed = true;
-  b.hash = hash;
-  b.parent = parent;
-  std::copy(tokens.begin(), tokens.end(), b.tokens.begin());
-  return hash;
+  b.hash = content.hash;
+  Identity& identity = identities_[id];
+  identity.parent = content.parent;
+  std::copy(content.tokens.begin(), content.tokens.end(), identity.tokens.begin());
 }
 
 void BlockManager::MoveContent(BlockId from, BlockId to) {
@@ -219,8 +236,6 @@ void BlockManager::MoveContent(BlockId from, BlockId to) {
   target.ref_count = source.ref_count;
   target.indexed = source.indexed;
   target.hash = source.hash;
-  target.parent = source.parent;
-  target.tokens = source.tokens;
   // The move overwrites the whole block, with zeroes where |from| had them.
   target.writer = source.writer;
   if (unscrubbed_.contains(from)) {
@@ -228,7 +243,11 @@ void BlockManager::MoveContent(BlockId from, BlockId to) {
   } else {
     unscrubbed_.erase(to);
   }
-  if (source.indexed) index_[source.hash] = to;
+  if (source.indexed) {
+    identities_[to] = identities_[from];
+    index_.Erase(source.hash, from);
+    index_.Insert(source.hash, to);
+  }
   source.indexed = false;
   source.ref_count = 0;
 }
@@ -344,13 +363,13 @@ Status BlockManager::CheckIntegrity() const {
     if (b.state == State::kCached && !b.indexed) return BadState(name + ": cached, not indexed");
     if (b.indexed) {
       ++indexed;
-      const auto it = index_.find(b.hash);
-      if (it == index_.end() || it->second != id) return BadState(name + ": index entry");
-      if (ChainPrefix(b.parent, std::span<const int32_t, kBlockTokens>(b.tokens)) != b.hash)
+      if (Find(b.hash) != id) return BadState(name + ": index entry");
+      if (ChainPrefix(identities_[id].parent, identities_[id].tokens) != b.hash)
         return BadState(name + ": hash");
       if (b.state == State::kFree || b.state == State::kUnmapped)
         return BadState(name + ": indexed without content (K3)");
     }
+    if (free_.contains(id) != (b.state == State::kFree)) return BadState(name + ": free list");
     if (unscrubbed_.contains(id) &&
         (b.state == State::kUnmapped || b.state == State::kCached || b.writer == kNobody)) {
       return BadState(name + ": to be scrubbed, but computed, unmapped or nobody's (K4)");
@@ -368,7 +387,18 @@ Status BlockManager::CheckIntegrity() const {
       derived.cached != counts_.cached || derived.used != counts_.used)
     return BadState("block counts");
   if (derived.free + derived.cached + derived.used != derived.capacity) return BadState("K1");
-  if (free_.size() != counts_.free || lru_.size() != counts_.cached) return BadState("block lists");
+  if (free_.size() != counts_.free) return BadState("free blocks");
+  uint32_t aged = 0;
+  BlockId older = kNoBlock;
+  for (BlockId id = oldest_; id != kNoBlock && aged <= counts_.cached; id = blocks_[id].newer) {
+    const Block& b = blocks_[id];
+    if (b.state != State::kCached || b.older != older) return BadState("cached blocks by age");
+    if (older != kNoBlock && blocks_[older].last_use >= b.last_use)
+      return BadState("block " + std::to_string(id) + ": age");
+    older = id;
+    ++aged;
+  }
+  if (aged != counts_.cached || newest_ != older) return BadState("cached blocks by age");
   if (used != used_in_extent_) return BadState("used blocks by extent");
   return OkStatus();
 }

@@ -18,31 +18,16 @@
 #include <set>
 #include <span>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
-#include <boost/intrusive/list.hpp>
-
+#include "engine/block_set.h"
+#include "engine/kv_block.h"
+#include "engine/prefetch.h"
+#include "engine/prefix_index.h"
 #include "vmm/status.h"
 #include "vmm/trace_format.h"
 
 namespace weir {
-
-inline constexpr uint32_t kBlockTokens = 16;
-
-using BlockId = uint32_t;
-inline constexpr BlockId kNoBlock = static_cast<BlockId>(-1);
-
-// Identity of a prefix that ends at a block boundary: a 128-bit hash chained over (parent, tokens).
-struct PrefixHash {
-  uint64_t low = 0;
-  uint64_t high = 0;
-  bool operator==(const PrefixHash&) const = default;
-};
-// The hash before the first block: separates tenants (|salt|) and models.
-PrefixHash PrefixRoot(uint64_t salt);
-// The hash of the prefix |parent| extended by one block's tokens.
-PrefixHash ChainPrefix(const PrefixHash& parent, std::span<const int32_t, kBlockTokens> tokens);
 
 // A tenant is named by its PrefixRoot: who may not share a prefix may not read a stale byte either.
 // Whoever writes nothing worth hiding (calibration) is nobody.
@@ -105,10 +90,11 @@ class BlockManager {
     prefix_stats_.queried_tokens += tokens;
     prefix_stats_.hit_tokens += hit_tokens;
   }
-  // |block| (used) now holds the computed KV of |tokens| after |parent|. Returns the chained hash.
-  // If equal content is indexed already, the older entry stays and |block| remains private.
-  PrefixHash Register(BlockId block, const PrefixHash& parent,
-                      std::span<const int32_t, kBlockTokens> tokens);
+  // |block| (used) now holds the computed KV of |content|. If equal content is indexed already, the
+  // older entry stays and |block| remains private.
+  void Register(BlockId block, const BlockContent& content);
+  // Fetches what Register is going to touch.
+  void PrefetchFor(BlockId block, const BlockContent& content) const;
 
   // Picks |n| extents whose loss costs least (fewest used blocks, then least recently used cached
   // ones), drops their cached blocks with their index entries, and finds new places for their used
@@ -140,43 +126,56 @@ class BlockManager {
 
  private:
   enum class State : uint8_t { kUnmapped, kFree, kUsed, kCached };
-  struct Block {
+  // What is touched when a block changes hands: a cache line.
+  struct alignas(64) Block {
     State state = State::kUnmapped;
     bool indexed = false;
     uint32_t ref_count = 0;
     uint64_t last_use = 0;
     PrefixHash writer;  // the tenant whose bytes it may hold besides zeroes
     PrefixHash hash;    // valid iff indexed
-    PrefixHash parent;  // likewise
+    // Of a cached block, its neighbours by age.
+    BlockId older = kNoBlock;
+    BlockId newer = kNoBlock;
+    // What became cached kPrefetchAhead blocks after it did, to be fetched when this one is
+    // evicted: a hint, good or not.
+    BlockId ahead = kNoBlock;
+  };
+  static_assert(sizeof(Block) == 64);
+  // What tells equal hashes apart; valid iff the block is indexed.
+  struct Identity {
+    PrefixHash parent;
     std::array<int32_t, kBlockTokens> tokens{};
-    boost::intrusive::list_member_hook<> lru_hook;
   };
-  struct HashOfPrefix {
-    size_t operator()(const PrefixHash& h) const noexcept { return h.low; }
-  };
-  using LruList = boost::intrusive::list<
-      Block,
-      boost::intrusive::member_hook<Block, boost::intrusive::list_member_hook<>, &Block::lru_hook>>;
-
   static constexpr PrefixHash kAnybody{~0ULL, ~0ULL};
 
+  // The indexed block with this hash, or kNoBlock.
+  BlockId Find(const PrefixHash& hash) const {
+    return index_.Find(hash, [&](BlockId id) { return blocks_[id].hash == hash; });
+  }
+  bool Holds(BlockId id, const BlockContent& content) const;
   // Takes a block as Allocate does, in whichever tenant's name.
   Result<BlockId> Take();
+  void PrefetchVictims() const;
+  void AddNewest(BlockId id);
+  void DropFromAges(BlockId id);
   void HandTo(BlockId id, const PrefixHash& tenant);
-  BlockId IdOf(const Block& block) const { return static_cast<BlockId>(&block - blocks_.data()); }
   uint32_t ExtentOf(BlockId id) const { return id / options_.blocks_per_extent; }
   void SetState(BlockId id, State to);
   void DropEntry(BlockId id);
   void MoveContent(BlockId from, BlockId to);
 
   Options options_;
-  std::vector<Block> blocks_;  // never resized: hooks point into it
-  std::set<BlockId> free_;     // lowest first: low extents fill, high ones empty
-  LruList lru_;                // cached blocks, oldest first
+  std::vector<Block> blocks_;         //
+  std::vector<Identity> identities_;  // by block
+  BlockSet free_;                     // the lowest is taken: low extents fill, high ones empty
+  BlockId oldest_ = kNoBlock;         // of the cached blocks: the next to be evicted
+  BlockId newest_ = kNoBlock;
+  std::array<BlockId, kPrefetchAhead> cached_last_;  // in turn
   std::set<BlockId> unscrubbed_;
   // Whose bytes memory may hold that was KV before: nobody's, the only tenant's, or kAnybody's.
   PrefixHash known_tenants_ = kNobody;
-  std::unordered_map<PrefixHash, BlockId, HashOfPrefix> index_;
+  PrefixIndex index_;
   std::vector<uint32_t> used_in_extent_;
   std::vector<bool> extent_mapped_;
   BlockCounts counts_;

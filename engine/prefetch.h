@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace weir {
 
@@ -16,7 +17,8 @@ inline void Prefetch(const void* from, size_t bytes) {
   constexpr size_t kLine = 64, kMost = 1024;
   const auto* const begin = static_cast<const std::byte*>(from);
   const auto* const end = begin + (bytes < kMost ? bytes : kMost);
-  for (const auto* at = begin; at < end; at += kLine) {
+  // From the beginning of a line: where it ends in another one that is fetched as well.
+  for (const auto* at = begin - reinterpret_cast<uintptr_t>(begin) % kLine; at < end; at += kLine) {
     __builtin_prefetch(at);
     // GCC leaves out calls of a function that does nothing but prefetch.
     asm volatile("" : : "r"(at));

@@ -44,6 +44,16 @@ uint64_t Fingerprint(const PrefixHash& hash) {
   return x | 1;
 }
 
+// What OnComputed reads of a sequence that has filled a block; itself it is fetched already.
+void PrefetchFilled(const ScheduledSequence& s) {
+  const Sequence& sequence = *s.sequence;
+  const size_t block = sequence.hashes.size();
+  if (!s.current() || s.end / kBlockTokens <= block) return;
+  Prefetch(sequence.tokens.data() + block * kBlockTokens, kBlockTokens * sizeof(int32_t));
+  Prefetch(sequence.blocks.data() + block, sizeof(BlockId));
+  Prefetch(sequence.hashes.data() + (block == 0 ? 0 : block - 1), 2 * sizeof(PrefixHash));
+}
+
 void TracePrompt(const Sequence& s) {
   if (!TraceEnabled(TraceType::kPromptBlocks)) return;
   constexpr size_t kEach = 4;
@@ -218,10 +228,14 @@ void Scheduler::OnFailed(const std::vector<ScheduledSequence>& batch) {
 }
 
 void Scheduler::OnComputed(const std::vector<ScheduledSequence>& batch) {
+  // Sequences that run in step fill their blocks in the same one. What a block's entry touches lies
+  // anywhere in the tables of the prefix index: it is fetched for all of them first.
+  filled_.clear();
   for (size_t i = 0; i < batch.size(); ++i) {
     if (i + kPrefetchAhead < batch.size()) {
       Prefetch(batch[i + kPrefetchAhead].sequence, sizeof(Sequence));
     }
+    if (i + kPrefetchAhead / 2 < batch.size()) PrefetchFilled(batch[i + kPrefetchAhead / 2]);
     const ScheduledSequence& s = batch[i];
     if (!s.current()) continue;
     Sequence& sequence = *s.sequence;
@@ -231,9 +245,13 @@ void Scheduler::OnComputed(const std::vector<ScheduledSequence>& batch) {
       const auto tokens = std::span<const int32_t>(sequence.tokens)
                               .subspan(size_t{b} * kBlockTokens)
                               .first<kBlockTokens>();
-      sequence.hashes.push_back(blocks_.Register(sequence.blocks[b], parent, tokens));
+      const FilledBlock& filled =
+          filled_.emplace_back(sequence.blocks[b], BlockContent{parent, tokens});
+      blocks_.PrefetchFor(filled.block, filled.content);
+      sequence.hashes.push_back(filled.content.hash);
     }
   }
+  for (const FilledBlock& filled : filled_) blocks_.Register(filled.block, filled.content);
 }
 
 void Scheduler::PreemptLast() {

@@ -131,6 +131,11 @@ class Scheduler {
   double headroom_ = 0;
   Queue waiting_;
   Queue running_;  // in order of admission
+  struct FilledBlock {
+    BlockId block;
+    BlockContent content;
+  };
+  std::vector<FilledBlock> filled_;  // by the step just computed; its memory serves the next
   SchedulerStats stats_;
 };
 

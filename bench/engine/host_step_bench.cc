@@ -6,10 +6,14 @@
 // before it is collected to the end (tokens, prefix index, what is learnt); what the back-end does
 // itself comes on top. --cold: MiB of other memory read where the host waits for the device, so
 // that the CPU's caches hold nothing of the batch. --map step: granules are mapped in the steps
-// that need them, and not at start; the last column says for how many blocks at once.
+// that need them, and not at start. --warmups: batches decoded before, whose KV stays in the prefix
+// cache: where that fills KV, as in a server that has run for a while, a new block is one evicted.
+// The last columns: the steps in which every sequence takes a block, 50 %; for how many blocks at
+// once memory was mapped, and how many were evicted.
 //
 //   weir_host_bench [--batch 1,64,256,512] [--context N (1024)] [--steps N (256)] [--rounds N (5)]
-//                   [--cold MIB (0)] [--policy SPEC (tide)] [--map start|step (start)]
+//                   [--cold MIB (0)] [--warmups N (0)] [--policy SPEC (tide)]
+//                   [--map start|step (start)]
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -39,7 +43,7 @@ constexpr uint64_t kStepNs = 10'000'000;  // of the device, as it says
 
 struct Args {
   std::vector<uint32_t> batches{1, 64, 256, 512};
-  uint32_t context = 1024, steps = 256, rounds = 5, cold_mib = 0;
+  uint32_t context = 1024, steps = 256, rounds = 5, cold_mib = 0, warmups = 0;
   std::string policy = "tide";
   bool map_at_start = true;
 };
@@ -99,7 +103,9 @@ class NullCompute final : public Compute {
 // Host time of decode steps, us.
 struct Samples {
   std::vector<double> all, prepare, accept;
-  uint32_t most_mapped = 0;  // blocks, in one step
+  std::vector<double> taking;  // of them, the steps in which every sequence took a block
+  uint32_t most_mapped = 0;    // blocks, in one step
+  uint32_t most_evicted = 0;   // likewise
 };
 
 class Batch {
@@ -110,11 +116,17 @@ class Batch {
     WEIR_TRY(Build());
     WEIR_TRY(AddRequests(/*output_tokens=*/1));
     while (WEIR_TRY(core_->Step())) WEIR_TRY(CheckOutputs());
+    for (uint32_t warmup = 0; warmup < args_.warmups; ++warmup) {
+      WEIR_TRY(AddRequests(args_.steps + 8));
+      while (WEIR_TRY(core_->Step())) WEIR_TRY(CheckOutputs());
+    }
     WEIR_TRY(AddRequests(args_.steps + 8));
     uint32_t decoding = 0;
     for (uint64_t tokens = 0; decoding < args_.steps;) {
       const uint64_t before = core_->stats().output_tokens;
       const uint32_t mapped = memory_->blocks().counts().capacity;
+      const uint32_t used = memory_->blocks().counts().used;
+      const uint64_t evicted = memory_->blocks().prefix_stats().evicted_blocks;
       const TimeNs begin = TraceMonotonicNs();
       if (!WEIR_TRY(core_->Step())) return BadState("the batch ended early");
       const TimeNs end = TraceMonotonicNs();
@@ -130,8 +142,14 @@ class Batch {
       samples->prepare.push_back(static_cast<double>(prepare) / 1e3);
       samples->accept.push_back(static_cast<double>(accept) / 1e3);
       samples->all.push_back(static_cast<double>(prepare + accept) / 1e3);
+      if (memory_->blocks().counts().used - used == sequences_) {
+        samples->taking.push_back(samples->all.back());
+      }
       samples->most_mapped =
           std::max(samples->most_mapped, memory_->blocks().counts().capacity - mapped);
+      samples->most_evicted = std::max(
+          samples->most_evicted,
+          static_cast<uint32_t>(memory_->blocks().prefix_stats().evicted_blocks - evicted));
     }
     const bool plain = core_->scheduler_stats().preemptions == 0 &&
                        core_->stats().failed_steps == 0 && core_->stats().border_moves == 0;
@@ -233,6 +251,7 @@ bool Parse(int argc, char** argv, Args* args) {
       good = (flag == "--context" && ParseNumber(value, 1, 32'768, &args->context)) ||
              (flag == "--steps" && ParseNumber(value, 1, 65'536, &args->steps)) ||
              (flag == "--rounds" && ParseNumber(value, 1, 1000, &args->rounds)) ||
+             (flag == "--warmups" && ParseNumber(value, 0, 1000, &args->warmups)) ||
              (flag == "--cold" && ParseNumber(value, 0, 1024, &args->cold_mib));
     }
     if (!good) return false;
@@ -248,16 +267,18 @@ double At(const std::vector<double>& sorted, double share) {
 int Main(int argc, char** argv) {
   Args args;
   if (!Parse(argc, argv, &args)) {
-    std::fprintf(stderr,
-                 "usage: weir_host_bench [--batch N,...] [--context N] [--steps N] [--rounds N]\n"
-                 "                       [--cold MIB] [--policy SPEC] [--map start|step]\n");
+    std::fprintf(
+        stderr,
+        "usage: weir_host_bench [--batch N,...] [--context N] [--steps N] [--rounds N]\n"
+        "                       [--cold MIB] [--warmups N] [--policy SPEC] [--map start|step]\n");
     return 2;
   }
-  std::printf("decode steps behind %u tokens, %u rounds of %u, policy %s, %u MiB of other memory\n",
-              args.context, args.rounds, args.steps, args.policy.c_str(), args.cold_mib);
-  std::printf("host time, us %34s %26s %25s\n", "prepare", "accept", "blocks");
-  std::printf("%5s %8s %8s %8s %8s %8s %8s %8s %8s %8s %8s %7s\n", "batch", "mean", "p50", "p90",
-              "p99", "p50", "p90", "p99", "p50", "p90", "p99", "mapped");
+  std::printf("decode steps behind %u tokens, %u rounds of %u after %u warm-ups, policy %s\n",
+              args.context, args.rounds, args.steps, args.warmups, args.policy.c_str());
+  std::printf("%u MiB of other memory\n", args.cold_mib);
+  std::printf("host time, us %34s %26s %28s %8s\n", "prepare", "accept", "taking", "blocks");
+  std::printf("%5s %8s %8s %8s %8s %8s %8s %8s %8s %8s %8s %8s %7s %7s\n", "batch", "mean", "p50",
+              "p90", "p99", "p50", "p90", "p99", "p50", "p90", "p99", "p50", "mapped", "evicted");
   for (const uint32_t sequences : args.batches) {
     Samples s;
     for (uint32_t round = 0; round < args.rounds; ++round) {
@@ -268,12 +289,13 @@ int Main(int argc, char** argv) {
     }
     const double mean =
         std::accumulate(s.all.begin(), s.all.end(), 0.0) / static_cast<double>(s.all.size());
-    for (auto* v : {&s.all, &s.prepare, &s.accept}) std::sort(v->begin(), v->end());
+    for (auto* v : {&s.all, &s.prepare, &s.accept, &s.taking}) std::sort(v->begin(), v->end());
     std::printf("%5u %8.1f", sequences, mean);
     for (const auto* v : {&s.all, &s.prepare, &s.accept}) {
       for (const double share : {0.5, 0.9, 0.99}) std::printf(" %8.1f", At(*v, share));
     }
-    std::printf(" %7u\n", s.most_mapped);
+    std::printf(" %8.1f %7u %7u\n", s.taking.empty() ? 0 : At(s.taking, 0.5), s.most_mapped,
+                s.most_evicted);
   }
   return 0;
 }

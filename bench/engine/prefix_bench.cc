@@ -68,7 +68,9 @@ class PrefixBench {
     PrefixHash parent = root_;
     for (size_t at = 0; at + kBlockTokens <= prompt.size(); at += kBlockTokens) {
       held.push_back(*blocks_.Allocate(root_));
-      parent = blocks_.Register(held.back(), parent, prompt.subspan(at).first<kBlockTokens>());
+      const BlockContent content{parent, prompt.subspan(at).first<kBlockTokens>()};
+      blocks_.Register(held.back(), content);
+      parent = content.hash;
     }
     for (size_t i = held.size(); i-- > 0;) (void)blocks_.Release(held[i]);
   }

@@ -36,7 +36,9 @@ void Fill(BlockManager& manager, Holder& holder) {
     const auto i = static_cast<uint32_t>(holder.blocks.size());
     holder.blocks.push_back(manager.Allocate(kNobody).value());
     const PrefixHash parent = i == 0 ? holder.root : holder.hashes[i - 1];
-    holder.hashes.push_back(manager.Register(holder.blocks[i], parent, BlockOf(holder.tokens, i)));
+    const BlockContent content{parent, BlockOf(holder.tokens, i)};
+    manager.Register(holder.blocks[i], content);
+    holder.hashes.push_back(content.hash);
   }
 }
 
@@ -89,6 +91,50 @@ TEST(BlockManager, TailOfAPrefixIsEvictedBeforeItsHead) {
   EXPECT_TRUE(manager.Allocate(kNobody).ok());
   std::vector<PrefixHash> hashes;
   EXPECT_EQ(manager.MatchAndAcquire(PrefixRoot(0), holder.tokens, 4, &hashes).size(), 3u);
+}
+
+// Blocks of many prefixes, taken back from the middle of the order as hits are, and evicted.
+TEST(BlockManager, EvictsWhatWasCachedLongestAgo) {
+  constexpr uint32_t kBlocks = 40;
+  BlockManager manager({.blocks_per_extent = kBlocks, .max_extents = 1});
+  manager.AddExtent(0);
+  std::mt19937 rng(3);
+  std::map<BlockId, std::vector<int32_t>> content;
+  std::vector<BlockId> held;
+  std::vector<BlockId> cached;  // oldest first
+  int32_t next = 0;
+  uint64_t evicted = 0;
+  for (int step = 0; step < 20'000; ++step) {
+    const auto pick = [&rng](size_t n) { return static_cast<std::ptrdiff_t>(rng() % n); };
+    if (rng() % 3 == 0 && manager.available() > 0) {
+      const bool evicts = manager.counts().free == 0;
+      const BlockId id = manager.Allocate(kNobody).value();
+      if (evicts) {
+        ASSERT_EQ(id, cached.front());
+        cached.erase(cached.begin());
+        ++evicted;
+      }
+      content[id] = Tokens(kBlockTokens, next += 100);
+      manager.Register(id, {PrefixRoot(0), BlockOf(content[id], 0)});
+      held.push_back(id);
+    } else if (rng() % 2 == 0 && !held.empty()) {
+      const auto at = held.begin() + pick(held.size());
+      ASSERT_EQ(manager.Release(*at), BlockManager::Released::kCached);
+      cached.push_back(*at);
+      held.erase(at);
+    } else if (!cached.empty()) {
+      const auto at = cached.begin() + pick(cached.size());
+      std::vector<PrefixHash> hashes;
+      ASSERT_EQ(manager.MatchAndAcquire(PrefixRoot(0), content[*at], 1, &hashes),
+                std::vector<BlockId>{*at});
+      held.push_back(*at);
+      cached.erase(at);
+    }
+    ASSERT_EQ(manager.counts().cached, cached.size());
+    const Status status = manager.CheckIntegrity();
+    ASSERT_TRUE(status.ok()) << status.ToString();
+  }
+  EXPECT_GT(evicted, 1'000U);
 }
 
 TEST(BlockManager, UsedBlocksAreNeverEvicted) {
@@ -164,7 +210,9 @@ TEST(BlockManager, RandomLifeNeverServesAStaleBlock) {
             content[id] = {salt, std::vector<int32_t>(h.tokens.begin(),
                                                       h.tokens.begin() + (i + 1) * kBlockTokens)};
             const PrefixHash parent = i == 0 ? h.root : h.hashes[i - 1];
-            h.hashes.push_back(manager.Register(id, parent, BlockOf(h.tokens, i)));
+            const BlockContent computed{parent, BlockOf(h.tokens, i)};
+            manager.Register(id, computed);
+            h.hashes.push_back(computed.hash);
           }
           holders.emplace_back(salt, std::move(h));
           break;
@@ -322,7 +370,7 @@ class Tenants {
     const auto at = held_.begin() + Pick(held_.size());
     if (at->computed && Pick(2) == 0) {
       const auto tokens = Tokens(kBlockTokens, next_content_++);
-      (void)manager_.Register(at->block, PrefixRoot(at->tenant), BlockOf(tokens, 0));
+      manager_.Register(at->block, {PrefixRoot(at->tenant), BlockOf(tokens, 0)});
     }
     manager_.Release(at->block);
     held_.erase(at);
