@@ -23,6 +23,7 @@ constexpr int kSharedEach = 4;
 bool Shares(int64_t m) {
   return m >= kSharedFrom && m <= kSharedTo;
 }
+constexpr int kSharedTimed = 3;  // of these, the fastest when each is tried once
 
 }  // namespace
 
@@ -111,20 +112,24 @@ LaunchStatus GemmPlanner::Enqueue(Bucket& bucket, const GemmParams& p, const Lau
                             : bucket.product->Run(p, bucket.algorithm, lt_->limits, launch.stream);
 }
 
+GemmPlanner::Effort GemmPlanner::EffortFor(const GemmParams& p) const {
+  const double work = 2.0 * static_cast<double>(p.m) * static_cast<double>(p.kind.n) *
+                      static_cast<double>(p.kind.k);
+  // Short products are repeated: an event costs microseconds of its own.
+  return {.rounds = options_.rounds, .repeats = work < 1e11 ? 10 : 1};
+}
+
 LaunchStatus GemmPlanner::Time(const GemmParams& p, std::span<const Bf16* const> weights,
-                               int rounds, cudaStream_t stream, Bucket* bucket, float* ms) const {
+                               Effort effort, cudaStream_t stream, Bucket* bucket,
+                               float* ms) const {
   cudaEvent_t begin = nullptr, end = nullptr;
   cudaError_t error = cudaEventCreate(&begin);
   if (error == cudaSuccess) error = cudaEventCreate(&end);
   LaunchStatus status = LaunchStatus::Of(error, "gemm: timing");
-  // Short products are repeated: an event costs microseconds of its own.
-  const double work = 2.0 * static_cast<double>(p.m) * static_cast<double>(p.kind.n) *
-                      static_cast<double>(p.kind.k);
-  const int repeats = work < 1e11 ? 10 : 1;
   *ms = std::numeric_limits<float>::max();
-  for (int round = 0; round <= rounds && status.ok(); ++round) {  // round 0 warms up
+  const size_t passes = std::max<size_t>(1, static_cast<size_t>(effort.repeats) / weights.size());
+  for (int round = 0; round <= effort.rounds && status.ok(); ++round) {  // round 0 warms up
     status = LaunchStatus::Of(cudaEventRecord(begin, stream), "gemm: timing");
-    const size_t passes = std::max<size_t>(1, static_cast<size_t>(repeats) / weights.size());
     for (size_t i = 0; i < passes * weights.size() && status.ok(); ++i) {
       GemmParams rotated = p;
       rotated.weights = weights[i % weights.size()];
@@ -158,7 +163,7 @@ LaunchStatus GemmPlanner::Choose(const GemmParams& p, std::span<const Bf16* cons
     bucket->algorithm = candidate;
     float ms = 0;
     if (options_.candidates > 1) {
-      LaunchStatus timed = Time(p, weights, options_.rounds, stream, bucket, &ms);
+      LaunchStatus timed = Time(p, weights, EffortFor(p), stream, bucket, &ms);
       if (timed.code() == cudaErrorUnknown) continue;  // cuBLASLt refuses what it proposed
       if (!timed.ok()) return timed;
     }
@@ -211,7 +216,7 @@ LaunchStatus GemmPlanner::Candidates(const GemmParams& p, std::span<const Bf16* 
   for (const cublasLtMatmulAlgo_t& candidate : *candidates) {
     bucket->algorithm = candidate;
     float ms = 0;
-    status = Time(p, weights.first(1), 1, stream, bucket, &ms);
+    status = Time(p, weights.first(1), {.rounds = 1, .repeats = 1}, stream, bucket, &ms);
     if (status.code() == cudaErrorUnknown) continue;  // another number of rows' may not do
     if (!status.ok()) return status;
     tried.emplace_back(ms, candidate);
@@ -219,7 +224,8 @@ LaunchStatus GemmPlanner::Candidates(const GemmParams& p, std::span<const Bf16* 
   std::sort(tried.begin(), tried.end(),
             [](const auto& a, const auto& b) { return a.first < b.first; });
   candidates->clear();
-  for (size_t i = 0; i < tried.size() && i < static_cast<size_t>(options_.candidates); ++i) {
+  const auto timed = static_cast<size_t>(std::min(options_.candidates, kSharedTimed));
+  for (size_t i = 0; i < tried.size() && i < timed; ++i) {
     candidates->push_back(tried[i].second);
   }
   return {};
@@ -244,13 +250,13 @@ LaunchStatus GemmPlanner::TimeSkinny(const GemmParams& p, std::span<const Bf16* 
   }
   if (chosen > 0) {
     bucket->cluster = chosen;
-    return Time(p, weights, options_.rounds, stream, bucket, ms);
+    return Time(p, weights, EffortFor(p), stream, bucket, ms);
   }
   *ms = std::numeric_limits<float>::max();
   for (const int cluster : lt_->skinny.Clusters(p.kind)) {
     bucket->cluster = cluster;
     float took = 0;
-    if (LaunchStatus timed = Time(p, weights, options_.rounds, stream, bucket, &took); !timed.ok())
+    if (LaunchStatus timed = Time(p, weights, EffortFor(p), stream, bucket, &took); !timed.ok())
       return timed;
     if (took >= *ms) continue;
     *ms = took;

@@ -104,6 +104,10 @@ class GemmPlanner {
  private:
   struct Lt;
   struct Bucket;
+  struct Effort {
+    int rounds,
+        repeats;  // the least time of |rounds|, of |repeats| calls or a pass over the weights
+  };
   using Key = std::tuple<GemmKind, int64_t>;
 
   explicit GemmPlanner(const GemmPlannerOptions& options);
@@ -112,8 +116,9 @@ class GemmPlanner {
                       cudaStream_t stream, Bucket* bucket);
   LaunchStatus Candidates(const GemmParams& params, std::span<const Bf16* const> weights,
                           cudaStream_t stream, Bucket* bucket) const;
-  LaunchStatus Time(const GemmParams& params, std::span<const Bf16* const> weights, int rounds,
+  LaunchStatus Time(const GemmParams& params, std::span<const Bf16* const> weights, Effort effort,
                     cudaStream_t stream, Bucket* bucket, float* ms) const;
+  Effort EffortFor(const GemmParams& params) const;
   LaunchStatus TimeSkinny(const GemmParams& params, std::span<const Bf16* const> weights,
                           cudaStream_t stream, Bucket* bucket, float* ms);
   bool CanMake(const GemmParams& params, int cluster) const;
