@@ -184,15 +184,15 @@ class EngineCore {
   // One part of the way to where the policy wants the border.
   void MoveTowardsGoal();
   // Where the border is after the next part of the way from |now|.
-  EvictionTarget NextBorder(const EvictionTarget& now) const;
+  EvictionTarget NextBorder(const EvictionTarget& now, double away) const;
   // Granules a layer of one part of the way from |now|, or all there are.
-  uint32_t GranulesOfPart(const EvictionTarget& now, bool restoring) const;
+  double GranulesOfPart(double away, bool restoring) const;
   // Of the granules that weights bring home on the way to the goal: the share that KV must give up.
   double KvShareOfWayHome() const;
   // What the gates of a step are reached in, with |away| away: the compute or the copies, whichever
   // takes longer.
   double PaceNs(const EvictionTarget& away) const;
-  double CopyNs(const EvictionTarget& away) const;  // of a step's copies; 0: the link is unknown
+  double CopyNs(double away) const;  // of a step's copies; 0: the link is unknown
   // What a step may take while the border moves: the longer of those before and after.
   double MovePaceNs() const;
   Memory::KvHolder Holder();

@@ -229,7 +229,7 @@ Status WeightPager::BeginStep() {
     m.Restart(&stats_);
   }
   Pass pass{.plan = m.after(), .to = std::exchange(m.heading, nullptr)};
-  if (pass.to && pass.to->evicted_granules() > pass.plan->evicted_granules()) pass.plan = pass.to;
+  if (pass.to) pass.plan = WEIR_TRY(m.Covering(layout_, pass.plan, pass.to));
   if (m.armed(*pass.plan)) {
     const uint64_t n = pass.plan->chunks().size();
     pass.held = pass.to != nullptr || pass.plan != m.numbered;
@@ -302,7 +302,7 @@ Status WeightPager::EndStep() {
       m.copy_error = failed;
     } else {
       m.first_round = false;
-      if (pass.to) EndTransition(pass);
+      if (pass.to || pass.between) EndTransition(pass);
       return OkStatus();
     }
   }
