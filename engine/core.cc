@@ -450,6 +450,7 @@ void EngineCore::Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns
   sample.evicted_bytes = static_cast<double>(streamed);
   sample.stall_ns = static_cast<double>(stall_ns);
   sample.step_ns = static_cast<double>(step_ns);
+  sample.streamed_evenly = memory_.weights().streamed_evenly();
   cost_.Observe(sample);
 }
 

@@ -209,6 +209,10 @@ const EvictionPlan& WeightPager::planned() const {
   return *impl_->after();
 }
 
+bool WeightPager::streamed_evenly() const {
+  return impl_->streamed_evenly;
+}
+
 const Status& WeightPager::copy_error() const {
   return impl_->copy_error;
 }
@@ -286,6 +290,7 @@ Status WeightPager::EndStep() {
   if (!m.step.copy_error.ok()) m.copy_error = std::move(m.step.copy_error);
   m.ExpectOldest();
   const EvictionPlan& plan = *pass.plan;
+  m.streamed_evenly = pass.advanced == 0 && plan.target().placement != Placement::kLayer;
   if (!m.armed(plan)) return OkStatus();
   const size_t n = plan.chunks().size();
   Status failed;

@@ -171,6 +171,10 @@ class WeightPager final : public StepGates {
   DeviceGates device_gates() const override;
   Status Report(const DeviceGateLog& log) override;
 
+  // Of the step that ended last: its copies followed each other. False when its gates were held
+  // closed, or whole layers were away.
+  bool streamed_evenly() const;
+
   const WeightPagerStats& stats() const { return stats_; }
   // What the link to the backing store was measured to do, between steps: tells late copies in the
   // trace from a slow link. Until then the fastest copy seen stands for it.

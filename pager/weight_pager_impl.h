@@ -153,7 +153,8 @@ struct WeightPager::Impl {
   // that never come. Those before it are good.
   bool queued_in_vain = false;
   RemapCost remap_cost;
-  bool first_round = true;  // no step has ended since the plan changed
+  bool first_round = true;      // no step has ended since the plan changed
+  bool streamed_evenly = true;  // WeightPager::streamed_evenly
   CopyProgress progress;
   std::deque<StampedCopy> stamped;  // by number; engine thread's, like all of device gates
   TraceLane copy_lane, gate_lane;

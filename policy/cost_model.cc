@@ -290,7 +290,7 @@ void CostModel::Refit() {
 }
 
 void CostModel::ObserveLink(const StepSample& s) {
-  if (!(s.evicted_bytes >= 1)) return;
+  if (!(s.evicted_bytes >= 1) || !s.streamed_evenly) return;
   const double known = cost_.link_bytes_per_ns;
   const bool stood = s.stall_ns >= kLeastStall * s.step_ns;
   const bool streamed = s.evicted_bytes >= kStreamShare * known * s.step_ns;

@@ -118,6 +118,23 @@ TEST_F(TransitionTest, AStepAfterAnother) {
   Rest();
 }
 
+TEST_F(TransitionTest, StepsThatMoveAndWholeLayersDoNotStreamEvenly) {
+  ASSERT_TRUE(w.pager->Apply(Stripes(3)).ok());
+  Steps(3);
+  EXPECT_TRUE(w.pager->streamed_evenly());
+  ASSERT_TRUE(w.pager->BeginTransition(Stripes(5)).ok());
+  Steps(1);
+  EXPECT_TRUE(w.pager->streamed_evenly()) << "the step before";
+  Steps(1);
+  EXPECT_FALSE(w.pager->streamed_evenly());
+  Steps(2);
+  EXPECT_TRUE(w.pager->streamed_evenly());
+  Rest();
+  ASSERT_TRUE(w.pager->Apply({.placement = Placement::kLayer, .layers = 4, .ring_slots = 2}).ok());
+  Steps(3);
+  EXPECT_FALSE(w.pager->streamed_evenly());
+}
+
 TEST_F(TransitionTest, OnlyWhatMovesIsRemapped) {
   Steps(2);
   const uint32_t layers = 8;

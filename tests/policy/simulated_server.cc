@@ -339,7 +339,11 @@ double SimulatedServer::RunStep() {
     work.link_rests = static_cast<double>(border_.amount) / shape_.layers;
   }
   const TrueStep step = shape_.truth(work);
-  if (policy_->follows_load()) model_.Observe(SampleOf(work, step));
+  if (policy_->follows_load()) {
+    StepSample sample = SampleOf(work, step);
+    sample.streamed_evenly = border_.placement == Placement::kStripe;
+    model_.Observe(sample);
+  }
   smoothed_step_ns_ = Smooth(smoothed_step_ns_, step.step_ns);
   smoothed_stall_ns_ = Smooth(smoothed_stall_ns_, step.step_ns - step.compute_ns);
   result_.mean_step_ms += step.step_ns * 1e-6;

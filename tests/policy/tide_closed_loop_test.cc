@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "policy/oneiros.h"
 #include "policy/tide.h"
 #include "tests/policy/floods.h"
 
@@ -42,6 +43,8 @@ std::vector<Case> Grid() {
   return cases;
 }
 
+constexpr double kSeconds = 80;  // where no case says otherwise
+
 class TideClosedLoop : public testing::TestWithParam<Case> {};
 
 // The queue is never empty. The link's speed under load and the cost of steps are what a cost model
@@ -76,8 +79,6 @@ INSTANTIATE_TEST_SUITE_P(Floods, TideClosedLoop, testing::ValuesIn(Grid()),
 
 // --- Targets ------------------------------------------------------------------------------------
 
-constexpr double kSeconds = 80;
-
 TEST(TideClosedLoopTargets, TheTimePerTokenIsKeptAndTheRestIsUsed) {
   const ServerShape shape = Llama8bOnH200().Server(0.85);
   TidePolicy unlimited;
@@ -96,6 +97,30 @@ TEST(TideClosedLoopTargets, TheTimePerTokenIsKeptAndTheRestIsUsed) {
   // A target that nothing can keep leaves the shortest steps there are.
   TidePolicy hopeless(TideConfig{.tpot_ms = 0.1});
   EXPECT_EQ(Steady(shape, hopeless, kChat, kSeconds).mean_away, 0);
+}
+
+// --- After another policy
+// -------------------------------------------------------------------------
+
+// What was learnt of steps stays when the policy changes. oneiros, which came before, keeps the
+// link waiting for slots; a link believed to be that slow leaves tide with too little away for
+// good, for nothing waits for the link any more.
+TEST(TideClosedLoopHistory, WhatStepsUnderAnotherPolicyTookDoesNotHoldItBack) {
+  for (const double share : {0.80, 0.90}) {
+    const ServerShape shape = Llama8bOnH200().Server(share);
+    TidePolicy alone;
+    const ServerResult expected = Steady(shape, alone, kChat, kSeconds);
+    OneirosPolicy layers{OneirosConfig{}};
+    SimulatedServer server(shape, layers);
+    EXPECT_GT(server.Flood(kChat, 1, 20).stall_share, 0.1);
+    TidePolicy tide;
+    server.Restart(tide);
+    (void)server.Flood(kChat, 1, kSeconds / 4);
+    const ServerResult after = server.Flood(kChat, 1, kSeconds * 3 / 4);
+    std::printf("W/C %.2f: %.0f tokens/s at %.1f, after oneiros %.0f at %.1f\n", share,
+                expected.tokens_per_s, expected.mean_away, after.tokens_per_s, after.mean_away);
+    EXPECT_NEAR(after.tokens_per_s / expected.tokens_per_s, 1, 0.01);
+  }
 }
 
 // --- What the policy is told is wrong ------------------------------------------------------------
