@@ -237,7 +237,9 @@ class EngineCore {
   bool reads_in_place() const;
   bool MayLeaveHome();
   void ObserveLink(uint64_t bytes, TimeNs stall_ns, TimeNs step_ns);
-  void Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns, uint64_t streamed);
+  // |waited_share|: of the gates passed, those at which the step stood.
+  void Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns, uint64_t streamed,
+               double waited_share);
 
   Driver& driver_;
   Memory& memory_;

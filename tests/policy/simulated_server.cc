@@ -39,7 +39,8 @@ StepSample SampleOf(const StepWork& w, const TrueStep& step) {
           .evicted_bytes = w.evicted_bytes,
           .stall_ns = step.step_ns - step.compute_ns,
           .step_ns = step.step_ns,
-          .pairs = w.pairs};
+          .pairs = w.pairs,
+          .waited_share = step.waited_share};
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ namespace weir {
 struct TrueStep {
   double compute_ns = 0;  // with the copies' share of the memory bandwidth, without waiting
   double step_ns = 0;
+  double waited_share = 1;  // of the gates, where it stood at any
 };
 struct StepWork {
   double tokens = 0;

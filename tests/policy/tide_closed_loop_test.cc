@@ -123,6 +123,30 @@ TEST(TideClosedLoopHistory, WhatStepsUnderAnotherPolicyTookDoesNotHoldItBack) {
   }
 }
 
+// Each step stands for a fiftieth at its first gate, whatever is away. That is no slow link: taken
+// for one it would send weights home, and what a step with fewer away takes would make it look
+// slower still.
+TEST(TideClosedLoopHistory, StandingAtTheFirstGateIsNoSlowLink) {
+  for (const double share : {0.80, 0.90}) {
+    const SimulatedGpu gpu = Llama8bOnH200();
+    ServerShape shape = gpu.Server(share);
+    shape.truth = [gpu](const StepWork& work) {
+      TrueStep step = gpu.Step(work);
+      if (work.evicted_bytes == 0 || step.step_ns > 1.02 * step.compute_ns) return step;
+      return TrueStep{.compute_ns = step.compute_ns,
+                      .step_ns = 1.02 * step.compute_ns,
+                      .waited_share = 1.0 / gpu.layers};
+    };
+    const FixedRate best = BestFixed(shape, kChat, kSeconds);
+    TidePolicy tide;
+    const ServerResult result = Steady(shape, tide, kChat, kSeconds);
+    std::printf("W/C %.2f: %.1f %% of the best fixed, %.1f away of %u\n", share,
+                100 * result.tokens_per_s / best.tokens_per_s, result.mean_away,
+                best.granules_per_layer);
+    EXPECT_GE(result.tokens_per_s, 0.98 * best.tokens_per_s);
+  }
+}
+
 // --- What the policy is told is wrong ------------------------------------------------------------
 
 TEST(TideClosedLoopErrors, AModelOffByAFifthCostsLittle) {
