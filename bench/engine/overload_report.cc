@@ -41,6 +41,7 @@ Json FiguresJson(const Figures& f) {
           {"prompt_steps", f.prompt_steps},
           {"prompt_step_ms", f.prompt_step_ms},
           {"stall_share", f.stall_share},
+          {"waited_share", f.waited_share},
           {"away_gib", f.away_gib},
           {"kv_blocks", f.kv_blocks},
           {"streamed_gb_s", f.streamed_gb_s},
@@ -114,8 +115,8 @@ Figures MeanOf(const std::vector<Figures>& all) {
          {&Figures::seconds, &Figures::tokens_per_s, &Figures::prompt_tokens_per_s,
           &Figures::requests_per_s, &Figures::running, &Figures::away_gib, &Figures::kv_blocks,
           &Figures::step_ms, &Figures::step_p99_ms, &Figures::decode_step_ms,
-          &Figures::prompt_step_ms, &Figures::stall_share, &Figures::streamed_gb_s,
-          &Figures::border_ms}) {
+          &Figures::prompt_step_ms, &Figures::stall_share, &Figures::waited_share,
+          &Figures::streamed_gb_s, &Figures::border_ms}) {
       mean.*field += f.*field / n;
     }
     for (uint64_t Figures::*const field :

@@ -155,6 +155,9 @@ Result<Figures> LoadRun::Take() {
   f.decode_step_ms /= static_cast<double>(std::max<uint64_t>(1, f.steps - f.prompt_steps));
   std::sort(ms.begin(), ms.end());
   f.step_p99_ms = ms[ms.size() * 99 / 100];
+  f.waited_share =
+      static_cast<double>(pager.faults - pager_.faults) /
+      static_cast<double>(std::max<uint64_t>(1, pager.gate_arrivals - pager_.gate_arrivals));
   f.stall_share = static_cast<double>(pager.stall_ns - pager_.stall_ns) * 1e-6 / time;
   return f;
 }

@@ -25,6 +25,7 @@ struct Figures {
   double step_ms = 0, step_p99_ms = 0;
   double decode_step_ms = 0, prompt_step_ms = 0;  // means of steps without and with prompts in them
   double stall_share = 0;                         // of the steps' time, at gates
+  double waited_share = 0;                        // of the gates passed, those where a step stood
   double streamed_gb_s = 0, border_ms = 0;
   uint64_t steps = 0, prompt_steps = 0, preemptions = 0, border_moves = 0, border_refusals = 0;
 };
