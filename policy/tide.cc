@@ -27,8 +27,8 @@ double FreedGranules(const WeightsView& weights, double e) {
 
 double KvBlocksAt(const PolicySnapshot& s, uint32_t e) {
   const double per_extent = std::max(1u, s.kv.granules_per_extent);
-  // Not what a stripe of granules_per_layer frees: whole layers may be away, left by another policy,
-  // or the border may be on the way.
+  // Not what a stripe of granules_per_layer frees: whole layers may be away, left by another
+  // policy, or the border may be on the way.
   const double granules = static_cast<double>(s.kv.mapped_extents) * per_extent +
                           static_cast<double>(s.pool_free) + FreedGranules(s.weights, e) -
                           static_cast<double>(s.weights.freed_granules);
