@@ -148,7 +148,10 @@ void EngineCore::MoveTowardsGoal() {
     return;
   }
   const auto move = [&] {
-    const EvictionTarget next = NextBorder(weights.planned().target());
+    const EvictionPlan& now = weights.planned();
+    const EvictionTarget next =
+        NextBorder(now.target(), static_cast<double>(now.evicted_granules()) /
+                                     static_cast<double>(weights.layout().layers.size()));
     if (scheduler_.running() == 0 || !weights.CanMoveBehindGates(next)) {
       Drain();  // granules move between steps
       return MoveBorder(next);
@@ -156,7 +159,7 @@ void EngineCore::MoveTowardsGoal() {
     const TimeNs start = driver_.Now();
     Status begun = memory_.BeginMove(next, *border_goal_, Holder());
     stats_.border_ns += driver_.Now() - start;
-    if (begun.ok()) memory_.VacateAhead(NextBorder(next));
+    if (begun.ok()) memory_.VacateAhead(NextBorder(next, next.granules_per_layer));
     return begun;
   };
   Status moved = move();
@@ -175,7 +178,7 @@ void EngineCore::MoveTowardsGoal() {
   }
 }
 
-EvictionTarget EngineCore::NextBorder(const EvictionTarget& now) const {
+EvictionTarget EngineCore::NextBorder(const EvictionTarget& now, double away) const {
   const EvictionTarget& goal = *border_goal_;
   const auto stripes = [](const EvictionTarget& t) {
     return t.empty() || t.placement == Placement::kStripe;
@@ -183,19 +186,19 @@ EvictionTarget EngineCore::NextBorder(const EvictionTarget& now) const {
   const bool same_ring = goal.empty() || now.empty() || goal.ring_slots == now.ring_slots;
   // Nobody waits for the next step, or it takes another ring altogether.
   if (scheduler_.running() == 0 || !stripes(goal) || !stripes(now) || !same_ring) return goal;
-  const uint32_t from = now.amount();
-  const uint32_t to = goal.amount();
-  const uint32_t left = std::max(from, to) - std::min(from, to);
+  const double to = goal.amount();
+  const double left = std::abs(to - away);
   if (left == 0) return goal;
-  // As many parts as it takes, all about as long.
-  const uint64_t parts = CeilDiv(left, GranulesOfPart(now, to < from));
-  const auto part = static_cast<uint32_t>(CeilDiv(left, parts));
+  // As many parts as it takes, all about as long, to where all layers have as many away.
+  const double part = left / std::ceil(left / GranulesOfPart(away, to < away));
+  constexpr double kRounding = 1e-6;
   EvictionTarget next{.ring_slots = goal.empty() ? now.ring_slots : goal.ring_slots};
-  next.granules_per_layer = from < to ? from + part : from - part;
-  return next.granules_per_layer == to ? goal : next;
+  next.granules_per_layer = static_cast<uint32_t>(to > away ? std::ceil(away + part - kRounding)
+                                                            : std::floor(away - part + kRounding));
+  return next.granules_per_layer == goal.granules_per_layer ? goal : next;
 }
 
-uint32_t EngineCore::GranulesOfPart(const EvictionTarget& now, bool restoring) const {
+double EngineCore::GranulesOfPart(double away, bool restoring) const {
   const WeightPager& weights = memory_.weights();
   const RemapCost& cost = weights.remap_cost();
   const auto layers = static_cast<double>(weights.layout().layers.size());
@@ -204,16 +207,20 @@ uint32_t EngineCore::GranulesOfPart(const EvictionTarget& now, bool restoring) c
   };
   double granules = 0;
   if (weights.moves_behind_gates()) {
-    // As many as a step has room for beside the copies of all that is away before or after.
     const double remap_ns = cost.at_rest_ns();
     const double pace_ns = MovePaceNs();
-    const double room_ns = (1 + kLateMove) * pace_ns - CopyNs(now);
-    granules =
-        fit(room_ns, remap_ns + (restoring ? 0 : CopyNs({.granules_per_layer = 1}) / layers));
-    if (restoring) {
+    const double room_ns = (1 + kLateMove) * pace_ns - CopyNs(away);
+    const double kv_share = restoring ? KvShareOfWayHome() : 0;
+    if (!restoring) {
+      // As many as a step has room for beside the copies of all that is away before or after.
+      granules = fit(room_ns, remap_ns + CopyNs(1) / layers);
+    } else if (kv_share > 0) {
       const double kv_ns = memory_.release_ns_per_granule().value_or(kUnmapShare * remap_ns);
-      granules = std::min(
-          granules, fit(room_ns + kLateRelease * pace_ns, remap_ns + kv_ns * KvShareOfWayHome()));
+      granules = std::min(fit(room_ns, remap_ns),
+                          fit(room_ns + kLateRelease * pace_ns, remap_ns + kv_ns * kv_share));
+    } else {
+      // All: stripe after stripe comes home whole, and what a step has no room for in later ones.
+      return away;
     }
   } else {
     double granule_ns = cost.at_rest_ns();
@@ -223,7 +230,7 @@ uint32_t EngineCore::GranulesOfPart(const EvictionTarget& now, bool restoring) c
     }
     granules = fit(kLateShare * smoothed_step_ns_, granule_ns);
   }
-  return static_cast<uint32_t>(std::clamp(granules, 1.0, 1e9));
+  return std::clamp(granules, 1.0, 1e9);
 }
 
 double EngineCore::KvShareOfWayHome() const {
@@ -233,10 +240,9 @@ double EngineCore::KvShareOfWayHome() const {
   return std::min(1.0, static_cast<double>(*kv) / home);
 }
 
-double EngineCore::CopyNs(const EvictionTarget& away) const {
+double EngineCore::CopyNs(double away) const {
   const double link = memory_.link_bytes_per_ns();
-  const double bytes = static_cast<double>(away.granules_per_layer) *
-                       static_cast<double>(memory_.weights().layout().layers.size()) *
+  const double bytes = away * static_cast<double>(memory_.weights().layout().layers.size()) *
                        static_cast<double>(memory_.pool().granule_bytes());
   return link > 0 ? bytes / link : 0;
 }
@@ -244,7 +250,8 @@ double EngineCore::CopyNs(const EvictionTarget& away) const {
 double EngineCore::PaceNs(const EvictionTarget& away) const {
   // Not the steps as they were: what earlier parts made them late by is in them. And the next one
   // may be short among long ones.
-  return std::max(std::min(smoothed_compute_ns_, last_compute_ns_), CopyNs(away));
+  return std::max(std::min(smoothed_compute_ns_, last_compute_ns_),
+                  CopyNs(away.granules_per_layer));
 }
 
 double EngineCore::MovePaceNs() const {

@@ -410,7 +410,10 @@ void EngineCore::CollectStep() {
   const TimeNs step_ns =
       compute_.depth() > 1 ? outcome.compute_ns : driver_.Now() - step->trace->start_ns();
   ObserveLink(bytes, stall_ns, step_ns);
-  Observe(step->batch, step_ns, stall_ns, bytes);
+  const uint64_t passed = weights.stats().gate_arrivals - before.gate_arrivals;
+  const uint64_t waited = weights.stats().faults - before.faults;
+  Observe(step->batch, step_ns, stall_ns, bytes,
+          passed > 0 ? static_cast<double>(waited) / static_cast<double>(passed) : 0);
   work_.ObserveStep(memory_.blocks().counts().used, scheduler_.running(),
                     scheduler_.running_output_tokens(), stats_.output_tokens - output_before);
   step->trace->Ended(step_ns, stall_ns, bytes);
@@ -435,8 +438,8 @@ void EngineCore::Keep(const StepUnderWay& step, TimeNs step_ns, TimeNs stall_ns)
                       .evicted_granules = memory_.weights().plan().evicted_granules()});
 }
 
-void EngineCore::Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns,
-                         uint64_t streamed) {
+void EngineCore::Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns, uint64_t streamed,
+                         double waited_share) {
   smoothed_step_ns_ = Smooth(smoothed_step_ns_, static_cast<double>(step_ns));
   smoothed_stall_ns_ = Smooth(smoothed_stall_ns_, static_cast<double>(stall_ns));
   last_compute_ns_ = static_cast<double>(step_ns - std::min(stall_ns, step_ns));
@@ -450,6 +453,8 @@ void EngineCore::Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns
   sample.evicted_bytes = static_cast<double>(streamed);
   sample.stall_ns = static_cast<double>(stall_ns);
   sample.step_ns = static_cast<double>(step_ns);
+  sample.streamed_evenly = memory_.weights().streamed_evenly();
+  sample.waited_share = waited_share;
   cost_.Observe(sample);
 }
 

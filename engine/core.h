@@ -183,16 +183,18 @@ class EngineCore {
   void SetBorderGoal(const EvictionTarget& goal);
   // One part of the way to where the policy wants the border.
   void MoveTowardsGoal();
-  // Where the border is after the next part of the way from |now|.
-  EvictionTarget NextBorder(const EvictionTarget& now) const;
-  // Granules a layer of one part of the way from |now|, or all there are.
-  uint32_t GranulesOfPart(const EvictionTarget& now, bool restoring) const;
+  // Where the border is after the next part of the way from |now|, of which |away| granules a layer
+  // are away: fewer than |now| says where an earlier part was left half done.
+  EvictionTarget NextBorder(const EvictionTarget& now, double away) const;
+  // Granules a layer, mean over the layers, of one part of the way from |away|, or all there are.
+  double GranulesOfPart(double away, bool restoring) const;
   // Of the granules that weights bring home on the way to the goal: the share that KV must give up.
   double KvShareOfWayHome() const;
   // What the gates of a step are reached in, with |away| away: the compute or the copies, whichever
   // takes longer.
   double PaceNs(const EvictionTarget& away) const;
-  double CopyNs(const EvictionTarget& away) const;  // of a step's copies; 0: the link is unknown
+  // Of a step's copies, with |away| granules a layer away; 0: the link is unknown.
+  double CopyNs(double away) const;
   // What a step may take while the border moves: the longer of those before and after.
   double MovePaceNs() const;
   Memory::KvHolder Holder();
@@ -237,7 +239,9 @@ class EngineCore {
   bool reads_in_place() const;
   bool MayLeaveHome();
   void ObserveLink(uint64_t bytes, TimeNs stall_ns, TimeNs step_ns);
-  void Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns, uint64_t streamed);
+  // |waited_share|: of the gates passed, those at which the step stood.
+  void Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns, uint64_t streamed,
+               double waited_share);
 
   Driver& driver_;
   Memory& memory_;

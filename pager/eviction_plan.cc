@@ -68,24 +68,17 @@ std::vector<uint32_t> StripeCapacity(const WeightLayout& layout, uint64_t granul
   return capacity;
 }
 
-// What each segment gives of the granules taken from a layer, and how many of them others give
-// before it.
-struct Share {
-  uint32_t before = 0;
-  uint32_t count = 0;
-};
-
 // Takes |k| granules from the segments of a layer, from the one that can give most first: few long
 // copies run at the link's full speed, and each chunk costs the link some microseconds besides. A
 // larger k only adds granules, so that moving the border never moves a granule twice. Ties go to
 // the later segment, whose stripe has longer to arrive.
-std::vector<Share> Concentrate(const std::vector<uint32_t>& capacity, uint32_t k) {
+std::vector<StripeShare> Concentrate(const std::vector<uint32_t>& capacity, uint32_t k) {
   std::vector<size_t> order(capacity.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
     return capacity[a] != capacity[b] ? capacity[a] > capacity[b] : a > b;
   });
-  std::vector<Share> shares(capacity.size());
+  std::vector<StripeShare> shares(capacity.size());
   uint32_t taken = 0;
   for (const size_t s : order) {
     shares[s] = {taken, std::min(k - taken, capacity[s])};
@@ -96,8 +89,8 @@ std::vector<Share> Concentrate(const std::vector<uint32_t>& capacity, uint32_t k
 }
 
 // What each segment gives of |k| granules a layer; kInvalidArgument when there are not so many.
-Result<std::vector<Share>> TakeFromLayers(const WeightLayout& layout, uint64_t granule_bytes,
-                                          uint32_t k) {
+Result<std::vector<StripeShare>> TakeFromLayers(const WeightLayout& layout, uint64_t granule_bytes,
+                                                uint32_t k) {
   const std::vector<uint32_t> capacity = StripeCapacity(layout, granule_bytes);
   const uint32_t most = std::accumulate(capacity.begin(), capacity.end(), 0U);
   if (k <= most) return Concentrate(capacity, k);
@@ -217,10 +210,37 @@ Result<EvictionPlan> EvictionPlan::Make(const WeightLayout& layout, uint64_t gra
                            " slots would take all " + std::to_string(plan.evicted_granules_) +
                            " evicted granules and free nothing");
   }
-  while (plan.prefix_chunks_ < plan.chunks_.size() &&
-         plan.chunks_[plan.prefix_chunks_].previous_pass) {
-    ++plan.prefix_chunks_;
+  plan.CountPrefix();
+  return plan;
+}
+
+void EvictionPlan::CountPrefix() {
+  while (prefix_chunks_ < chunks_.size() && chunks_[prefix_chunks_].previous_pass) ++prefix_chunks_;
+}
+
+Result<EvictionPlan> EvictionPlan::Between(const WeightLayout& layout, uint64_t granule_bytes,
+                                           const EvictionTarget& most,
+                                           const std::vector<uint32_t>& granules_of_gate) {
+  const EvictionPlan even = WEIR_TRY(Make(layout, granule_bytes, most));
+  if (most.placement != Placement::kStripe || granules_of_gate.size() != layout.gates()) {
+    return InvalidArgument("a border in between is of stripes, with a number for each of " +
+                           std::to_string(layout.gates()) + " gates");
   }
+  const std::vector<uint32_t> all = even.GranulesOfGate();
+  for (size_t g = 0; g < all.size(); ++g) {
+    if (granules_of_gate[g] <= all[g]) continue;
+    return InvalidArgument("the stripe of gate " + std::to_string(g) + " has " +
+                           std::to_string(all[g]) + " granules, " +
+                           std::to_string(granules_of_gate[g]) + " of them asked");
+  }
+  if (granules_of_gate == all) return even;
+  EvictionPlan plan;
+  plan.target_ = most;
+  plan.even_ = false;
+  plan.PlaceStripesOf(layout, granule_bytes,
+                      WEIR_TRY(TakeFromLayers(layout, granule_bytes, most.granules_per_layer)),
+                      granules_of_gate);
+  plan.CountPrefix();
   return plan;
 }
 
@@ -229,42 +249,56 @@ Status EvictionPlan::PlaceStripes(const WeightLayout& layout, uint64_t granule_b
   const uint32_t segments = layout.segments_per_layer();
   const uint32_t k = target_.granules_per_layer;
   const uint32_t ring = target_.ring_slots;
-  const std::vector<Share> take = WEIR_TRY(TakeFromLayers(layout, granule_bytes, k));
+  const std::vector<StripeShare> take = WEIR_TRY(TakeFromLayers(layout, granule_bytes, k));
   if (layers <= ring) {
     return InvalidArgument("a ring of " + std::to_string(ring) + " slots needs more than " +
                            std::to_string(ring) + " layers, the model has " +
                            std::to_string(layers));
   }
-  const auto per_layer = static_cast<uint32_t>(
-      std::count_if(take.begin(), take.end(), [](const Share& s) { return s.count > 0; }));
-  for (uint32_t l = 0; l < layers; ++l) {
-    uint32_t in_layer = 0;  // chunks of this layer so far
-    // The layer that used this ring slot before: R layers ago, or, for the first R layers, the last
-    // one of the previous pass with the same remainder (L need not be a multiple of R).
-    const bool wraps = l < ring;
-    const uint32_t before = wraps ? (layers - 1 - l) / ring * ring + l : l - ring;
-    for (uint32_t s = 0; s < segments; ++s) {
-      const uint32_t count = take[s].count;
-      if (count == 0) continue;
-      const InnerRun run = InnerSlots(layout.layers[l][s], granule_bytes);
-      StripeChunk chunk;
-      chunk.gate = l * segments + s;
-      chunk.first = SlotIndex(static_cast<uint32_t>(run.end - count));
-      chunk.count = count;
-      chunk.ring_slot = l % ring;
-      // The granules of a layer are numbered in the order in which they leave.
-      chunk.ring_first = (take[s].before + count - 1) * ring + chunk.ring_slot;
-      chunk.ring_step = -static_cast<int32_t>(ring);
-      chunk.previous_user = before * per_layer + in_layer;
-      chunk.previous_pass = wraps;
-      chunk_of_gate_[chunk.gate] = static_cast<int32_t>(chunks_.size());
-      chunks_.push_back(chunk);
-      ++in_layer;
-    }
-  }
-  ring_granules_ = ring * k;
-  evicted_granules_ = layers * k;
+  std::vector<uint32_t> granules_of_gate(layout.gates());
+  for (uint32_t g = 0; g < layout.gates(); ++g) granules_of_gate[g] = take[g % segments].count;
+  PlaceStripesOf(layout, granule_bytes, take, granules_of_gate);
   return OkStatus();
+}
+
+void EvictionPlan::PlaceStripesOf(const WeightLayout& layout, uint64_t granule_bytes,
+                                  const std::vector<StripeShare>& most,
+                                  const std::vector<uint32_t>& granules_of_gate) {
+  const uint32_t segments = layout.segments_per_layer();
+  const uint32_t ring = target_.ring_slots;
+  chunk_of_gate_.assign(layout.gates(), -1);
+  // By segment and ring slot, the chunk that used its granules last. No other segment does. One
+  // with fewer granules than a chunk before it comes later all the same.
+  std::vector<int32_t> last_user(size_t{segments} * ring, -1);
+  for (uint32_t g = 0; g < layout.gates(); ++g) {
+    const uint32_t count = granules_of_gate[g];
+    if (count == 0) continue;
+    const uint32_t l = g / segments;
+    const uint32_t s = g % segments;
+    const InnerRun run = InnerSlots(layout.layers[l][s], granule_bytes);
+    StripeChunk chunk;
+    chunk.gate = g;
+    chunk.first = SlotIndex(static_cast<uint32_t>(run.end - count));
+    chunk.count = count;
+    chunk.ring_slot = l % ring;
+    // The granules of a layer are numbered in the order in which they leave.
+    chunk.ring_first = (most[s].before + count - 1) * ring + chunk.ring_slot;
+    chunk.ring_step = -static_cast<int32_t>(ring);
+    int32_t& last = last_user[size_t{s} * ring + chunk.ring_slot];
+    chunk.previous_pass = last < 0;  // which it is is known when all are there
+    if (last >= 0) chunk.previous_user = static_cast<uint32_t>(last);
+    last = static_cast<int32_t>(chunks_.size());
+    chunk_of_gate_[g] = last;
+    chunks_.push_back(chunk);
+    evicted_granules_ += count;
+  }
+  for (StripeChunk& c : chunks_) {
+    if (!c.previous_pass) continue;
+    c.previous_user =
+        static_cast<uint32_t>(last_user[size_t{c.gate % segments} * ring + c.ring_slot]);
+  }
+  const std::vector<bool> used = RingGranules(size_t{ring} * target_.granules_per_layer);
+  ring_granules_ = static_cast<uint32_t>(std::count(used.begin(), used.end(), true));
 }
 
 Status EvictionPlan::PlaceLayers(const WeightLayout& layout, uint64_t granule_bytes) {
@@ -321,7 +355,7 @@ Status EvictionPlan::PlaceLayers(const WeightLayout& layout, uint64_t granule_by
 }
 
 Status EvictionPlan::PlaceInBackingCopy(const WeightLayout& layout, uint64_t granule_bytes) {
-  const std::vector<Share> take =
+  const std::vector<StripeShare> take =
       WEIR_TRY(TakeFromLayers(layout, granule_bytes, target_.granules_per_layer));
   for (const auto& layer : layout.layers) {
     for (size_t s = 0; s < layer.size(); ++s) {
@@ -347,16 +381,34 @@ std::vector<SlotPlace> EvictionPlan::PlaceOfSlots(size_t slots) const {
   return place;
 }
 
+std::vector<bool> EvictionPlan::RingGranules(size_t slots) const {
+  std::vector<bool> used(slots, false);
+  if (target_.placement == Placement::kLayer) {  // a slot is as wide as the widest layer
+    std::fill_n(used.begin(), ring_granules_, true);
+    return used;
+  }
+  for (const StripeChunk& c : chunks_) {
+    for (uint32_t i = 0; i < c.count; ++i) used[c.RingGranule(i)] = true;
+  }
+  return used;
+}
+
+std::vector<uint32_t> EvictionPlan::GranulesOfGate() const {
+  std::vector<uint32_t> granules(chunk_of_gate_.size(), 0);
+  for (const StripeChunk& c : chunks_) granules[c.gate] = c.count;
+  return granules;
+}
+
 std::string EvictionPlan::ToString() const {
   if (target_.empty()) return "nothing evicted";
   if (target_.placement == Placement::kInPlace) {
     return "in place, " + std::to_string(target_.granules_per_layer) +
            " granules per layer: " + std::to_string(evicted_granules_) + " evicted and freed";
   }
-  std::string text =
-      target_.placement == Placement::kStripe
-          ? "stripe, " + std::to_string(target_.granules_per_layer) + " granules per layer"
-          : "layer, " + std::to_string(target_.layers) + " layers";
+  std::string text = target_.placement == Placement::kStripe
+                         ? std::string(even_ ? "stripe, " : "stripe, at most ") +
+                               std::to_string(target_.granules_per_layer) + " granules per layer"
+                         : "layer, " + std::to_string(target_.layers) + " layers";
   text += ", ring of " + std::to_string(target_.ring_slots) + ": " +
           std::to_string(evicted_granules_) + " evicted, " + std::to_string(ring_granules_) +
           " in the ring, " + std::to_string(freed_granules()) + " freed, " +

@@ -78,6 +78,12 @@ struct StripeChunk {
   bool previous_pass = false;
 };
 
+// What a segment gives of the granules taken from a layer, and how many of them others give before.
+struct StripeShare {
+  uint32_t before = 0;
+  uint32_t count = 0;
+};
+
 class EvictionPlan {
  public:
   EvictionPlan() = default;
@@ -85,6 +91,11 @@ class EvictionPlan {
   // or when the ring would not leave anything free.
   static Result<EvictionPlan> Make(const WeightLayout& layout, uint64_t granule_bytes,
                                    const EvictionTarget& target);
+  // On the way from one border of stripes to another: of each of |most|'s stripes the last
+  // |granules_of_gate| granules are away. kInvalidArgument names a stripe that has fewer.
+  static Result<EvictionPlan> Between(const WeightLayout& layout, uint64_t granule_bytes,
+                                      const EvictionTarget& most,
+                                      const std::vector<uint32_t>& granules_of_gate);
   // The largest granules_per_layer that a stripe, or what is read in place, may ask for.
   static uint32_t MaxGranulesPerLayer(const WeightLayout& layout, uint64_t granule_bytes);
   // The largest n such that with a ring of |ring_slots| every number of whole layers in
@@ -95,6 +106,7 @@ class EvictionPlan {
   static uint32_t LeastLayerGranules(const WeightLayout& layout, uint64_t granule_bytes);
 
   const EvictionTarget& target() const { return target_; }
+  bool even() const { return even_; }  // false: only a part of the target is away (Between)
   const std::vector<StripeChunk>& chunks() const { return chunks_; }  // in execution order
   const std::vector<int32_t>& chunk_of_gate() const { return chunk_of_gate_; }  // -1: open gate
   uint32_t ring_granules() const { return ring_granules_; }
@@ -104,10 +116,17 @@ class EvictionPlan {
   // slots is in the previous pass.
   uint32_t prefix_chunks() const { return prefix_chunks_; }
   std::vector<SlotPlace> PlaceOfSlots(size_t slots) const;  // by weight slot, of |slots|
+  std::vector<bool> RingGranules(size_t slots) const;       // by ring granule: whether there is one
+  std::vector<uint32_t> GranulesOfGate() const;             // that its chunk has
   std::string ToString() const;
 
  private:
   Status PlaceStripes(const WeightLayout& layout, uint64_t granule_bytes);
+  // |most|: what each segment gives of the target.
+  void PlaceStripesOf(const WeightLayout& layout, uint64_t granule_bytes,
+                      const std::vector<StripeShare>& most,
+                      const std::vector<uint32_t>& granules_of_gate);
+  void CountPrefix();
   Status PlaceLayers(const WeightLayout& layout, uint64_t granule_bytes);
   Status PlaceInBackingCopy(const WeightLayout& layout, uint64_t granule_bytes);
 
@@ -116,6 +135,7 @@ class EvictionPlan {
     uint32_t count = 0;
   };
   EvictionTarget target_;
+  bool even_ = true;
   std::vector<StripeChunk> chunks_;
   std::vector<int32_t> chunk_of_gate_;
   std::vector<SlotRun> in_place_;

@@ -209,6 +209,10 @@ const EvictionPlan& WeightPager::planned() const {
   return *impl_->after();
 }
 
+bool WeightPager::streamed_evenly() const {
+  return impl_->streamed_evenly;
+}
+
 const Status& WeightPager::copy_error() const {
   return impl_->copy_error;
 }
@@ -229,7 +233,7 @@ Status WeightPager::BeginStep() {
     m.Restart(&stats_);
   }
   Pass pass{.plan = m.after(), .to = std::exchange(m.heading, nullptr)};
-  if (pass.to && pass.to->evicted_granules() > pass.plan->evicted_granules()) pass.plan = pass.to;
+  if (pass.to) pass.plan = WEIR_TRY(m.Covering(layout_, pass.plan, pass.to));
   if (m.armed(*pass.plan)) {
     const uint64_t n = pass.plan->chunks().size();
     pass.held = pass.to != nullptr || pass.plan != m.numbered;
@@ -286,6 +290,7 @@ Status WeightPager::EndStep() {
   if (!m.step.copy_error.ok()) m.copy_error = std::move(m.step.copy_error);
   m.ExpectOldest();
   const EvictionPlan& plan = *pass.plan;
+  m.streamed_evenly = pass.advanced == 0 && plan.target().placement != Placement::kLayer;
   if (!m.armed(plan)) return OkStatus();
   const size_t n = plan.chunks().size();
   Status failed;
@@ -302,7 +307,7 @@ Status WeightPager::EndStep() {
       m.copy_error = failed;
     } else {
       m.first_round = false;
-      if (pass.to) EndTransition(pass);
+      if (pass.to || pass.between) EndTransition(pass);
       return OkStatus();
     }
   }

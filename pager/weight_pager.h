@@ -101,7 +101,8 @@ class WeightPager final : public StepGates {
   const WeightLayout& layout() const { return layout_; }
   // In force: of the last transition that ended.
   const EvictionPlan& plan() const { return plan_; }
-  // In force once the steps under way have ended.
+  // In force once the steps under way have ended. After a transition that left chunks it is not
+  // even, and its target that of the border with more away.
   const EvictionPlan& planned() const;
   uint32_t max_steps_under_way() const;
   uint32_t max_granules_per_layer() const;
@@ -170,6 +171,10 @@ class WeightPager final : public StepGates {
   void Depart(uint32_t gate) override;
   DeviceGates device_gates() const override;
   Status Report(const DeviceGateLog& log) override;
+
+  // Of the step that ended last: its copies followed each other. False when its gates were held
+  // closed, or whole layers were away.
+  bool streamed_evenly() const;
 
   const WeightPagerStats& stats() const { return stats_; }
   // What the link to the backing store was measured to do, between steps: tells late copies in the

@@ -90,6 +90,7 @@ struct Pass {
   // Its copies wait for AdvanceTransition: the pass before it had other chunks, or this one moves.
   bool held = false;
   SharedPlan to;          // moves: what is away once the pass has ended; null: nothing changes
+  SharedPlan between;     // what is away then after a move that had no room for some chunks
   uint32_t advanced = 0;  // chunks remapped and queued so far, while held
   TimeNs advancing_since = 0;
   double copying_until = 0;          // what is queued, from there on
@@ -152,7 +153,8 @@ struct WeightPager::Impl {
   // that never come. Those before it are good.
   bool queued_in_vain = false;
   RemapCost remap_cost;
-  bool first_round = true;  // no step has ended since the plan changed
+  bool first_round = true;      // no step has ended since the plan changed
+  bool streamed_evenly = true;  // WeightPager::streamed_evenly
   CopyProgress progress;
   std::deque<StampedCopy> stamped;  // by number; engine thread's, like all of device gates
   TraceLane copy_lane, gate_lane;
@@ -189,7 +191,8 @@ struct WeightPager::Impl {
   // Of the next pass, once those under way have ended as they should.
   const SharedPlan& after() const {
     if (passes.empty()) return cover;
-    return passes.back().to ? passes.back().to : passes.back().plan;
+    const Pass& last = passes.back();
+    return last.to ? last.to : last.between ? last.between : last.plan;
   }
   VirtAddr SlotAddress(uint32_t slot) const {
     return space.region(weights).base + uint64_t{slot} * granule_bytes;
@@ -300,6 +303,13 @@ struct WeightPager::Impl {
   Status BeginHeld(const Pass& pass, uint64_t number);
   // Whether chunk |i| has slots that are not yet where the pass moves them.
   bool Moves(const Pass& pass, uint32_t i) const;
+  // What a pass copies that begins with |from| away and moves |to|: whatever is away in either.
+  Result<SharedPlan> Covering(const WeightLayout& layout, const SharedPlan& from,
+                              const SharedPlan& to) const;
+  // What is away now, of |pass|.
+  Result<SharedPlan> AwayNow(const WeightLayout& layout, const Pass& pass) const;
+  // Whether chunk |i| may be remapped now, and then be copied behind those that are remapped and
+  // not copied yet.
   bool OnPace(const Pass& pass, uint32_t i, const GatePace& pace) const;
   // Of the chunk whose turn it is: its copy has been queued.
   void NoteCopy(Pass* pass, const GatePace& pace) const;

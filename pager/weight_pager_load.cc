@@ -187,7 +187,7 @@ Status WeightPager::CheckIntegrity() {
     return broken("the plan in force is not what is away");
   }
   std::set<GranuleId> homes;
-  std::vector<uint32_t> users(cover.ring_granules(), 0);
+  std::vector<uint32_t> users(m.ring.valid() ? m.space.region(m.ring).slots.size() : 0, 0);
   for (uint32_t s = 0; s < weights.slots.size(); ++s) {
     const std::string name = "slot " + std::to_string(s);
     if (!weights.slots[s].valid()) return broken(name + " is unmapped");
@@ -218,13 +218,15 @@ Status WeightPager::CheckIntegrity() {
   }
   if (m.ring.valid()) {
     const Region& ring = m.space.region(m.ring);
-    const uint32_t mapped =
-        whole ? cover.ring_granules()
-              : static_cast<uint32_t>(
-                    std::count_if(users.begin(), users.end(), [](uint32_t n) { return n > 0; }));
-    if (ring.mapped != mapped) return broken("ring size differs from the plan");
-    for (uint32_t i = 0; i < cover.ring_granules(); ++i) {
-      if (!whole && users[i] == 0) continue;  // in the middle of a move
+    std::vector<bool> expected = cover.RingGranules(users.size());
+    for (size_t i = 0; i < users.size() && !whole; ++i) expected[i] = users[i] > 0;
+    if (ring.mapped != static_cast<uint32_t>(std::count(expected.begin(), expected.end(), true))) {
+      return broken("ring size differs from the plan");
+    }
+    for (uint32_t i = 0; i < users.size(); ++i) {
+      if (!expected[i]) continue;
+      if (!ring.slots[i].valid())
+        return broken("ring granule " + std::to_string(i) + " is missing");
       if (m.space.pool().granule(ring.slots[i]).map_count != users[i] + 1) {
         return broken("ring granule " + std::to_string(i) + " is mapped where it should not be");
       }

@@ -31,9 +31,7 @@ void AppendSlot(std::vector<WeightSlotRun>* runs, uint32_t slot) {
 }  // namespace
 
 std::vector<bool> WeightPager::Impl::RingOf(const EvictionPlan& plan) const {
-  std::vector<bool> ring_after(ring.valid() ? space.region(ring).slots.size() : 0, false);
-  std::fill_n(ring_after.begin(), plan.ring_granules(), true);
-  return ring_after;
+  return plan.RingGranules(ring.valid() ? space.region(ring).slots.size() : 0);
 }
 
 Status WeightPager::Impl::MapBackingCopy(RemapPlan* plan, uint32_t slot) const {
@@ -297,7 +295,7 @@ Status WeightPager::Apply(const EvictionTarget& target) {
                       "; going back failed too: " + undone.ToString());
     }
     plan_ = *m.cover;
-    m.settled = true;
+    m.settled = plan_.even();
     m.Restart(&stats_);
     return status.WithContext("filling restored weights");
   }

@@ -12,8 +12,9 @@
 //      copy under way, so remaps add to the copies' time: docs/drivers.md.)
 //      The copy fits either mapping: a slot that is away is written into the ring, one that has
 //      come home is filled in place by the very copy that the step needs anyway.
-//   4. Step t+1 ends, and the plan is in force. If it failed, or a remap did, or chunks were left,
-//      what is away lies between the two plans; later passes copy for the larger one, and every
+//   4. Step t+1 ends, and the plan is in force. If chunks were left, what is away lies between the
+//      two plans (EvictionPlan::Between) and later passes copy just that, until a transition goes
+//      on from there. If a remap failed, or the step did, they copy for the larger plan, and every
 //      byte is right.
 // Stripes keep their ring granules (eviction_plan.h), so nothing is remapped but what moves.
 #include <algorithm>
@@ -119,12 +120,52 @@ bool WeightPager::Impl::Moves(const Pass& pass, uint32_t i) const {
                      place_of_slot.begin() + first);
 }
 
+Result<SharedPlan> WeightPager::Impl::Covering(const WeightLayout& layout, const SharedPlan& from,
+                                               const SharedPlan& to) const {
+  const bool more = to->target().granules_per_layer > from->target().granules_per_layer;
+  const SharedPlan& most = more ? to : from;
+  if (from->even() && to->even()) return most;
+  std::vector<uint32_t> granules = from->GranulesOfGate();
+  const std::vector<uint32_t> others = to->GranulesOfGate();
+  for (size_t g = 0; g < granules.size(); ++g) granules[g] = std::max(granules[g], others[g]);
+  if (granules == most->GranulesOfGate()) return most;
+  return std::make_shared<const EvictionPlan>(
+      WEIR_TRY(EvictionPlan::Between(layout, granule_bytes, most->target(), granules)));
+}
+
+Result<SharedPlan> WeightPager::Impl::AwayNow(const WeightLayout& layout, const Pass& pass) const {
+  std::vector<uint32_t> granules = pass.plan->GranulesOfGate();
+  for (const StripeChunk& c : pass.plan->chunks()) {
+    const auto first = place_of_slot.begin() + static_cast<ptrdiff_t>(c.first.value);
+    granules[c.gate] = static_cast<uint32_t>(std::count_if(first, first + c.count, InRing));
+  }
+  return std::make_shared<const EvictionPlan>(
+      WEIR_TRY(EvictionPlan::Between(layout, granule_bytes, pass.plan->target(), granules)));
+}
+
 bool WeightPager::Impl::OnPace(const Pass& pass, uint32_t i, const GatePace& pace) const {
   if (!pass.moved_some) return true;  // or a move might never end
-  const double turn = static_cast<double>(i) / static_cast<double>(pass.plan->chunks().size());
+  const std::vector<StripeChunk>& chunks = pass.plan->chunks();
   const auto now = static_cast<double>(driver.Now() - pass.advancing_since);
-  return std::max(now, pass.copying_until) <=
-         turn * static_cast<double>(pace.step_ns) + static_cast<double>(pace.late_ns);
+  const auto due = [&](const StripeChunk& chunk) {
+    const double turn =
+        static_cast<double>(chunk.gate) / static_cast<double>(pass.plan->chunk_of_gate().size());
+    return turn * static_cast<double>(pace.step_ns) + static_cast<double>(pace.late_ns);
+  };
+  const auto copying = [&](uint32_t first, uint32_t end) {
+    uint64_t granules = 0;
+    for (uint32_t c = first; c < end; ++c) granules += chunks[c].count;
+    return pace.link_bytes_per_ns > 0
+               ? static_cast<double>(granules * granule_bytes) / pace.link_bytes_per_ns
+               : 0;
+  };
+  // The first gate that waits for it, its own, and the last, which all copies are before.
+  const double begins = std::max(now, pass.copying_until);
+  const auto last = static_cast<uint32_t>(chunks.size() - 1);
+  for (const uint32_t c : {pass.advanced, i, last}) {
+    if (begins + copying(pass.advanced, c) > due(chunks[c])) return false;
+  }
+  return true;
 }
 
 void WeightPager::Impl::NoteCopy(Pass* pass, const GatePace& pace) const {
@@ -210,15 +251,18 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns, const GatePace& pace) {
     }
   }
   const std::vector<StripeChunk>& chunks = pass.plan->chunks();
-  // Several chunks between two copies, unless there is something else to do: how long an unmap
-  // waits for the engine that copies, and the link for the next copy, does not depend on how many.
-  constexpr uint32_t kAtOnce = 4;
+  // Many chunks between two copies, unless there is something else to do: how long an unmap waits
+  // for the engine that copies, and the link for the next copy, does not depend on how many.
+  constexpr uint32_t kAtOnce = 16;
   const uint32_t at_once = limit_ns == UINT64_MAX ? kAtOnce : 1;
+  const auto until = static_cast<double>(begin - pass.advancing_since) +  // as copying_until
+                     static_cast<double>(limit_ns);
   const uint32_t first = pass.advanced;
   while (pass.advanced < chunks.size()) {
     if (pass.advanced > first && m.driver.Now() - begin >= limit_ns) return OkStatus();
     uint32_t end = pass.advanced;
     while (end - pass.advanced < at_once && m.Moves(pass, end) && m.OnPace(pass, end, pace)) {
+      if (end > first && pass.copying_until > until) return OkStatus();  // it would wait for longer
       pass.failed = m.RemapChunk(&pass, chunks[end++], &stats_);
       if (!pass.failed.ok()) pass.to.reset();
       pass.moved_some = true;
@@ -235,6 +279,9 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns, const GatePace& pace) {
     }
   }
   if (pass.to && pass.left_some) {
+    Result<SharedPlan> between = m.AwayNow(layout_, pass);
+    if (!between.ok()) return give_up(between.status());
+    pass.between = std::move(*between);
     pass.to.reset();
     ++stats_.split_transitions;
   }
@@ -250,16 +297,18 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns, const GatePace& pace) {
 // The step that moved has ended as it should: what came home is there.
 void WeightPager::EndTransition(const Pass& pass) {
   Impl& m = *impl_;
-  plan_ = *pass.to;
-  m.cover = pass.to;
-  m.settled = true;
-  ++stats_.transitions;
-  ++stats_.hidden_transitions;
+  m.cover = pass.to ? pass.to : pass.between;
+  if (pass.to) {
+    plan_ = *pass.to;
+    m.settled = true;
+    ++stats_.transitions;
+    ++stats_.hidden_transitions;
+  }
   // Otherwise the next step begins a held pass, or comes to rest first.
   if (m.passes.empty() && !m.queued_in_vain) {
     m.Restart(&stats_);
-  } else if (!m.armed(plan_)) {
-    m.TracePlacement(plan_, 0);  // the round ends with this step, and none follows
+  } else if (!m.armed(*m.cover)) {
+    m.TracePlacement(*m.cover, 0);  // the round ends with this step, and none follows
   }
 }
 

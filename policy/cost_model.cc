@@ -25,7 +25,8 @@ constexpr double kFreeGain = 0.7;
 constexpr double kLeastStall = 0.01;
 constexpr double kStreamShare = 0.75;
 constexpr double kMostlyStall = 0.3;
-constexpr double kPresetCopies = 4;  // what a preset speed weighs, in copies
+constexpr double kLeastWaited = 0.25;  // of the gates; chunks of a layer may differ in size
+constexpr double kPresetCopies = 4;    // what a preset speed weighs, in copies
 
 bool Usable(const StepSample& s) {
   const auto sane = [](double v) { return std::isfinite(v) && v >= 0 && v <= kMaxValue; };
@@ -290,13 +291,14 @@ void CostModel::Refit() {
 }
 
 void CostModel::ObserveLink(const StepSample& s) {
-  if (!(s.evicted_bytes >= 1)) return;
+  if (!(s.evicted_bytes >= 1) || !s.streamed_evenly) return;
   const double known = cost_.link_bytes_per_ns;
   const bool stood = s.stall_ns >= kLeastStall * s.step_ns;
   const bool streamed = s.evicted_bytes >= kStreamShare * known * s.step_ns;
   const bool slow = s.stall_ns >= kMostlyStall * s.step_ns;
   const bool faster = known > 0 && s.evicted_bytes > known * s.step_ns;
-  if ((stood && streamed) || slow || faster) {
+  const bool bound = s.waited_share >= kLeastWaited && ((stood && streamed) || slow);
+  if (bound || faster) {
     ObserveCopy(static_cast<uint64_t>(s.evicted_bytes),
                 static_cast<uint64_t>(std::max(1.0, s.step_ns)));
   }

@@ -6,6 +6,9 @@
 // "System Identification", 2nd ed., section 11.2; the normal equations are kept and solved anew,
 // which five coefficients allow and which cannot wind up), with outliers clipped. The link's speed
 // is measured alone at start-up; steps that stood at gates say what it gives beside a working GPU.
+// Steps that stood for other reasons, or whose copies did not follow each other, do not: an
+// estimate that is too low stays, for a policy that believes it sends so little away that nothing
+// waits for the link any more.
 //
 // Owner: the engine, one per model; engine thread only. Nothing here fails after construction:
 // unusable samples are counted and dropped, and cost() is finite and non-negative at all times.
@@ -30,6 +33,12 @@ struct StepSample {
   double step_ns = 0;
   // Sum over the tokens of prompts (sequences with more than one token) of what each attends to.
   double pairs = 0;
+  // Copies followed each other as those of stripes do. Otherwise the link also rested (between
+  // whole layers, while the border moved), and how long the step stood says nothing of its speed.
+  bool streamed_evenly = true;
+  // Of the gates that were passed, those at which the compute stood. Where the link binds it stands
+  // at each layer's; at a few it stands for other reasons.
+  double waited_share = 1;
 };
 
 struct CostModelConfig {

@@ -27,13 +27,11 @@ double FreedGranules(const WeightsView& weights, double e) {
 
 double KvBlocksAt(const PolicySnapshot& s, uint32_t e) {
   const double per_extent = std::max(1u, s.kv.granules_per_extent);
-  // Whole layers may be away, left by another policy: then the snapshot says what they freed.
-  const double freed_now = s.weights.placement != Placement::kStripe
-                               ? static_cast<double>(s.weights.freed_granules)
-                               : FreedGranules(s.weights, s.weights.granules_per_layer);
+  // Not what a stripe of granules_per_layer frees: whole layers may be away, left by another
+  // policy, or the border may be on the way.
   const double granules = static_cast<double>(s.kv.mapped_extents) * per_extent +
                           static_cast<double>(s.pool_free) + FreedGranules(s.weights, e) -
-                          freed_now;
+                          static_cast<double>(s.weights.freed_granules);
   const double extents =
       std::clamp(std::floor(granules / per_extent), 0.0, static_cast<double>(s.kv.max_extents));
   return extents * static_cast<double>(s.kv.blocks_per_extent);

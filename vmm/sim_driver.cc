@@ -125,6 +125,7 @@ TimeNs SimDriver::CallNs(TimeNs rest_ns) const {
 
 void SimDriver::AwaitCopyEngine() {
   const TimeNs limit = now_ + options_.unmap_waits_for_copies_ns;
+  bool waited = false;
   while (now_ < limit) {
     while (!in_loop_ && Step(now_)) {  // what can start has started
     }
@@ -133,9 +134,11 @@ void SimDriver::AwaitCopyEngine() {
       const auto* copy = s.running ? std::get_if<CopyOp>(&s.queue.front()) : nullptr;
       if (copy != nullptr && TierAt(copy->src) != TierAt(copy->dst)) end = std::max(end, s.end);
     }
-    if (end <= now_) return;
+    if (end <= now_) break;
+    waited = true;
     AdvanceTo(std::min(end, limit));
   }
+  if (waited) AdvanceBy(options_.unmap_handover_ns);
 }
 
 Status SimDriver::Map(VirtAddr at, AllocId alloc) {

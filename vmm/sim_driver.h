@@ -57,6 +57,8 @@ class SimDriver final : public Driver {
     double busy_factor = 1;
     // Unmap waits while copies between tiers run, at most so long: on GPUs it shares their engine.
     TimeNs unmap_waits_for_copies_ns = 0;
+    // And such a wait ends so much later than the copies do: the engine changes hands.
+    TimeNs unmap_handover_ns = 0;
     // Bytes kept of each allocation, from its start: what is written beyond is gone. 0: all.
     uint64_t content_bytes = 0;
     uint64_t seed = 1;

@@ -57,9 +57,10 @@ enum class TraceType : uint16_t {
                      // A fresh round of copies begins with |step|, which is under way and whose
                      // gates are held closed: each opens when its copy of this round has come. The
                      // steps before it have ended on the device and the copies of their round have
-                     // too, with those that were made ahead in vain. Bytes and stripes are of the
-                     // larger of the two plans. Until the next round the bytes of kCopy are (bytes
-                     // a step) * (steps that ended) + (bytes copied ahead, if two or more ended).
+                     // too, with those that were made ahead in vain. Bytes and stripes are of all
+                     // that is away before or after. Until the next round the bytes of kCopy are
+                     // (bytes a step) * (steps that ended) + (bytes copied ahead, if two or more
+                     // ended).
   kCopyFailed = 19,  // The copy stream failed and was made anew, or took no more copies: stripes of
                      // this round were lost and are copied again, so that its bytes do not add up
   // --- KV cache ----------------------------------------------------------------------------------

@@ -4,7 +4,10 @@
 //
 // For each ratio W/C the budget is weights / ratio plus the step buffers, and one engine serves all
 // policies in turn: the same requests in the same order for each.
-//   flood  requests always wait; tokens of --measure seconds after --warm seconds
+//   flood  requests always wait; tokens of --measure seconds after --warm seconds, --repeats times
+//          from other requests on. In the first seconds sequences are young, hold little KV, and
+//          had their prompts computed before it is measured: borders that are wide for them look
+//          good. And a few dozen long requests more or less make a tenth of `resident`.
 //   swing  --rounds times --phase seconds each of light load and of overload
 //   light  --rounds turns of --phase seconds of light load, each beside a turn of `resident`, which
 //          of the two comes first changing
@@ -14,6 +17,7 @@
 // with E = L T bytes streamed in it, and holds C - W + E of KV; resident it takes C/B and holds
 // C - W. B is given with --hbm (GB/s), L is what the engine measured.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <memory>
@@ -21,6 +25,7 @@
 #include <nlohmann/json.hpp>
 
 #include "bench/engine/overload_options.h"
+#include "bench/engine/overload_report.h"
 #include "bench/engine/overload_run.h"
 #include "engine/backend.h"
 #include "engine/cli/bench_metrics.h"
@@ -29,66 +34,6 @@
 
 namespace weir::overload {
 namespace {
-
-using Json = nlohmann::ordered_json;
-
-Json DistributionJson(const std::vector<double>& values) {
-  const cli::Distribution d = cli::DistributionOf(values);
-  return {{"count", d.count}, {"mean", d.mean}, {"p50", d.p50},
-          {"p90", d.p90},     {"p99", d.p99},   {"max", d.max}};
-}
-
-Json LatencyJson(const Latencies& l) {
-  return {{"ttft_ms", DistributionJson(l.ttft)},
-          {"tpot_ms", DistributionJson(l.tpot)},
-          {"itl_ms", DistributionJson(l.itl)}};
-}
-
-Json FiguresJson(const Figures& f) {
-  return {{"seconds", f.seconds},
-          {"tokens_per_s", f.tokens_per_s},
-          {"prompt_tokens_per_s", f.prompt_tokens_per_s},
-          {"requests_per_s", f.requests_per_s},
-          {"running", f.running},
-          {"step_ms", f.step_ms},
-          {"step_p99_ms", f.step_p99_ms},
-          {"stall_share", f.stall_share},
-          {"away_gib", f.away_gib},
-          {"kv_blocks", f.kv_blocks},
-          {"streamed_gb_s", f.streamed_gb_s},
-          {"preemptions", f.preemptions},
-          {"border_moves", f.border_moves},
-          {"border_refusals", f.border_refusals},
-          {"border_ms", f.border_ms}};
-}
-
-void Append(std::vector<double>* to, const std::vector<double>& from) {
-  to->insert(to->end(), from.begin(), from.end());
-}
-
-void Append(Latencies* to, const Latencies& from) {
-  Append(&to->ttft, from.ttft);
-  Append(&to->tpot, from.tpot);
-  Append(&to->itl, from.itl);
-}
-
-void Header(const char* title) {
-  std::printf("%-34s %9s %6s %7s %8s %8s %6s %8s %8s %6s %7s %5s %9s %9s %8s %8s\n", title,
-              "tokens/s", "gain", "running", "step ms", "p99 ms", "stall%", "away GiB", "KV blk",
-              "GB/s", "preempt", "moves", "TTFT p50", "TTFT p99", "ITL p50", "ITL p99");
-}
-
-void Row(const std::string& name, const Figures& f, double base, const Latencies& l) {
-  const cli::Distribution ttft = cli::DistributionOf(l.ttft), itl = cli::DistributionOf(l.itl);
-  std::printf(
-      "%-34s %9.0f %6.3f %7.1f %8.3f %8.3f %6.2f %8.2f %8.0f %6.1f %7llu %5llu %9.1f %9.1f %8.2f "
-      "%8.2f\n",
-      name.c_str(), f.tokens_per_s, base > 0 ? f.tokens_per_s / base : 0, f.running, f.step_ms,
-      f.step_p99_ms, f.stall_share * 100, f.away_gib, f.kv_blocks, f.streamed_gb_s,
-      static_cast<unsigned long long>(f.preemptions),
-      static_cast<unsigned long long>(f.border_moves), ttft.p50, ttft.p99, itl.p50, itl.p99);
-  std::fflush(stdout);
-}
 
 double Bound(double capacity, double weights, double hbm, double link) {
   const double step = capacity / (hbm - link);
@@ -149,11 +94,11 @@ class RatioBench {
 
   // Serves |load|(run) under |name| from an idle engine with all weights at home, and leaves it so.
   template <typename Load>
-  Status Under(const std::string& name, Load load) {
+  Status Under(const std::string& name, Load load, size_t first = 0) {
     const std::unique_ptr<Policy> policy = WEIR_TRY(MakePolicy(name));
     if (resident_ == nullptr) resident_ = WEIR_TRY(MakePolicy("resident"));
     engine_->core().SetPolicy(*policy);
-    LoadRun run(*engine_, workload_, salt_ += 1000);
+    LoadRun run(*engine_, workload_, salt_ += 1000, first);
     Status served = load(run);
     if (served.ok()) served = run.Stop();
     engine_->core().SetPolicy(*resident_);
@@ -191,23 +136,29 @@ class RatioBench {
 
   Status Flood(Json* rows) {
     Header("flood");
-    double base = 0;
+    std::vector<Figures> resident;
     for (const std::string& name : options_.policies) {
-      Figures figures;
+      std::vector<Figures> all;
       Latencies latencies;
-      const auto load = [&](LoadRun& run) -> Status {
-        WEIR_TRY(MeasureFlood(run, &figures));
-        if (!run.latencies().empty()) latencies = run.latencies()[0];
-        return OkStatus();
-      };
-      WEIR_TRY(Under(name, load));
-      if (name == "resident") {
-        base = figures.tokens_per_s;
-        WEIR_TRY(Sustained(figures));
-      }
-      Row(name, figures, base, latencies);
       Json row = Labels(Mode::kFlood, name);
-      row.update(FiguresJson(figures));
+      for (uint32_t r = 0; r < options_.repeats; ++r) {
+        Latencies own;
+        const auto load = [&](LoadRun& run) -> Status {
+          WEIR_TRY(MeasureFlood(run, &all.emplace_back()));
+          if (!run.latencies().empty()) own = run.latencies()[0];
+          if (name.starts_with("tide")) row["believes"].push_back(Beliefs(engine_->core()));
+          return OkStatus();
+        };
+        WEIR_TRY(Under(name, load, workload_.requests.size() * r / options_.repeats));
+        if (name == "resident") resident = all;
+        Row(name, all.back(), resident[r].tokens_per_s, own);
+        row["repeats"].push_back(FiguresJson(all.back()));
+        Append(&latencies, own);
+      }
+      const Figures mean = MeanOf(all);
+      if (name == "resident") WEIR_TRY(Sustained(mean));
+      Gains(all, resident, &row);
+      row.update(FiguresJson(mean));
       row.update(LatencyJson(latencies));
       rows->push_back(std::move(row));
     }

@@ -57,7 +57,8 @@ std::string Usage() {
          "  [--modes flood,swing,light] [--ratios 0.73,0.8] [--policies \"resident;tide\"]\n"
          "  [--dataset NAME] [--input-len N] [--output-len N] [--range-ratio R]\n"
          "  [--seqs N] [--tokens N] [--max-model-len N] [--granule BYTES] [--threads N]\n"
-         "  [--warm S] [--measure S] [--phase S] [--rounds N] [--light SHARE] [--heavy SHARE]\n"
+         "  [--warm S] [--measure S] [--repeats N] [--phase S] [--rounds N] [--light SHARE] "
+         "[--heavy SHARE]\n"
          "  [--hbm GB/s] [--algorithms FILE] [--json FILE]\n";
 }
 
@@ -152,6 +153,7 @@ Result<Options> ParseOptions(int argc, char** argv) {
        }},
       {"--warm", seconds(&o.warm_s)},
       {"--measure", seconds(&o.measure_s)},
+      {"--repeats", count(&o.repeats)},
       {"--phase", seconds(&o.phase_s)},
       {"--rounds", count(&o.rounds)},
       {"--light", share(&o.light, 1)},

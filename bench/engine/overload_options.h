@@ -24,6 +24,7 @@ struct Options {
   std::vector<double> ratios{0.8};  // weights / HBM without step buffers, each in (0, 1)
   std::vector<std::string> policies{"resident", "tide"};
   double warm_s = 3, measure_s = 4;  // of a flood
+  uint32_t repeats = 1;              // floods under each policy, each of other requests
   double phase_s = 5;                // of a swing, and of one turn at light load
   uint32_t rounds = 2;               // of a swing (light, overload), and turns of each policy
   double light = 0.3, heavy = 1.5;   // arrivals, of what `resident` sustains

@@ -19,8 +19,8 @@ double Ms(TimeNs from, TimeNs to) {
 
 }  // namespace
 
-LoadRun::LoadRun(Engine& engine, const bench::Workload& workload, uint64_t salt)
-    : engine_(engine), workload_(workload), salt_(salt) {
+LoadRun::LoadRun(Engine& engine, const bench::Workload& workload, uint64_t salt, size_t first)
+    : engine_(engine), workload_(workload), salt_(salt), next_(first) {
   engine_.core().set_keep_step_records(true);
   Mark();
 }
@@ -138,6 +138,9 @@ Result<Figures> LoadRun::Take() {
     const StepRecord& r = core.step_records()[i];
     ms.push_back(static_cast<double>(r.step_ns) * 1e-6);
     time += ms.back();
+    const bool prompts = r.rows > r.running;
+    (prompts ? f.prompt_step_ms : f.decode_step_ms) += ms.back();
+    f.prompt_steps += prompts ? 1 : 0;
     f.running += r.running * ms.back();
     f.away_gib += r.evicted_granules * ms.back();
     f.kv_blocks += r.kv_capacity * ms.back();
@@ -148,8 +151,13 @@ Result<Figures> LoadRun::Take() {
   f.away_gib *= static_cast<double>(engine_.info().granule_bytes) / (1 << 30) / time;
   f.kv_blocks /= time;
   f.step_ms = time / static_cast<double>(ms.size());
+  f.prompt_step_ms /= static_cast<double>(std::max<uint64_t>(1, f.prompt_steps));
+  f.decode_step_ms /= static_cast<double>(std::max<uint64_t>(1, f.steps - f.prompt_steps));
   std::sort(ms.begin(), ms.end());
   f.step_p99_ms = ms[ms.size() * 99 / 100];
+  f.waited_share =
+      static_cast<double>(pager.faults - pager_.faults) /
+      static_cast<double>(std::max<uint64_t>(1, pager.gate_arrivals - pager_.gate_arrivals));
   f.stall_share = static_cast<double>(pager.stall_ns - pager_.stall_ns) * 1e-6 / time;
   return f;
 }

@@ -23,16 +23,18 @@ struct Figures {
   double tokens_per_s = 0, prompt_tokens_per_s = 0, requests_per_s = 0;
   double running = 0, away_gib = 0, kv_blocks = 0;  // means over the time of the steps
   double step_ms = 0, step_p99_ms = 0;
-  double stall_share = 0;  // of the steps' time, at gates
+  double decode_step_ms = 0, prompt_step_ms = 0;  // means of steps without and with prompts in them
+  double stall_share = 0;                         // of the steps' time, at gates
+  double waited_share = 0;                        // of the gates passed, those where a step stood
   double streamed_gb_s = 0, border_ms = 0;
-  uint64_t steps = 0, preemptions = 0, border_moves = 0, border_refusals = 0;
+  uint64_t steps = 0, prompt_steps = 0, preemptions = 0, border_moves = 0, border_refusals = 0;
 };
 
-// Represents the requests under way of one run; the same workload and salt give the same requests.
-// The engine is idle before, and again after Stop.
+// Represents the requests under way of one run, from the workload's |first| on; the same workload
+// and salt give the same requests. The engine is idle before, and again after Stop.
 class LoadRun {
  public:
-  LoadRun(Engine& engine, const bench::Workload& workload, uint64_t salt);
+  LoadRun(Engine& engine, const bench::Workload& workload, uint64_t salt, size_t first);
 
   // Serves for |seconds| with requests always waiting.
   Status Flood(double seconds);
@@ -62,7 +64,7 @@ class LoadRun {
   Engine& engine_;
   const bench::Workload& workload_;
   const uint64_t salt_;
-  size_t next_ = 0;
+  size_t next_;
   std::unordered_map<RequestId, Live> live_;
   std::vector<Latencies> latencies_;
 

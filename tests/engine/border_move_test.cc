@@ -35,8 +35,9 @@ constexpr bool kTimed = true;
 #endif
 
 struct Costs {
-  uint64_t remap_ns = 57'000;  // of a granule at rest
-  double busy_factor = 1.4;    // and beside a step
+  uint64_t remap_ns = 57'000;     // of a granule at rest
+  double busy_factor = 1.4;       // and beside a step
+  uint64_t handover_ns = 70'000;  // to an unmap that waited for copies
   uint64_t granule_mib = 32;
 };
 
@@ -54,6 +55,7 @@ class World {
     options.set_access_ns = costs.remap_ns - options.unmap_ns - options.map_ns;
     options.busy_factor = costs.busy_factor;
     options.unmap_waits_for_copies_ns = 1'000'000;
+    options.unmap_handover_ns = costs.handover_ns;
     driver_ = SimDriver::Create(options).value();
     shape_ = {.layers = kLayers,
               .segments = 1,
@@ -217,9 +219,15 @@ void ExpectHidden(World& world, uint32_t away, double most, double ms) {
 // time.
 TEST(BorderMove, HidesBehindTheSteps) {
   World world(Costs{});
-  ExpectHidden(world, 4, 1.10, 150);
+  ExpectHidden(world, 4, 1.105, 135);
   World small(Costs{.granule_mib = 16});
-  ExpectHidden(small, 8, 1.13, 185);
+  ExpectHidden(small, 8, 1.13, 190);
+}
+
+// However long the engine takes to change hands: many chunks are remapped between two copies.
+TEST(BorderMove, FewHandoversAreWaitedFor) {
+  World world(Costs{.handover_ns = 300'000});
+  ExpectHidden(world, 4, 1.12, 160);
 }
 
 // Copies take half of a step: there is room for all remaps.
@@ -229,7 +237,7 @@ TEST(BorderMove, TakesAStepOrTwoWhereTheLinkDoesNotBindThem) {
     const World::Move move = world.MoveTo(granules);
     if (!kTimed) continue;
     EXPECT_EQ(move.splits, 0U);
-    EXPECT_LE(move.slowest, 1.05);
+    EXPECT_LE(move.slowest, 1.08);
     EXPECT_LE(move.ms, 50);
   }
 }
@@ -242,7 +250,7 @@ TEST(BorderMove, DearerRemapsTakeMoreSteps) {
   for (const uint32_t granules : {2U, 0U}) {
     const World::Move move = dear.MoveTo(granules);
     if (!kTimed) continue;
-    EXPECT_GT(move.splits, 3U);
+    EXPECT_GE(move.splits, 3U);
     EXPECT_LT(move.slowest, 1.2);
   }
 }
@@ -255,9 +263,9 @@ TEST(BorderMove, KvGivesWayWithoutHoldingUpTheMove) {
   ASSERT_NO_FATAL_FAILURE(world.FillPrefixCache());
   const World::Move move = world.MoveTo(0);
   if (!kTimed) return;
-  EXPECT_LE(move.slowest, 1.20);
-  EXPECT_LE(move.slowest_tokens, 1.20);
-  EXPECT_LE(move.ms, 220);
+  EXPECT_LE(move.slowest, 1.16);
+  EXPECT_LE(move.slowest_tokens, 1.16);
+  EXPECT_LE(move.ms, 170);
 }
 
 // What is not the border's: this world's host takes as long as it is told to.

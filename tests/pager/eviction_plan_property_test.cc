@@ -18,6 +18,7 @@ struct Case {
   WeightLayout layout;
   EvictionTarget target;
   EvictionPlan plan;
+  std::vector<uint32_t> granules_of_gate;  // asked for, of a plan between two borders
 };
 
 // A plan that could be made, or nothing to test for this seed.
@@ -35,6 +36,18 @@ std::optional<Case> MakeCase(uint64_t seed) {
   auto plan = EvictionPlan::Make(c.layout, kG, c.target);
   if (!plan.ok()) return std::nullopt;
   c.plan = std::move(*plan);
+  if (c.target.placement == Placement::kStripe && !c.target.empty() && rng() % 2 == 0) {
+    c.granules_of_gate = c.plan.GranulesOfGate();
+    const uint64_t kind = rng() % 3;  // the layers before one have moved; any stripes; any granules
+    const uint64_t gate = rng() % c.granules_of_gate.size();
+    for (size_t g = 0; g < c.granules_of_gate.size(); ++g) {
+      uint32_t& n = c.granules_of_gate[g];
+      if (kind == 0 && g < gate) n /= 2;
+      if (kind == 1 && rng() % 2 == 0) n = 0;
+      if (kind == 2) n = static_cast<uint32_t>(rng() % (n + 1));
+    }
+    c.plan = EvictionPlan::Between(c.layout, kG, c.target, c.granules_of_gate).value();
+  }
   return c;
 }
 
@@ -85,8 +98,29 @@ void CheckInPlace(const Case& c) {
   for (uint32_t s = 0; s < slots; ++s) RC_ASSERT(InRing(other[s]) == (place[s] != kAtHome));
 }
 
+// As many of each stripe as asked for, each where it is when the whole target is away.
+void CheckBetween(const Case& c) {
+  RC_ASSERT(c.plan.GranulesOfGate() == c.granules_of_gate);
+  const auto even = EvictionPlan::Make(c.layout, kG, c.target);
+  RC_ASSERT(c.plan.even() == (even->GranulesOfGate() == c.granules_of_gate));
+  const size_t slots = CeilDiv(c.layout.region_bytes, kG);
+  const std::vector<SlotPlace> all = even->PlaceOfSlots(slots);
+  const std::vector<SlotPlace> some = c.plan.PlaceOfSlots(slots);
+  const std::vector<bool> granules = c.plan.RingGranules(slots);
+  std::set<SlotPlace> used;
+  for (size_t s = 0; s < slots; ++s) {
+    RC_ASSERT(some[s] == kAtHome || some[s] == all[s]);
+    if (some[s] != kAtHome) used.insert(some[s]);
+  }
+  for (size_t i = 0; i < slots; ++i) {
+    RC_ASSERT(granules[i] == used.contains(static_cast<SlotPlace>(i)));
+  }
+  RC_ASSERT(c.plan.ring_granules() == used.size());
+}
+
 void CheckStructure(const Case& c) {
   if (c.target.placement == Placement::kInPlace) return CheckInPlace(c);
+  if (!c.granules_of_gate.empty()) CheckBetween(c);
   std::set<uint32_t> slots;
   std::set<uint32_t> ring;
   std::map<uint32_t, uint32_t> per_layer;
@@ -101,7 +135,7 @@ void CheckStructure(const Case& c) {
     const auto& layer = c.layout.layers[chunk.gate / segments];
     for (uint32_t k = 0; k < chunk.count; ++k) {
       RC_ASSERT(slots.insert(chunk.first.value + k).second);
-      RC_ASSERT(chunk.RingGranule(k) < c.plan.ring_granules());
+      if (c.plan.even()) RC_ASSERT(chunk.RingGranule(k) < c.plan.ring_granules());
       CheckCovered(layer, chunk.first.value + k);
     }
     per_layer[chunk.gate / segments] += chunk.count;
@@ -109,6 +143,7 @@ void CheckStructure(const Case& c) {
   RC_ASSERT(slots.size() == c.plan.evicted_granules());
   if (c.target.empty()) return;
   RC_ASSERT(c.plan.freed_granules() == c.plan.evicted_granules() - c.plan.ring_granules());
+  if (!c.plan.even()) return;
   RC_ASSERT(c.plan.freed_granules() > 0U);
   if (c.target.placement == Placement::kStripe) {
     RC_ASSERT(per_layer.size() == c.layout.layers.size());
@@ -126,7 +161,7 @@ class Machine {
     n_ = c.plan.chunks().size();
     consumed_ = n_;  // first pass: numbers begin at n
     copied_ = n_;
-    ring_.assign(c.plan.ring_granules(), kGarbage);
+    ring_.assign(CeilDiv(c.layout.region_bytes, kG), kGarbage);
     for (const StripeChunk& chunk : c.plan.chunks()) {
       for (uint32_t k = 0; k < chunk.count; ++k) {
         ring_of_slot_[chunk.first.value + k] = chunk.RingGranule(k);

@@ -191,6 +191,49 @@ TEST(EvictionPlanTest, TheMostLayersAreAllWhereLayersAreAlike) {
   EXPECT_EQ(EvictionPlan::LeastLayerGranules(layout, kG), 4U);
 }
 
+// Two chunks a layer, of 4 granules and of 1; the first two layers have come home, and half a
+// third.
+TEST(EvictionPlanTest, BetweenTwoBordersStripesHaveTheirOwnLengths) {
+  const auto layout = RegularLayout(6, {kG * 4, kG});
+  const EvictionTarget most{.granules_per_layer = 5, .ring_slots = 2};
+  const std::vector<uint32_t> granules{0, 0, 0, 0, 2, 1, 4, 1, 4, 1, 4, 1};
+  const auto plan = EvictionPlan::Between(layout, kG, most, granules);
+  ASSERT_TRUE(plan.ok()) << plan.status().ToString();
+  EXPECT_FALSE(plan->even());
+  EXPECT_EQ(plan->target(), most);
+  EXPECT_EQ(plan->evicted_granules(), 18U);
+  EXPECT_EQ(plan->ring_granules(), 10U);
+  ASSERT_EQ(plan->chunks().size(), 8U);
+  EXPECT_EQ(plan->chunks()[0].gate, 4U);
+  EXPECT_EQ(plan->chunks()[0].previous_user, 4U);  // layer 4
+  EXPECT_TRUE(plan->chunks()[0].previous_pass);
+  EXPECT_EQ(plan->prefix_chunks(), 4U);
+  EXPECT_EQ(plan->chunks()[4].previous_user, 0U);
+  EXPECT_FALSE(plan->chunks()[4].previous_pass);
+  EXPECT_NE(plan->ToString().find("at most 5 granules per layer"), std::string::npos);
+  // One layer is left: its stripe follows itself, and the other slot has no granule.
+  const auto last =
+      EvictionPlan::Between(layout, kG, most, {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0}).value();
+  EXPECT_EQ(last.ring_granules(), 3U);
+  EXPECT_EQ(last.freed_granules(), 0U);
+  EXPECT_EQ(last.chunks()[0].previous_user, 0U);
+  EXPECT_EQ(last.chunks()[0].RingGranule(2), 1U);  // the odd slot's
+  const auto whole = EvictionPlan::Between(layout, kG, most, {4, 1, 4, 1, 4, 1, 4, 1, 4, 1, 4, 1});
+  EXPECT_TRUE(whole->even());
+}
+
+TEST(EvictionPlanTest, NoStripeHasMoreThanThereIs) {
+  const auto layout = RegularLayout(4, {kG * 4, kG});
+  const EvictionTarget most{.granules_per_layer = 3, .ring_slots = 2};
+  const auto plan = EvictionPlan::Between(layout, kG, most, {3, 0, 3, 0, 4, 0, 3, 0});
+  EXPECT_NE(plan.status().message().find("gate 4 has 3 granules, 4 of them asked"),
+            std::string::npos)
+      << plan.status().ToString();
+  EXPECT_FALSE(EvictionPlan::Between(layout, kG, most, {3, 0}).ok());
+  const EvictionTarget in_place{.placement = Placement::kInPlace, .granules_per_layer = 3};
+  EXPECT_FALSE(EvictionPlan::Between(layout, kG, in_place, std::vector<uint32_t>(8, 0)).ok());
+}
+
 TEST(EvictionPlanTest, AMalformedLayoutIsRefused) {
   auto layout = RegularLayout(4, {kG * 4});
   layout.layers[1][0].offset -= 1;

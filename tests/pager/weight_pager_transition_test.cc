@@ -30,7 +30,7 @@ class TransitionTest : public test::DeviceGatesFixture {
 
   void Advance() {
     ++advanced_;
-    const Status advanced = w.pager->AdvanceTransition(0);
+    const Status advanced = w.pager->AdvanceTransition(0, pace ? pace() : GatePace());
     if (advanced.ok()) return;
     failed_ = advanced;
     ++failures_;
@@ -76,10 +76,12 @@ class TransitionTest : public test::DeviceGatesFixture {
     ADD_FAILURE() << "the border does not get there";
   }
 
+  std::function<GatePace()> pace;  // of the next call; none: whatever it takes
   std::optional<Step> running_;
   int32_t advanced_ = 0;  // calls for the step that runs: each does one chunk
   Status failed_;         // the last error of AdvanceTransition
   int failures_ = 0;
+  uint64_t moving_ = 0;  // moves begun by the stress test
   std::mt19937_64 rng_{5};
 };
 
@@ -114,6 +116,23 @@ TEST_F(TransitionTest, AStepAfterAnother) {
   EXPECT_EQ(w.pager->stats().transitions, 13U);
   EXPECT_EQ(w.pager->stats().faults > 0, true);
   Rest();
+}
+
+TEST_F(TransitionTest, StepsThatMoveAndWholeLayersDoNotStreamEvenly) {
+  ASSERT_TRUE(w.pager->Apply(Stripes(3)).ok());
+  Steps(3);
+  EXPECT_TRUE(w.pager->streamed_evenly());
+  ASSERT_TRUE(w.pager->BeginTransition(Stripes(5)).ok());
+  Steps(1);
+  EXPECT_TRUE(w.pager->streamed_evenly()) << "the step before";
+  Steps(1);
+  EXPECT_FALSE(w.pager->streamed_evenly());
+  Steps(2);
+  EXPECT_TRUE(w.pager->streamed_evenly());
+  Rest();
+  ASSERT_TRUE(w.pager->Apply({.placement = Placement::kLayer, .layers = 4, .ring_slots = 2}).ok());
+  Steps(3);
+  EXPECT_FALSE(w.pager->streamed_evenly());
 }
 
 TEST_F(TransitionTest, OnlyWhatMovesIsRemapped) {
@@ -153,6 +172,108 @@ TEST_F(TransitionTest, EvictingWorksWithAnEmptyPoolAndFreesGranulesAtOnce) {
   EXPECT_EQ(w.pool->Available(), 2U);
   for (const GranuleId g : others) w.pool->Free(g);
   Rest();
+}
+
+// Room for one chunk a step, the first: the copy of it takes for ever.
+constexpr GatePace kNoRoom{.step_ns = 0, .link_bytes_per_ns = 1e-9};
+
+TEST_F(TransitionTest, WhatAStepHasNoRoomForIsLeftAndCopiedByNoStepThatDoesNotNeedIt) {
+  for (const auto& [from, to] : {std::pair{6U, 0U}, {0U, 4U}, {4U, 1U}, {1U, 6U}}) {
+    SCOPED_TRACE(std::to_string(from) + " to " + std::to_string(to));
+    MoveTo(Stripes(from));
+    Steps(3);
+    pace = [] { return kNoRoom; };
+    const uint64_t splits = w.pager->stats().split_transitions;
+    uint32_t away = w.pager->planned().evicted_granules();
+    ASSERT_EQ(away, 8 * from);
+    uint64_t steps = 0;
+    while (!w.pager->settled() || w.pager->planned().target().granules_per_layer != to) {
+      ASSERT_LT(++steps, 40U);
+      ASSERT_TRUE(w.pager->BeginTransition(Stripes(to)).ok());
+      const uint64_t copied = w.pager->stats().bytes_copied;
+      Steps(1);
+      while (w.pager->in_transition()) Advance();
+      // All that is away before or after, and nothing that had come home before.
+      const uint32_t copies = std::max(away, from < to ? 8 * to : 0);
+      EXPECT_EQ((w.pager->stats().bytes_copied - copied) / kGranule, copies) << "step " << steps;
+      const uint32_t left = w.pager->planned().evicted_granules();
+      EXPECT_EQ(from<to, left> away);
+      away = left;
+    }
+    EXPECT_EQ(w.pager->stats().split_transitions - splits, steps - 1);
+    EXPECT_GE(steps, 8U);
+    pace = {};
+    Steps(2);
+    EXPECT_EQ(w.pager->plan().target().granules_per_layer, to);
+    Rest();
+  }
+}
+
+TEST_F(TransitionTest, FromInBetweenTheBorderGoesAnywhere) {
+  for (const uint32_t from : {6U, 3U, 0U}) {
+    for (const uint32_t towards : {0U, 2U, 6U}) {
+      for (const uint32_t to : {0U, 1U, 3U, 5U, 6U}) {
+        if (from == towards) continue;
+        SCOPED_TRACE(std::to_string(from) + " towards " + std::to_string(towards) + ", then to " +
+                     std::to_string(to));
+        MoveTo(Stripes(from));
+        Steps(2);
+        pace = [] { return kNoRoom; };
+        for (int i = 0; i < 3; ++i) {
+          ASSERT_TRUE(w.pager->BeginTransition(Stripes(towards)).ok());
+          Steps(1);
+          while (w.pager->in_transition()) Advance();
+        }
+        EXPECT_FALSE(w.pager->planned().even());
+        // It may stay there.
+        Steps(2);
+        Rest();
+        EXPECT_FALSE(w.pager->settled());
+        ServesOn();
+        const uint64_t copied = w.pager->stats().bytes_copied;
+        Steps(4);
+        Expect(CollectRunning(), 0);
+        EXPECT_EQ((w.pager->stats().bytes_copied - copied) / kGranule,
+                  4 * w.pager->planned().evicted_granules());
+        pace = {};
+        if (to % 2 == 0) {
+          ASSERT_TRUE(w.pager->Apply(Stripes(to)).ok());
+        } else {
+          MoveTo(Stripes(to));
+        }
+        Steps(2);
+        Rest();
+        EXPECT_EQ(w.pager->plan().target().granules_per_layer, to);
+      }
+    }
+  }
+  ASSERT_TRUE(w.pager->Apply({}).ok());
+  EXPECT_TRUE(w.BytesAre(0, w.bytes.size()));
+}
+
+TEST_F(TransitionTest, WhenTheStepThatMovedAPartFailsAllOfItIsCopiedAgain) {
+  for (const uint32_t from : {6U, 1U}) {
+    for (uint64_t n = 1; n <= 20; ++n) {
+      SCOPED_TRACE(std::to_string(from) + ", copy " + std::to_string(n));
+      pace = {};
+      MoveTo(Stripes(from));
+      Steps(3);
+      pace = [] { return kNoRoom; };
+      ASSERT_TRUE(w.pager->BeginTransition(Stripes(4)).ok());
+      (void)NextStep();
+      w.driver.on_copy = Nth(n, CopyFault::kFail);
+      while (w.pager->in_transition()) Advance();
+      w.driver.on_copy = {};
+      Step behind = Begin();
+      const Status failed = CollectRunning();
+      EXPECT_EQ(failed.ok(), Collect(std::move(behind)).ok());
+      advanced_ = 0;
+      ServesOn();
+      EXPECT_FALSE(w.pager->settled());
+      const Status sound = w.pager->CheckIntegrity();
+      EXPECT_TRUE(sound.ok()) << sound.ToString();
+    }
+  }
 }
 
 TEST_F(TransitionTest, AMapThatFailsOnTheWayDoesNotFailTheStepAndTheMoveEndsLater) {
@@ -354,6 +475,8 @@ INSTANTIATE_TEST_SUITE_P(Seeds, TransitionStressTest, ::testing::ValuesIn([] {
 TEST_P(TransitionStressTest, AThousandRandomTargetsNeverShowAWrongByte) {
   const uint64_t targets = testing::Iterations("WEIR_TRANSITION_TARGETS", 1000);
   const bool faults = GetParam().second;
+  // Every other move finds room for a chunk here and there only.
+  pace = [this] { return moving_ % 2 == 0 || rng_() % 3 == 0 ? GatePace() : kNoRoom; };
   if (faults) {
     w.driver.on_copy = [this] {
       const uint64_t r = rng_() % 600;
@@ -369,6 +492,7 @@ TEST_P(TransitionStressTest, AThousandRandomTargetsNeverShowAWrongByte) {
       const auto granules = static_cast<uint32_t>(rng_() % (most + 1));
       const Status begun = w.pager->BeginTransition(Stripes(granules));
       if (!begun.ok()) ++refused;
+      ++moving_;
     }
     if (rng_() % 10 == 0) {
       const Status ended = CollectRunning();
@@ -410,14 +534,16 @@ TEST_P(TransitionStressTest, AThousandRandomTargetsNeverShowAWrongByte) {
   for (const GranuleId g : others) w.pool->Free(g);
   w.driver.on_copy = {};
   w.driver.map_fails = {};
+  pace = {};
   (void)CollectRunning();
   MoveTo({});
   Steps(3);
   Rest();
   EXPECT_TRUE(w.BytesAre(0, w.bytes.size()));
   EXPECT_GT(w.pager->stats().transitions, targets / 10);
-  std::printf("%lu moves, %lu refused, %lu steps failed\n", w.pager->stats().transitions, refused,
-              failed);
+  EXPECT_GT(w.pager->stats().split_transitions, 0U);
+  std::printf("%lu moves, %lu on the way, %lu refused, %lu steps failed\n",
+              w.pager->stats().transitions, w.pager->stats().split_transitions, refused, failed);
 }
 
 }  // namespace

@@ -281,6 +281,22 @@ TEST(CostModel, LearnsTheLinkFromStepsThatStoodAtGates) {
       .tokens = 64, .evicted_bytes = 100 * 10e6, .stall_ns = 0.3e6, .step_ns = 10e6};
   for (int i = 0; i < 200; ++i) model.Observe(first);
   EXPECT_NEAR(model.cost().link_bytes_per_ns, 345, 1);
+  // Between the copies of whole layers, or of a border that moves, the link rests as well.
+  const StepSample layers{.tokens = 64,
+                          .evicted_bytes = 270 * 10e6,
+                          .stall_ns = 4e6,
+                          .step_ns = 10e6,
+                          .streamed_evenly = false};
+  for (int i = 0; i < 200; ++i) model.Observe(layers);
+  EXPECT_NEAR(model.cost().link_bytes_per_ns, 345, 1);
+  // Or a step stood at its first gate, and the compute took the rest of it.
+  const StepSample first_gate{.tokens = 64,
+                              .evicted_bytes = 300 * 10e6,
+                              .stall_ns = 0.3e6,
+                              .step_ns = 10e6,
+                              .waited_share = 0.03};
+  for (int i = 0; i < 200; ++i) model.Observe(first_gate);
+  EXPECT_NEAR(model.cost().link_bytes_per_ns, 345, 1);
   // A link that slows to a tenth makes steps stand nearly all the time.
   const StepSample slow{
       .tokens = 64, .evicted_bytes = 34.5 * 100e6, .stall_ns = 90e6, .step_ns = 100e6};

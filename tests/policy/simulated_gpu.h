@@ -1,6 +1,7 @@
 // GPUs as docs/performance.md measured them, for the simulated server. A step reads the weights and
 // does their products, which hide behind each other but for where they take about as long; it reads
-// the KV of what it attends to; and the copies into the ring take their share of the memory.
+// the KV of what it attends to; and the copies into the ring take their share of the memory. Steps
+// of few tokens have kernels of their own for the products.
 #pragma once
 
 #include <algorithm>
@@ -23,6 +24,8 @@ struct SimulatedGpu {
   double ring_write = 4300;                 // bytes/ns that copies take from the kernels
   double link_busy = 345, link_idle = 372;  // bytes/ns while the GPU reads all the time, or waits
   double overhead_ns = 6e5;
+  double few_tokens = 64;  // so many at most, and what their kernels save of reading the weights
+  double few_saves = 0.05;
 
   // How well the two hide: 1 not at all, infinity quite.
   static constexpr double kOverlap = 6;
@@ -31,7 +34,7 @@ struct SimulatedGpu {
     TrueStep step;
     // Attention of a prompt's chunk is arithmetic: 3e-5 of a token's products a pair.
     const double products = (w.tokens + w.pairs * 3e-5) * token_ns;
-    const double reading = read / hbm;
+    const double reading = read / hbm * (w.tokens <= few_tokens ? 1 - few_saves : 1);
     const double more = std::max(reading, products);
     const double ratio = std::min(reading, products) / more;
     step.compute_ns = overhead_ns + more * std::pow(1 + std::pow(ratio, kOverlap), 1 / kOverlap) +

@@ -11,6 +11,7 @@ namespace {
 constexpr double kSpareRise = 0.1, kSpareMost = 4, kSpareFall = 1.0 / 512;
 // As engine/core.cc smooths what it measures.
 constexpr double kSmoothing = 0.1;
+constexpr double kLateMove = 0.06;     // as EngineCore's
 constexpr double kRestRemapNs = 75e3;  // of a granule while nothing runs
 constexpr double kIdleNs = 5e6;        // between looks at an idle server
 
@@ -38,7 +39,8 @@ StepSample SampleOf(const StepWork& w, const TrueStep& step) {
           .evicted_bytes = w.evicted_bytes,
           .stall_ns = step.step_ns - step.compute_ns,
           .step_ns = step.step_ns,
-          .pairs = w.pairs};
+          .pairs = w.pairs,
+          .waited_share = step.waited_share};
 }
 
 }  // namespace
@@ -241,7 +243,14 @@ void SimulatedServer::ApplyPolicy() {
 }
 
 double SimulatedServer::MovePart() {
-  if (border_ == goal_) return 0;
+  if (border_ == goal_) {
+    move_room_ = 0;
+    return 0;
+  }
+  const auto bytes = static_cast<double>(shape_.granule_bytes);
+  const auto copying_ns = [&](const Border& b) {
+    return AwayGranules(b) * bytes / shape_.link_at_start;
+  };
   const auto stripes = [](const Border& b) {
     return b.amount == 0 || b.placement == Placement::kStripe;
   };
@@ -249,13 +258,19 @@ double SimulatedServer::MovePart() {
   Border next = goal_;
   const uint32_t left =
       std::max(goal_.amount, border_.amount) - std::min(goal_.amount, border_.amount);
+  double late_ns = 0;
   if (hidden && left > 0) {
-    // As engine/border.cc sizes the parts: none takes longer than compute or copies hide.
-    const double hiding_ns = std::max(
-        smoothed_step_ns_ - smoothed_stall_ns_,
-        AwayGranules(border_) * static_cast<double>(shape_.granule_bytes) / shape_.link_at_start);
-    const double most = std::max(1.0, std::floor(hiding_ns / (shape_.remap_ns * shape_.layers)));
-    const auto part = static_cast<uint32_t>(std::ceil(left / std::ceil(left / most)));
+    // As the engine's moves keep pace: what a step has room for beside its copies, if it takes a
+    // little longer.
+    const double pace_ns =
+        std::max({smoothed_step_ns_ - smoothed_stall_ns_, copying_ns(border_), copying_ns(goal_)});
+    late_ns = kLateMove * pace_ns;
+    const double granule_ns =
+        shape_.remap_ns + (goal_.amount > border_.amount ? bytes / shape_.link_at_start : 0);
+    move_room_ += (pace_ns + late_ns - copying_ns(border_)) / (granule_ns * shape_.layers);
+    const auto part = static_cast<uint32_t>(std::min<double>(left, std::floor(move_room_)));
+    if (part == 0) return late_ns;
+    move_room_ -= part;
     next.placement = Placement::kStripe;
     next.slots = goal_.amount > 0 ? goal_.slots : border_.slots;
     next.amount = goal_.amount > border_.amount ? border_.amount + part : border_.amount - part;
@@ -267,14 +282,8 @@ double SimulatedServer::MovePart() {
   }
   if (Blocks(next) < used_blocks_) return 0;
   const double before = AwayGranules(border_), after = AwayGranules(next);
-  const auto bytes = static_cast<double>(shape_.granule_bytes);
   border_ = next;
-  // Hidden but for the first layer's remaps and the copy of its stripe.
-  if (hidden) {
-    return (std::abs(after - before) * shape_.remap_ns +
-            std::max(before, after) * bytes / shape_.link_at_start) /
-           shape_.layers;
-  }
+  if (hidden) return late_ns;
   return std::abs(after - before) * kRestRemapNs +
          std::max(0.0, before - after) * bytes / shape_.link_at_start;
 }
@@ -339,7 +348,11 @@ double SimulatedServer::RunStep() {
     work.link_rests = static_cast<double>(border_.amount) / shape_.layers;
   }
   const TrueStep step = shape_.truth(work);
-  if (policy_->follows_load()) model_.Observe(SampleOf(work, step));
+  if (policy_->follows_load()) {
+    StepSample sample = SampleOf(work, step);
+    sample.streamed_evenly = border_.placement == Placement::kStripe;
+    model_.Observe(sample);
+  }
   smoothed_step_ns_ = Smooth(smoothed_step_ns_, step.step_ns);
   smoothed_stall_ns_ = Smooth(smoothed_stall_ns_, step.step_ns - step.compute_ns);
   result_.mean_step_ms += step.step_ns * 1e-6;

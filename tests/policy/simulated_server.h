@@ -22,6 +22,7 @@ namespace weir {
 struct TrueStep {
   double compute_ns = 0;  // with the copies' share of the memory bandwidth, without waiting
   double step_ns = 0;
+  double waited_share = 1;  // of the gates, where it stood at any
 };
 struct StepWork {
   double tokens = 0;
@@ -40,7 +41,7 @@ struct ServerShape {
   uint32_t blocks_per_granule = 16;
   uint32_t max_running = 512;
   uint32_t chunk_tokens = 2048;  // tokens in a step at most
-  double remap_ns = 140e3;       // of a granule, beside running kernels
+  double remap_ns = 90e3;        // of a granule, beside running kernels and between copies
   std::function<TrueStep(const StepWork&)> truth;
   // What the policy is told: this, for good, or what a cost model learns while serving.
   std::optional<StepCost> told;
@@ -119,7 +120,8 @@ class SimulatedServer {
   void Tick(double end = std::numeric_limits<double>::infinity());
   PolicySnapshot Snapshot() const;
   void ApplyPolicy();
-  // A part of the move to the goal; how late it makes the next step, or the time it takes at rest.
+  // What a step has room for of the move to the goal; how late that makes it, or the time it takes
+  // at rest.
   double MovePart();
   bool Grow(Request* r, uint32_t tokens);
   void PreemptLast();
@@ -133,6 +135,7 @@ class SimulatedServer {
   double now_ns_ = 0;
   uint64_t step_ = 0;
   Border border_, goal_;
+  double move_room_ = 0;  // granules a layer that steps have had room for, not moved yet
   bool preempt_ = false;
   uint32_t used_blocks_ = 0;
   double spare_ = 0;  // blocks kept free at an admission, for each running request

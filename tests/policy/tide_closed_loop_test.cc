@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "policy/oneiros.h"
 #include "policy/tide.h"
 #include "tests/policy/floods.h"
 
@@ -42,6 +43,8 @@ std::vector<Case> Grid() {
   return cases;
 }
 
+constexpr double kSeconds = 80;  // where no case says otherwise
+
 class TideClosedLoop : public testing::TestWithParam<Case> {};
 
 // The queue is never empty. The link's speed under load and the cost of steps are what a cost model
@@ -76,8 +79,6 @@ INSTANTIATE_TEST_SUITE_P(Floods, TideClosedLoop, testing::ValuesIn(Grid()),
 
 // --- Targets ------------------------------------------------------------------------------------
 
-constexpr double kSeconds = 80;
-
 TEST(TideClosedLoopTargets, TheTimePerTokenIsKeptAndTheRestIsUsed) {
   const ServerShape shape = Llama8bOnH200().Server(0.85);
   TidePolicy unlimited;
@@ -96,6 +97,54 @@ TEST(TideClosedLoopTargets, TheTimePerTokenIsKeptAndTheRestIsUsed) {
   // A target that nothing can keep leaves the shortest steps there are.
   TidePolicy hopeless(TideConfig{.tpot_ms = 0.1});
   EXPECT_EQ(Steady(shape, hopeless, kChat, kSeconds).mean_away, 0);
+}
+
+// --- After another policy
+// -------------------------------------------------------------------------
+
+// What was learnt of steps stays when the policy changes. oneiros, which came before, keeps the
+// link waiting for slots; a link believed to be that slow leaves tide with too little away for
+// good, for nothing waits for the link any more.
+TEST(TideClosedLoopHistory, WhatStepsUnderAnotherPolicyTookDoesNotHoldItBack) {
+  for (const double share : {0.80, 0.90}) {
+    const ServerShape shape = Llama8bOnH200().Server(share);
+    TidePolicy alone;
+    const ServerResult expected = Steady(shape, alone, kChat, kSeconds);
+    OneirosPolicy layers{OneirosConfig{}};
+    SimulatedServer server(shape, layers);
+    EXPECT_GT(server.Flood(kChat, 1, 20).stall_share, 0.1);
+    TidePolicy tide;
+    server.Restart(tide);
+    (void)server.Flood(kChat, 1, kSeconds / 4);
+    const ServerResult after = server.Flood(kChat, 1, kSeconds * 3 / 4);
+    std::printf("W/C %.2f: %.0f tokens/s at %.1f, after oneiros %.0f at %.1f\n", share,
+                expected.tokens_per_s, expected.mean_away, after.tokens_per_s, after.mean_away);
+    EXPECT_NEAR(after.tokens_per_s / expected.tokens_per_s, 1, 0.01);
+  }
+}
+
+// Each step stands for a fiftieth at its first gate, whatever is away. That is no slow link: taken
+// for one it would send weights home, and what a step with fewer away takes would make it look
+// slower still.
+TEST(TideClosedLoopHistory, StandingAtTheFirstGateIsNoSlowLink) {
+  for (const double share : {0.80, 0.90}) {
+    const SimulatedGpu gpu = Llama8bOnH200();
+    ServerShape shape = gpu.Server(share);
+    shape.truth = [gpu](const StepWork& work) {
+      TrueStep step = gpu.Step(work);
+      if (work.evicted_bytes == 0 || step.step_ns > 1.02 * step.compute_ns) return step;
+      return TrueStep{.compute_ns = step.compute_ns,
+                      .step_ns = 1.02 * step.compute_ns,
+                      .waited_share = 1.0 / gpu.layers};
+    };
+    const FixedRate best = BestFixed(shape, kChat, kSeconds);
+    TidePolicy tide;
+    const ServerResult result = Steady(shape, tide, kChat, kSeconds);
+    std::printf("W/C %.2f: %.1f %% of the best fixed, %.1f away of %u\n", share,
+                100 * result.tokens_per_s / best.tokens_per_s, result.mean_away,
+                best.granules_per_layer);
+    EXPECT_GE(result.tokens_per_s, 0.98 * best.tokens_per_s);
+  }
 }
 
 // --- What the policy is told is wrong ------------------------------------------------------------

@@ -37,6 +37,12 @@ PolicySnapshot Example() {
   return s;
 }
 
+// |granules| of each layer are away, and the ring has two layers' worth.
+void SetAway(PolicySnapshot* s, uint32_t granules) {
+  s->weights.granules_per_layer = granules;
+  s->weights.freed_granules = granules * 46;
+}
+
 TEST(Tide, PredictsBlocksRunningAndTimeOfATarget) {
   PolicySnapshot s = Example();
   s.demand.prefill_per_request = 0;
@@ -66,7 +72,7 @@ TEST(Tide, ASteadyLoadsPromptsAreSpreadOverItsSteps) {
   EXPECT_NEAR(p.tokens_per_s, p.running / p.step_ns * 1e9, 1e-6);
   // With one, the steps without a prompt cost the link's time and the others their own.
   s.cost.link_bytes_per_ns = 1.0 * 48 * (32 << 20) / (p.running * 2e4 + 5e6);
-  s.weights.granules_per_layer = 1;  // the same KV, with a granule away
+  SetAway(&s, 1);  // the same KV, with a granule away
   const auto away = TidePolicy::Predict(s, 1);
   const double share = away.running / 200 / 3;
   double expected = 0, weight[] = {std::pow(1 - share, 3), 3 * share * std::pow(1 - share, 2),
@@ -79,8 +85,18 @@ TEST(Tide, ASteadyLoadsPromptsAreSpreadOverItsSteps) {
 
 TEST(Tide, CountsFromWhereTheWeightsAreNow) {
   PolicySnapshot s = Example();
-  s.weights.granules_per_layer = 3;
+  SetAway(&s, 3);
   s.kv.mapped_extents = 138 + 3 * 46;
+  EXPECT_EQ(TidePolicy::Predict(s, 0).kv_blocks, 138 * 16);
+  EXPECT_EQ(TidePolicy::Predict(s, 3).kv_blocks, (138 + 3 * 46) * 16);
+}
+
+// Half of the layers have come home from 3 granules: KV has less already than 3 away would give it.
+TEST(Tide, CountsFromWhereTheWeightsAreOnTheWay) {
+  PolicySnapshot s = Example();
+  SetAway(&s, 3);
+  s.weights.freed_granules -= 3 * 24;
+  s.kv.mapped_extents = 138 + s.weights.freed_granules;
   EXPECT_EQ(TidePolicy::Predict(s, 0).kv_blocks, 138 * 16);
   EXPECT_EQ(TidePolicy::Predict(s, 3).kv_blocks, (138 + 3 * 46) * 16);
 }
@@ -175,7 +191,7 @@ TEST(Tide, PromptsInAStepHideMoreStreaming) {
 
 TEST(Tide, WhatEndedRequestsGeneratedCountsMoreThanWhatTheyAskedFor) {
   PolicySnapshot s = Example();
-  s.weights.granules_per_layer = 2;
+  SetAway(&s, 2);
   s.kv.mapped_extents += 2 * 46;
   s.demand.running = 10;
   s.demand.waiting = 0;
@@ -204,7 +220,7 @@ TEST(Tide, KeepsTheTimePerTokenWhereSomeBorderDoes) {
   TidePolicy loose(TideConfig{.tpot_ms = one_ms * 1.01});
   EXPECT_EQ(loose.Decide(s).granules_per_layer, 1u);
   // Away already, and a longer step than asked for: home, though tokens/s fall.
-  s.weights.granules_per_layer = 2;
+  SetAway(&s, 2);
   s.kv.mapped_extents += 2 * 46;
   TidePolicy late(TideConfig{.tpot_ms = (now_ms + one_ms) / 2});
   const PolicyDecision d = late.Decide(s);
@@ -234,7 +250,7 @@ TEST(Tide, EvictsForTheTimeToFirstTokenWhereItCostsTokens) {
 
 TEST(Tide, MakesRoomForAStarvedRequestWhateverTheHoldOff) {
   PolicySnapshot s = Example();
-  s.weights.granules_per_layer = 4;
+  SetAway(&s, 4);
   s.kv.mapped_extents += 4 * 46;
   s.demand = {.running = 1, .max_running = 256, .expected_blocks = 50, .tokens_per_seq = 700};
   s.kv.used_blocks = 50;
@@ -242,7 +258,7 @@ TEST(Tide, MakesRoomForAStarvedRequestWhateverTheHoldOff) {
   TidePolicy tide(TideConfig{.hold_steps = 1000});
   ASSERT_EQ(tide.Decide(s).granules_per_layer, 0u);
   s.step = 1;
-  s.weights.granules_per_layer = 0;
+  SetAway(&s, 0);
   s.kv.mapped_extents = 138;
   s.kv.used_blocks = 0;
   s.demand = {.running = 0, .waiting = 1, .max_running = 256, .waiting_blocks = 3000};
@@ -257,7 +273,7 @@ TEST(Tide, BringsWeightsHomeWhenTheLoadFits) {
   TidePolicy tide;
   PolicySnapshot s = Example();
   ASSERT_EQ(tide.Decide(s).granules_per_layer, 2u);
-  s.weights.granules_per_layer = 2;
+  SetAway(&s, 2);
   s.kv.mapped_extents += 2 * 46;
   s.demand = {.running = 10,
               .waiting = 0,
@@ -281,7 +297,7 @@ TEST(Tide, ComesHomeWithinTheHoldOffFromALinkThatHasBecomeSlow) {
     TidePolicy tide;
     PolicySnapshot s = Example();
     ASSERT_EQ(tide.Decide(s).granules_per_layer, 2u);
-    s.weights.granules_per_layer = 2;
+    SetAway(&s, 2);
     s.kv.mapped_extents += 2 * 46;
     s.kv.used_blocks = 64 * 49;
     s.demand.running = 64;
@@ -291,7 +307,7 @@ TEST(Tide, ComesHomeWithinTheHoldOffFromALinkThatHasBecomeSlow) {
     const PolicyDecision d = tide.Decide(s);
     EXPECT_EQ(d.granules_per_layer, said ? 0u : 2u) << d.reason;
     // Out again only after the hold-off, whatever is said then.
-    s.weights.granules_per_layer = d.granules_per_layer;
+    SetAway(&s, d.granules_per_layer);
     s.cost.link_bytes_per_ns = 380;
     s.step = 11;
     EXPECT_EQ(tide.Decide(s).granules_per_layer, d.granules_per_layer);
@@ -301,7 +317,7 @@ TEST(Tide, ComesHomeWithinTheHoldOffFromALinkThatHasBecomeSlow) {
 TEST(Tide, KeepsWeightsAwayWithoutHeadroom) {
   TidePolicy tide;
   PolicySnapshot s = Example();
-  s.weights.granules_per_layer = 2;
+  SetAway(&s, 2);
   s.kv.mapped_extents += 2 * 46;
   s.demand.waiting = 0;
   s.demand.waiting_blocks = 0;
@@ -317,7 +333,7 @@ TEST(Tide, KeepsWeightsAwayWithoutHeadroom) {
 TEST(Tide, BringsWeightsHomeWhenStreamingStopsPaying) {
   TidePolicy tide;
   PolicySnapshot s = Example();
-  s.weights.granules_per_layer = 4;
+  SetAway(&s, 4);
   s.kv.mapped_extents += 4 * 46;
   s.demand.waiting = 400;
   s.demand.expected_blocks = 444 * 50;
@@ -359,7 +375,7 @@ TEST(Tide, GoesOnAtOnceAndComesBackOnlyForWhatThatCosts) {
     s.step = step;
     const PolicyDecision d = tide.Decide(s);
     s.kv.mapped_extents += (d.granules_per_layer - s.weights.granules_per_layer) * 46;
-    s.weights.granules_per_layer = d.granules_per_layer;
+    SetAway(&s, d.granules_per_layer);
     return d.granules_per_layer;
   };
   EXPECT_EQ(decide(0), 1u);

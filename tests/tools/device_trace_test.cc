@@ -211,7 +211,7 @@ TEST(TraceOfDeviceGates, RandomLivesWithFaultsAreSoundAndTheirStallAddsUp) {
                                        "zero-inference",
                                        "static{fraction=0.5}",
                                        "static{fraction=0.5; placement=in_place}"};
-  uint64_t failed_steps = 0, faults = 0, moves = 0, regroupings = 0;
+  uint64_t failed_steps = 0, faults = 0, moves = 0, regroupings = 0, splits = 0;
   for (uint64_t seed = 0; seed < testing::Iterations("WEIR_TRACE_RUNS", 60); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     std::mt19937_64 random(seed);
@@ -247,9 +247,11 @@ TEST(TraceOfDeviceGates, RandomLivesWithFaultsAreSoundAndTheirStallAddsUp) {
     faults += found.faults;
     moves += found.moves;
     regroupings += found.regroupings;
+    splits += life.counters.split_transitions;
   }
   EXPECT_GT(moves, 0U);
   EXPECT_GT(regroupings, 0U);
+  EXPECT_GT(splits, 0U);
   EXPECT_GT(failed_steps, 0U);
   EXPECT_GT(faults, 0U);
 }

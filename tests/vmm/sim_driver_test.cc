@@ -82,6 +82,7 @@ TEST_F(SimDriverTest, AnUnmapWaitsForCopiesBetweenTiersButNotForEver) {
   options.host_link = {1e9, 1e9};  // a copy takes 4096 ns
   options.copy_latency_ns = 0;
   options.unmap_waits_for_copies_ns = 5000;
+  options.unmap_handover_ns = 70;
   Start(options);
   const VirtAddr device = NewMapped();
   const VirtAddr host = NewMapped(Tier::kHost);
@@ -90,10 +91,14 @@ TEST_F(SimDriverTest, AnUnmapWaitsForCopiesBetweenTiersButNotForEver) {
   EXPECT_EQ(driver_->Now(), 0u);
   ASSERT_OK(driver_->Copy(stream, device, host, kSize));
   ASSERT_OK(driver_->Unmap(NewMapped()));
-  EXPECT_EQ(driver_->Now(), 4096u);
+  EXPECT_EQ(driver_->Now(), 4096u + 70u);
   for (int i = 0; i < 3; ++i) ASSERT_OK(driver_->Copy(stream, device, host, kSize));
   ASSERT_OK(driver_->Unmap(NewMapped()));
-  EXPECT_EQ(driver_->Now(), 9096u);
+  EXPECT_EQ(driver_->Now(), 4166u + 5000u + 70u);
+  ASSERT_OK(driver_->Wait(Record(stream)));
+  const TimeNs rest = driver_->Now();
+  ASSERT_OK(driver_->Unmap(NewMapped()));
+  EXPECT_EQ(driver_->Now(), rest);
 }
 
 TEST_F(SimDriverTest, ADeadlockIsReportedWithWhoWaits) {
