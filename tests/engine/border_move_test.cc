@@ -219,39 +219,39 @@ void ExpectHidden(World& world, uint32_t away, double most, double ms) {
 // time.
 TEST(BorderMove, HidesBehindTheSteps) {
   World world(Costs{});
-  ExpectHidden(world, 4, 1.105, 135);
+  ExpectHidden(world, 4, 1.095, 135);
   World small(Costs{.granule_mib = 16});
-  ExpectHidden(small, 8, 1.13, 190);
+  ExpectHidden(small, 8, 1.11, 190);
 }
 
 // However long the engine takes to change hands: many chunks are remapped between two copies.
 TEST(BorderMove, FewHandoversAreWaitedFor) {
   World world(Costs{.handover_ns = 300'000});
-  ExpectHidden(world, 4, 1.12, 160);
+  ExpectHidden(world, 4, 1.10, 160);
 }
 
-// Copies take half of a step: there is room for all remaps.
+// Copies take half of a step: there is room for all remaps, or for all but the last.
 TEST(BorderMove, TakesAStepOrTwoWhereTheLinkDoesNotBindThem) {
   World world(Costs{});
   for (const uint32_t granules : {2U, 0U}) {
     const World::Move move = world.MoveTo(granules);
     if (!kTimed) continue;
-    EXPECT_EQ(move.splits, 0U);
+    EXPECT_LE(move.splits, granules > 0 ? 0U : 1U);
     EXPECT_LE(move.slowest, 1.08);
-    EXPECT_LE(move.ms, 50);
+    EXPECT_LE(move.ms, granules > 0 ? 50 : 75);
   }
 }
 
 // However dear remaps are: the move takes longer, and not the steps.
 TEST(BorderMove, DearerRemapsTakeMoreSteps) {
   World world(Costs{.remap_ns = 260'000});
-  ExpectHidden(world, 4, 1.20, 400);
+  ExpectHidden(world, 4, 1.08, 500);
   World dear(Costs{.remap_ns = 800'000, .busy_factor = 1});
   for (const uint32_t granules : {2U, 0U}) {
     const World::Move move = dear.MoveTo(granules);
     if (!kTimed) continue;
     EXPECT_GE(move.splits, 3U);
-    EXPECT_LT(move.slowest, 1.2);
+    EXPECT_LE(move.slowest, 1.10);
   }
 }
 
@@ -263,8 +263,8 @@ TEST(BorderMove, KvGivesWayWithoutHoldingUpTheMove) {
   ASSERT_NO_FATAL_FAILURE(world.FillPrefixCache());
   const World::Move move = world.MoveTo(0);
   if (!kTimed) return;
-  EXPECT_LE(move.slowest, 1.16);
-  EXPECT_LE(move.slowest_tokens, 1.16);
+  EXPECT_LE(move.slowest, 1.15);
+  EXPECT_LE(move.slowest_tokens, 1.15);
   EXPECT_LE(move.ms, 170);
 }
 
