@@ -102,13 +102,17 @@ for section in "${sections[@]}"; do
       rm -rf "$out/checkpoint"
       ;;
     prefix)
-      # Prompts of 8,192 tokens, nine tenths of them shared, one at a time.
-      for cache in enable no-enable; do
-        report prefix_$cache "$weir" bench serve-trace -m $small --dummy-weights --device cuda \
-          --backing none --policy resident --quiet --$cache-prefix-caching --num-prompts 40 \
-          --dataset-name prefix_repetition --num-prefixes 1 --prefix-len 7376 --suffix-len 816 \
-          --output-len 16 --request-rate 2.5 --burstiness 100 --max-num-batched-tokens 8192 \
-          --max-model-len 9216 --gemm-algorithm-file "$out/algorithms_8b" --json "$out/prefix_$cache.json"
+      # Prompts of which nine tenths are shared, one at a time; the first one fills the cache.
+      for length in 4096 6144 8192 10240 12288 16384; do
+        shared=$((length * 9 / 10 / 16 * 16))
+        for cache in enable no-enable; do
+          report prefix_${length}_$cache "$weir" bench serve-trace -m $small --dummy-weights \
+            --device cuda --backing none --policy resident --quiet --$cache-prefix-caching \
+            --num-prompts 10 --dataset-name prefix_repetition --num-prefixes 1 \
+            --prefix-len $shared --suffix-len $((length - shared)) --output-len 16 \
+            --request-rate 0.8 --burstiness 100 --max-num-batched-tokens 8192 --max-model-len 20480 \
+            --gemm-algorithm-file "$out/algorithms_8b" --json "$out/prefix_${length}_$cache.json"
+        done
       done
       ;;
     pcie)
