@@ -159,8 +159,8 @@ bool WeightPager::Impl::OnPace(const Pass& pass, uint32_t i, const GatePace& pac
                ? static_cast<double>(granules * granule_bytes) / pace.link_bytes_per_ns
                : 0;
   };
-  // Copies go on when it is remapped, which waits for those under way. The first gate that waits for
-  // it, its own, and the last, which all copies are before.
+  // Copies go on when it is remapped, which waits for those under way. The first gate that waits
+  // for it, its own, and the last, which all copies are before.
   const double begins = std::max(now, pass.copying_until) +
                         static_cast<double>(chunks[i].count) * remap_cost.at_rest_ns();
   const auto last = static_cast<uint32_t>(chunks.size() - 1);
