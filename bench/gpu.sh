@@ -3,14 +3,13 @@
 # other and keeps every report. A section that fails is named at the end.
 #   bench/gpu.sh [--built DIR] OUT [SECTION...]
 #     --built DIR   builds and installs nothing; DIR is what bench/pack_gpu.sh made elsewhere
-#     sections      tests remap kernels latency throughput load prefix pcie border overload steady swing
-#                   context
-# The last five need a second GPU (it holds what is away); border also 96 GiB on the first for the
+#     sections      tests remap kernels latency throughput load prefix pcie border overload swing context
+# The last four need a second GPU (it holds what is away); border also 96 GiB on the first for the
 # 32B shape.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 usage() {
-  sed -n '2,9s/^# //p' "$0" >&2
+  sed -n '2,8s/^# //p' "$0" >&2
   exit 2
 }
 build=
@@ -23,7 +22,7 @@ fi
 [ $# -ge 1 ] || usage
 out=$1
 shift
-all="tests remap kernels latency throughput load prefix pcie border overload steady swing context"
+all="tests remap kernels latency throughput load prefix pcie border overload swing context"
 sections=("$@")
 [ ${#sections[@]} -gt 0 ] || read -ra sections <<<"$all"
 for section in "${sections[@]}"; do
@@ -141,15 +140,9 @@ for section in "${sections[@]}"; do
       done
       ;;
     overload)
-      overload overload_8b --ratios 0.73,0.8,0.85,0.9 --modes flood --warm 3 --measure 4 --policies \
-        "resident;static{fraction=0.25};static{fraction=0.4};oneiros;zero-inference;fixed{granules_per_layer=8};fixed{granules_per_layer=10};fixed{granules_per_layer=13};tide"
-      ;;
-    steady)
       # Long enough for sequences to be as old as they get; oneiros before tide, and fixed after it.
-      for ratio in 0.8 0.9; do
-        overload steady_8b_$ratio --ratios $ratio --modes flood --warm 10 --measure 20 --policies \
-          "resident;oneiros;tide;fixed{granules_per_layer=10};fixed{granules_per_layer=13}"
-      done
+      overload overload_8b --ratios 0.73,0.8,0.85,0.9 --modes flood --warm 8 --measure 12 --policies \
+        "resident;static{fraction=0.25};oneiros;zero-inference;tide;fixed{granules_per_layer=8};fixed{granules_per_layer=12}"
       ;;
     swing)
       overload swing_8b --ratios 0.85 --modes flood,swing --warm 3 --measure 4 --phase 5 --rounds 2 \
