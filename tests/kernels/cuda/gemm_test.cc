@@ -109,6 +109,13 @@ TEST_F(CudaGemm, FewRowsOfALargeMatrixAgreeWithADoubleReference) {
   CheckProduct({.n = 1032, .k = 2056, .bias = true}, 32, 32, 103);
 }
 
+// Products of so many rows choose among what is proposed for other row counts as well.
+TEST_F(CudaGemm, ManyRowsAgreeWithADoubleReference) {
+  CheckProduct({256, 512}, 832, 817, 110);
+  CheckProduct({.n = 320, .k = 264, .bias = true}, 640, 640, 111);
+  CheckProduct({.n = 256, .k = 512, .output = GemmOutput::kAccumulate}, 1984, 1921, 112);
+}
+
 // Chosen once, in one process: others import it and time nothing.
 TEST_F(CudaGemm, ImportsWhatItExported) {
   constexpr int64_t kN = 6144, kK = 4096;
