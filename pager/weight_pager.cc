@@ -344,9 +344,14 @@ uint64_t WeightPager::Impl::RequiredConsumed(const EvictionPlan& plan, uint64_t 
   return number - index + chunk.previous_user + 1 - (chunk.previous_pass ? n : 0);
 }
 
-Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t base, uint64_t number) {
+Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t base, uint64_t number,
+                                     uint32_t count) {
   const uint64_t index = (number - base) % plan.chunks().size();
-  const StripeChunk& chunk = plan.chunks()[index];
+  StripeChunk chunk = plan.chunks()[index];
+  const VirtAddr opens = gate_produced != 0 ? gate_produced : produced;
+  if (count == 0) return driver.WriteCounter(copy_stream, opens, number + 1);
+  chunk.first.value += chunk.count - count;
+  chunk.count = count;
   const VirtAddr readers = gate_consumed != 0 ? gate_consumed : consumed;
   WEIR_TRY(driver.WaitCounter(copy_stream, readers, RequiredConsumed(plan, base, number)));
   // Faults take their cause from what is noted here.
@@ -361,7 +366,7 @@ Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t base, ui
       return OkStatus();
     }));
   } else if (stamped_now) {
-    WEIR_TRY(StampBegin(plan, base, number));
+    WEIR_TRY(StampBegin(chunk, index, number, RequiredConsumed(plan, base, number)));
   } else {
     progress.untraced_end = number + 1;
   }
@@ -375,8 +380,7 @@ Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t base, ui
   } else if (stamped_now) {
     WEIR_TRY(StampEnd());
   }
-  return driver.WriteCounter(copy_stream, gate_produced != 0 ? gate_produced : produced,
-                             number + 1);
+  return driver.WriteCounter(copy_stream, opens, number + 1);
 }
 
 // On the copy stream, behind the copy and before `produced` says so.
@@ -400,15 +404,16 @@ void WeightPager::Impl::JudgeCopy(uint64_t bytes, CopySpan span) {
   if (!progress.measured && took > 0) rate = std::max(rate, size / took);
 }
 
-Status WeightPager::Impl::QueueNext(const EvictionPlan& plan, uint64_t base,
+Status WeightPager::Impl::QueueNext(const EvictionPlan& plan, uint64_t base, uint32_t count,
                                     WeightPagerStats* stats) {
   // A call that failed changed nothing (D7), and copying a chunk twice does no harm: try again.
-  Status status = QueueChunk(plan, base, queued);
-  for (uint32_t i = 1; i < kAttempts && !status.ok(); ++i) status = QueueChunk(plan, base, queued);
+  Status status = QueueChunk(plan, base, queued, count);
+  for (uint32_t i = 1; i < kAttempts && !status.ok(); ++i) {
+    status = QueueChunk(plan, base, queued, count);
+  }
   WEIR_TRY(std::move(status));
-  ++stats->chunks_copied;
-  stats->bytes_copied +=
-      plan.chunks()[(queued - base) % plan.chunks().size()].count * granule_bytes;
+  stats->chunks_copied += count > 0 ? 1 : 0;
+  stats->bytes_copied += count * granule_bytes;
   ++queued;
   return OkStatus();
 }
@@ -416,7 +421,10 @@ Status WeightPager::Impl::QueueNext(const EvictionPlan& plan, uint64_t base,
 Status WeightPager::Impl::QueueUpTo(const EvictionPlan& plan, uint64_t base, uint64_t end,
                                     WeightPagerStats* stats) {
   if (queued >= end) return OkStatus();
-  while (queued < end) WEIR_TRY(QueueNext(plan, base, stats));
+  while (queued < end) {
+    const uint32_t count = plan.chunks()[(queued - base) % plan.chunks().size()].count;
+    WEIR_TRY(QueueNext(plan, base, count, stats));
+  }
   last_copy = WEIR_TRY(driver.Record(copy_stream));
   return OkStatus();
 }

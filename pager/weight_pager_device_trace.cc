@@ -24,18 +24,18 @@ TimeNs NotAfter(TimeNs time, TimeNs bound, uint64_t error_ns) {
 
 }  // namespace
 
-Status WeightPager::Impl::StampBegin(const EvictionPlan& plan, uint64_t base, uint64_t number) {
+Status WeightPager::Impl::StampBegin(const StripeChunk& chunk, uint64_t index, uint64_t number,
+                                     uint64_t after) {
   // Queueing it failed before, or its stream did: it is copied anew, and what is behind it.
   while (!stamped.empty() && stamped.back().number >= number) {
     DropStamps(stamped.back());
     stamped.pop_back();
   }
-  const uint64_t index = (number - base) % plan.chunks().size();
   StampedCopy copy{.number = number,
                    .index = index,
-                   .chunk = plan.chunks()[index],
+                   .chunk = chunk,
                    .queued_ns = driver.Now(),
-                   .after = RequiredConsumed(plan, base, number) - 1};
+                   .after = after - 1};
   copy.begin = WEIR_TRY(driver.Stamp(copy_stream));
   stamped.push_back(copy);
   return OkStatus();

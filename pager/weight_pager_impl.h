@@ -96,6 +96,7 @@ struct Pass {
   double copying_until = 0;          // what is queued, from there on
   std::vector<SlotPlace> places;     // of |to|, while held
   std::vector<uint32_t> ring_users;  // slots that lie on each ring granule, while held
+  bool as_planned = false;           // Impl::AsPlanned, when the first chunk had its turn
   bool moved_some = false;           // chunks have been remapped
   bool left_some = false;            // others would have made the step late: they keep their places
   bool let_go = false;  // void: the gates of the chunks after those opened without a copy
@@ -225,8 +226,10 @@ struct WeightPager::Impl {
   Status CheckServing() const;
   // |base|: of any pass that has |plan| and from which numbers go on without a gap.
   Status QueueUpTo(const EvictionPlan& plan, uint64_t base, uint64_t end, WeightPagerStats* stats);
-  Status QueueNext(const EvictionPlan& plan, uint64_t base, WeightPagerStats* stats);
-  Status QueueChunk(const EvictionPlan& plan, uint64_t base, uint64_t number);
+  // |count|: of the chunk's slots the last so many are copied; the others are at home.
+  Status QueueNext(const EvictionPlan& plan, uint64_t base, uint32_t count,
+                   WeightPagerStats* stats);
+  Status QueueChunk(const EvictionPlan& plan, uint64_t base, uint64_t number, uint32_t count);
   Status QueuePass(Pass* pass, WeightPagerStats* stats);
   void OnCopied(const StripeChunk& chunk, uint64_t index, TimeNs begin_ns);
   // Notes whether the copy was late, and how fast the link is.
@@ -261,7 +264,7 @@ struct WeightPager::Impl {
   Status ComputeSums();
 
   // --- weight_pager_device_trace.cc: with device gates
-  Status StampBegin(const EvictionPlan& plan, uint64_t base, uint64_t number);
+  Status StampBegin(const StripeChunk& chunk, uint64_t index, uint64_t number, uint64_t after);
   Status StampEnd();
   // Tells of the gates of the oldest step, |step|, of which kernels found |log|, and of the copies
   // behind them.
@@ -306,13 +309,20 @@ struct WeightPager::Impl {
   // What a pass copies that begins with |from| away and moves |to|: whatever is away in either.
   Result<SharedPlan> Covering(const WeightLayout& layout, const SharedPlan& from,
                               const SharedPlan& to) const;
+  // How many of a chunk's slots are away now: the last ones.
+  uint32_t AwayOf(const StripeChunk& chunk) const;
+  // Whether just what |cover| says is away: what is at home holds its bytes.
+  bool AsPlanned() const;
+  // How many of chunk |i|'s slots its turn copies, the last ones: not what is at home and stays
+  // there.
+  uint32_t ToCopy(const Pass& pass, uint32_t i) const;
   // What is away now, of |pass|.
   Result<SharedPlan> AwayNow(const WeightLayout& layout, const Pass& pass) const;
   // Whether chunk |i| may be remapped now, and then be copied behind those that are remapped and
   // not copied yet.
   bool OnPace(const Pass& pass, uint32_t i, const GatePace& pace) const;
-  // Of the chunk whose turn it is: its copy has been queued.
-  void NoteCopy(Pass* pass, const GatePace& pace) const;
+  // A copy of |bytes| has been queued.
+  void NoteCopy(Pass* pass, const GatePace& pace, uint64_t bytes) const;
   std::vector<uint32_t> RingUsers() const;
   // Takes as long as the chunk is large: copies wait for it.
   Status RemapChunk(Pass* pass, const StripeChunk& chunk, WeightPagerStats* stats);

@@ -8,8 +8,8 @@
 //   3. AdvanceTransition goes through the chunks in the order in which their gates are reached:
 //      remaps what changes, then queues the chunk's copy, which opens the gate. As long as that
 //      is faster than the compute, only the first gates are waited at; a chunk that would make the
-//      step late is copied only, and stays for a later transition. (On a GPU an unmap waits for the
-//      copy under way, so remaps add to the copies' time: docs/drivers.md.)
+//      step late stays as it is for a later transition, and what of it is away is copied. (On a GPU
+//      an unmap waits for the copy under way, so remaps add to the copies' time: docs/drivers.md.)
 //      The copy fits either mapping: a slot that is away is written into the ring, one that has
 //      come home is filled in place by the very copy that the step needs anyway.
 //   4. Step t+1 ends, and the plan is in force. If chunks were left, what is away lies between the
@@ -133,12 +133,25 @@ Result<SharedPlan> WeightPager::Impl::Covering(const WeightLayout& layout, const
       WEIR_TRY(EvictionPlan::Between(layout, granule_bytes, most->target(), granules)));
 }
 
+uint32_t WeightPager::Impl::AwayOf(const StripeChunk& chunk) const {
+  const auto first = place_of_slot.begin() + static_cast<ptrdiff_t>(chunk.first.value);
+  return static_cast<uint32_t>(std::count_if(first, first + chunk.count, InRing));
+}
+
+bool WeightPager::Impl::AsPlanned() const {
+  const std::vector<StripeChunk>& chunks = cover->chunks();
+  return std::all_of(chunks.begin(), chunks.end(),
+                     [this](const StripeChunk& chunk) { return AwayOf(chunk) == chunk.count; });
+}
+
+uint32_t WeightPager::Impl::ToCopy(const Pass& pass, uint32_t i) const {
+  const StripeChunk& chunk = pass.plan->chunks()[i];
+  return pass.as_planned && Moves(pass, i) ? AwayOf(chunk) : chunk.count;
+}
+
 Result<SharedPlan> WeightPager::Impl::AwayNow(const WeightLayout& layout, const Pass& pass) const {
   std::vector<uint32_t> granules = pass.plan->GranulesOfGate();
-  for (const StripeChunk& c : pass.plan->chunks()) {
-    const auto first = place_of_slot.begin() + static_cast<ptrdiff_t>(c.first.value);
-    granules[c.gate] = static_cast<uint32_t>(std::count_if(first, first + c.count, InRing));
-  }
+  for (const StripeChunk& c : pass.plan->chunks()) granules[c.gate] = AwayOf(c);
   return std::make_shared<const EvictionPlan>(
       WEIR_TRY(EvictionPlan::Between(layout, granule_bytes, pass.plan->target(), granules)));
 }
@@ -154,7 +167,7 @@ bool WeightPager::Impl::OnPace(const Pass& pass, uint32_t i, const GatePace& pac
   };
   const auto copying = [&](uint32_t first, uint32_t end) {
     uint64_t granules = 0;
-    for (uint32_t c = first; c < end; ++c) granules += chunks[c].count;
+    for (uint32_t c = first; c < end; ++c) granules += c <= i ? chunks[c].count : AwayOf(chunks[c]);
     return pace.link_bytes_per_ns > 0
                ? static_cast<double>(granules * granule_bytes) / pace.link_bytes_per_ns
                : 0;
@@ -170,9 +183,8 @@ bool WeightPager::Impl::OnPace(const Pass& pass, uint32_t i, const GatePace& pac
   return true;
 }
 
-void WeightPager::Impl::NoteCopy(Pass* pass, const GatePace& pace) const {
-  if (pace.link_bytes_per_ns <= 0) return;
-  const uint64_t bytes = pass->plan->chunks()[pass->advanced].count * granule_bytes;
+void WeightPager::Impl::NoteCopy(Pass* pass, const GatePace& pace, uint64_t bytes) const {
+  if (pace.link_bytes_per_ns <= 0 || bytes == 0) return;
   const auto now = static_cast<double>(driver.Now() - pass->advancing_since);
   pass->copying_until =
       std::max(pass->copying_until, now) + static_cast<double>(bytes) / pace.link_bytes_per_ns;
@@ -246,6 +258,7 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns, const GatePace& pace) {
   };
   if (pass.advanced == 0) {
     pass.advancing_since = begin;
+    pass.as_planned = m.AsPlanned();
     if (Status rest = m.BeginHeld(pass, stats_.steps); !rest.ok()) return give_up(std::move(rest));
     if (pass.to) {
       pass.places = pass.to->PlaceOfSlots(m.place_of_slot.size());
@@ -269,15 +282,21 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns, const GatePace& pace) {
       if (!pass.failed.ok()) pass.to.reset();
       pass.moved_some = true;
     }
-    if (end == pass.advanced) {  // it is only copied
+    if (end == pass.advanced) {  // it stays as it is
       pass.left_some = pass.left_some || m.Moves(pass, end);
       ++end;
     }
     for (; pass.advanced < end; ++pass.advanced) {
-      if (Status queued = m.QueueNext(*pass.plan, pass.base, &stats_); !queued.ok()) {
+      const StripeChunk& chunk = chunks[pass.advanced];
+      const uint32_t count = m.ToCopy(pass, pass.advanced);
+      if (count < chunk.count) {
+        TraceEmit(TraceType::kStripeStays, 0, pass.advanced, m.weights.value, chunk.first.value,
+                  chunk.count - count);
+      }
+      if (Status queued = m.QueueNext(*pass.plan, pass.base, count, &stats_); !queued.ok()) {
         return give_up(std::move(queued));
       }
-      m.NoteCopy(&pass, pace);
+      m.NoteCopy(&pass, pace, count * m.granule_bytes);
     }
   }
   if (pass.to && pass.left_some) {

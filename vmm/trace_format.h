@@ -60,7 +60,10 @@ enum class TraceType : uint16_t {
                      // too, with those that were made ahead in vain. Bytes and stripes are of all
                      // that is away before or after. Until the next round the bytes of kCopy are
                      // (bytes a step) * (steps that ended) + (bytes copied ahead, if two or more
-                     // ended).
+                     // ended), less what kStripeStays tells of.
+  kStripeStays = 63,  // chunk, region, first slot, slots: behind the gate of a kTransition's step
+                      // that moves, a part of a stripe, from its beginning, or all of it, was to
+                      // leave and stays at home: it is not copied
   kCopyFailed = 19,  // The copy stream failed and was made anew, or took no more copies: stripes of
                      // this round were lost and are copied again, so that its bytes do not add up
   // --- KV cache ----------------------------------------------------------------------------------
@@ -138,6 +141,7 @@ constexpr std::string_view TraceTypeName(TraceType type) {
     case TraceType::kWriteBack: return "write_back";
     case TraceType::kPlacement: return "placement";
     case TraceType::kTransition: return "transition";
+    case TraceType::kStripeStays: return "stripe_stays";
     case TraceType::kCopyFailed: return "copy_failed";
     case TraceType::kKvAlloc: return "kv_alloc";
     case TraceType::kKvFree: return "kv_free";

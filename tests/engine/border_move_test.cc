@@ -221,13 +221,13 @@ TEST(BorderMove, HidesBehindTheSteps) {
   World world(Costs{});
   ExpectHidden(world, 4, 1.095, 135);
   World small(Costs{.granule_mib = 16});
-  ExpectHidden(small, 8, 1.11, 190);
+  ExpectHidden(small, 8, 1.115, 190);
 }
 
 // However long the engine takes to change hands: many chunks are remapped between two copies.
 TEST(BorderMove, FewHandoversAreWaitedFor) {
   World world(Costs{.handover_ns = 300'000});
-  ExpectHidden(world, 4, 1.10, 160);
+  ExpectHidden(world, 4, 1.10, 135);
 }
 
 // Copies take half of a step: there is room for all remaps, or for all but the last.
@@ -245,7 +245,7 @@ TEST(BorderMove, TakesAStepOrTwoWhereTheLinkDoesNotBindThem) {
 // However dear remaps are: the move takes longer, and not the steps.
 TEST(BorderMove, DearerRemapsTakeMoreSteps) {
   World world(Costs{.remap_ns = 260'000});
-  ExpectHidden(world, 4, 1.08, 500);
+  ExpectHidden(world, 4, 1.08, 370);
   World dear(Costs{.remap_ns = 800'000, .busy_factor = 1});
   for (const uint32_t granules : {2U, 0U}) {
     const World::Move move = dear.MoveTo(granules);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <sstream>
+#include <utility>
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -14,9 +15,10 @@
 namespace weir::testing {
 namespace {
 
-// Bytes that are to be copied, by the definitions of kPlacement and kTransition.
+// Bytes that are to be copied, by the definitions of kPlacement, kTransition and kStripeStays.
 class ExpectedBytes {
  public:
+  explicit ExpectedBytes(uint64_t granule_bytes) : granule_bytes_(granule_bytes) {}
   void Add(const TraceRecord& r) {
     switch (static_cast<TraceType>(r.type)) {
       case TraceType::kPlacement:
@@ -31,11 +33,12 @@ class ExpectedBytes {
         rounds_.push_back({.bytes = r.args[3], .ahead_of_second = r.args[5]});
         under_way_[transition_] = rounds_.size() - 1;
         break;
+      case TraceType::kStripeStays: rounds_.back().stays += r.args[3] * granule_bytes_; break;
       case TraceType::kStepBegin: under_way_[r.args[0]] = rounds_.size() - 1; break;
       case TraceType::kStepFailed: under_way_.erase(r.args[0]); break;
       case TraceType::kStepEnd: {
         Round& round = rounds_[under_way_[r.args[0]]];
-        sum_ += round.bytes;
+        sum_ += round.bytes - std::exchange(round.stays, 0);
         if (++round.ended == 2) sum_ += round.ahead_of_second;
         under_way_.erase(r.args[0]);
         break;
@@ -48,7 +51,9 @@ class ExpectedBytes {
  private:
   struct Round {
     uint64_t bytes = 0, ahead_of_second = 0, ended = 0;
+    uint64_t stays = 0;  // of its first step's
   };
+  const uint64_t granule_bytes_;
   uint64_t sum_ = 0;
   uint64_t transition_ = UINT64_MAX;      // the last one's step
   std::vector<Round> rounds_{1};          // the first: before any placement
@@ -134,7 +139,7 @@ TraceFindings CheckedTrace::Check(const std::string& metadata, bool complete) {
   trace_tool::InvariantChecker checker(reader.meta(), reader.header().mask);
   TraceFindings f;
   uint64_t device_end = 0;
-  ExpectedBytes expected;
+  ExpectedBytes expected(reader.meta().granule_bytes);
   reader.ForEach([&](const trace_tool::TraceEvent& event) {
     checker.Add(event);
     AddTo(f, event.record, device_end);

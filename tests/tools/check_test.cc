@@ -237,6 +237,14 @@ TEST(InvariantChecker, WeightsMoveBehindTheGatesThatAStepHoldsClosed) {
   EXPECT_EQ(checker.passes(), 10U);
 }
 
+// Instead of being copied.
+void SayThatItStays(TraceRecord& copy) {
+  copy.type = static_cast<uint16_t>(T::kStripeStays);
+  copy.cause = 0;
+  copy.args[3] /= TraceBuilder::kGranule;
+  copy.args[4] = copy.args[5] = 0;
+}
+
 TEST(InvariantChecker, AMoveThatAStepMayNoticeIsFoundAndNamed) {
   const Planted planted[] = {
       {"BehindAGatePassed", "M2",
@@ -289,6 +297,10 @@ TEST(InvariantChecker, AMoveThatAStepMayNoticeIsFoundAndNamed) {
        [](Records& r) { r[IndexOf(r, T::kCopy, 5)].args[4] = r[IndexOf(r, T::kUnmap, 4)].time_ns; },
        T::kCopy},
       {"CopyMissing", "M3", [](Records& r) { Erase(r, IndexOf(r, T::kCopy, 5)); }, T::kGatePass},
+      {"SaidToStayAtHomeButAway", "M3",
+       [](Records& r) { SayThatItStays(r[IndexOf(r, T::kCopy, 6)]); }, T::kGatePass},
+      {"SaidToStayWhereNothingMoves", "M2",
+       [](Records& r) { SayThatItStays(r[IndexOf(r, T::kCopy, 2)]); }, T::kStripeStays},
       {"TheSlotThatTookTheRingsGranuleIsNotFilled", "M3",
        [](Records& r) {
          for (const T type : {T::kCopy, T::kGateArrive, T::kFaultMajor, T::kGatePass}) {

@@ -101,6 +101,7 @@ void InvariantChecker::Add(const TraceEvent& event) {
     case TraceType::kCopy: OnCopy(); break;
     case TraceType::kPlacement: OnPlacement(); break;
     case TraceType::kTransition: OnTransition(); break;
+    case TraceType::kStripeStays: OnStripeStays(); break;
     case TraceType::kCopyFailed: InForce().clean = false; break;
     case TraceType::kGateArrive: OnArrive(); break;
     case TraceType::kGatePass: OnPass(); break;

@@ -133,6 +133,7 @@ class InvariantChecker {
   void OnCopy();
   void OnPlacement();
   void OnTransition();
+  void OnStripeStays();
   void OnArrive();
   void OnPass();
   void OnFault();

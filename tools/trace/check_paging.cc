@@ -198,6 +198,17 @@ void InvariantChecker::OnTransition() {
   CloseRound(before);
 }
 
+// Not copied, and in place when its gate is passed.
+void InvariantChecker::OnStripeStays() {
+  const TraceRecord& r = event_.record;
+  if (!transition_ || !transition_->moves) {
+    Fail("M2", "stripe " + std::to_string(r.args[0]) + " is said to stay at home, but none moves");
+    return;
+  }
+  InForce().copied += r.args[3] * meta_.granule_bytes;
+  chunk_slots_[r.args[0]] = {r.args[2], r.args[3]};
+}
+
 // A slot of the weights is unmapped: nobody may be about to read it.
 void InvariantChecker::CheckUnderSteps(uint64_t slot) {
   if (steps_.empty() || !Recorded(TraceType::kTransition)) return;
