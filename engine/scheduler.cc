@@ -245,8 +245,8 @@ void Scheduler::OnComputed(const std::vector<ScheduledSequence>& batch) {
       const auto tokens = std::span<const int32_t>(sequence.tokens)
                               .subspan(size_t{b} * kBlockTokens)
                               .first<kBlockTokens>();
-      const FilledBlock& filled =
-          filled_.emplace_back(sequence.blocks[b], BlockContent{parent, tokens});
+      filled_.push_back({sequence.blocks[b], BlockContent{parent, tokens}});
+      const FilledBlock& filled = filled_.back();
       blocks_.PrefetchFor(filled.block, filled.content);
       sequence.hashes.push_back(filled.content.hash);
     }
