@@ -97,10 +97,12 @@ struct Pass {
   std::vector<SlotPlace> places;     // of |to|, while held
   std::vector<uint32_t> ring_users;  // slots that lie on each ring granule, while held
   bool as_planned = false;           // Impl::AsPlanned, when the first chunk had its turn
-  bool moved_some = false;           // chunks have been remapped
-  bool left_some = false;            // others would have made the step late: they keep their places
-  bool let_go = false;  // void: the gates of the chunks after those opened without a copy
-  Status failed;        // the remap that stopped the move; copies go on
+  // [chunks + 1]: granules that a chunk and those behind it copy if none of them moves; while held.
+  std::vector<uint64_t> copies_from;
+  bool moved_some = false;  // chunks have been remapped
+  bool left_some = false;   // others would have made the step late: they keep their places
+  bool let_go = false;      // void: the gates of the chunks after those opened without a copy
+  Status failed;            // the remap that stopped the move; copies go on
 };
 
 // How to get from one plan's mappings to another's.

@@ -165,9 +165,10 @@ bool WeightPager::Impl::OnPace(const Pass& pass, uint32_t i, const GatePace& pac
         static_cast<double>(chunk.gate) / static_cast<double>(pass.plan->chunk_of_gate().size());
     return turn * static_cast<double>(pace.step_ns) + static_cast<double>(pace.late_ns);
   };
-  const auto copying = [&](uint32_t first, uint32_t end) {
-    uint64_t granules = 0;
-    for (uint32_t c = first; c < end; ++c) granules += c <= i ? chunks[c].count : AwayOf(chunks[c]);
+  // Of the chunks up to |i|, whole, and of those behind it up to |end|, which stay as they are.
+  const auto copying = [&](uint32_t end) {
+    uint64_t granules = end > i ? pass.copies_from[i + 1] - pass.copies_from[end] : 0;
+    for (uint32_t c = pass.advanced; c < std::min(end, i + 1); ++c) granules += chunks[c].count;
     return pace.link_bytes_per_ns > 0
                ? static_cast<double>(granules * granule_bytes) / pace.link_bytes_per_ns
                : 0;
@@ -178,7 +179,7 @@ bool WeightPager::Impl::OnPace(const Pass& pass, uint32_t i, const GatePace& pac
                         static_cast<double>(chunks[i].count) * remap_cost.at_rest_ns();
   const auto last = static_cast<uint32_t>(chunks.size() - 1);
   for (const uint32_t c : {pass.advanced, i, last}) {
-    if (begins + copying(pass.advanced, c) > due(chunks[c])) return false;
+    if (begins + copying(c) > due(chunks[c])) return false;
   }
   return true;
 }
@@ -263,6 +264,11 @@ Status WeightPager::AdvanceTransition(uint64_t limit_ns, const GatePace& pace) {
     if (pass.to) {
       pass.places = pass.to->PlaceOfSlots(m.place_of_slot.size());
       pass.ring_users = m.RingUsers();
+      const auto n = static_cast<uint32_t>(pass.plan->chunks().size());
+      pass.copies_from.assign(n + 1, 0);
+      for (uint32_t i = n; i-- > 0;) {
+        pass.copies_from[i] = pass.copies_from[i + 1] + m.ToCopy(pass, i);
+      }
     }
   }
   const std::vector<StripeChunk>& chunks = pass.plan->chunks();

@@ -17,7 +17,6 @@
 // with E = L T bytes streamed in it, and holds C - W + E of KV; resident it takes C/B and holds
 // C - W. B is given with --hbm (GB/s), L is what the engine measured.
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <memory>

@@ -221,7 +221,7 @@ TEST(BorderMove, HidesBehindTheSteps) {
   World world(Costs{});
   ExpectHidden(world, 4, 1.095, 135);
   World small(Costs{.granule_mib = 16});
-  ExpectHidden(small, 8, 1.115, 190);
+  ExpectHidden(small, 8, 1.115, 185);
 }
 
 // However long the engine takes to change hands: many chunks are remapped between two copies.
@@ -230,15 +230,20 @@ TEST(BorderMove, FewHandoversAreWaitedFor) {
   ExpectHidden(world, 4, 1.10, 135);
 }
 
-// Copies take half of a step: there is room for all remaps, or for all but the last.
+// Copies take half of a step: there is room for all remaps, and for all but the last where the
+// engine takes its time to change hands.
 TEST(BorderMove, TakesAStepOrTwoWhereTheLinkDoesNotBindThem) {
-  World world(Costs{});
-  for (const uint32_t granules : {2U, 0U}) {
-    const World::Move move = world.MoveTo(granules);
-    if (!kTimed) continue;
-    EXPECT_LE(move.splits, granules > 0 ? 0U : 1U);
-    EXPECT_LE(move.slowest, 1.08);
-    EXPECT_LE(move.ms, granules > 0 ? 50 : 75);
+  for (const uint64_t handover_ns : {uint64_t{0}, Costs{}.handover_ns}) {
+    SCOPED_TRACE(handover_ns);
+    World world(Costs{.handover_ns = handover_ns});
+    for (const uint32_t granules : {2U, 0U}) {
+      const World::Move move = world.MoveTo(granules);
+      if (!kTimed) continue;
+      const bool all = handover_ns == 0 || granules > 0;
+      EXPECT_LE(move.splits, all ? 0U : 1U);
+      EXPECT_LE(move.slowest, 1.075);
+      EXPECT_LE(move.ms, all ? 50 : 75);
+    }
   }
 }
 
@@ -250,7 +255,7 @@ TEST(BorderMove, DearerRemapsTakeMoreSteps) {
   for (const uint32_t granules : {2U, 0U}) {
     const World::Move move = dear.MoveTo(granules);
     if (!kTimed) continue;
-    EXPECT_GE(move.splits, 3U);
+    EXPECT_GT(move.splits, 3U);
     EXPECT_LE(move.slowest, 1.10);
   }
 }

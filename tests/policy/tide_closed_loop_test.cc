@@ -99,8 +99,7 @@ TEST(TideClosedLoopTargets, TheTimePerTokenIsKeptAndTheRestIsUsed) {
   EXPECT_EQ(Steady(shape, hopeless, kChat, kSeconds).mean_away, 0);
 }
 
-// --- After another policy
-// -------------------------------------------------------------------------
+// --- After another policy ------------------------------------------------------------------------
 
 // What was learnt of steps stays when the policy changes. oneiros, which came before, keeps the
 // link waiting for slots; a link believed to be that slow leaves tide with too little away for
