@@ -127,7 +127,7 @@ Status MakeStep(Bench* b) {
   for (const StepSpec& s : o.specs) {
     limits.max_sequences = std::max(limits.max_sequences, s.sequences);
     limits.max_rows = std::max(limits.max_rows, s.sequences * s.rows);
-    limits.max_context = std::max(limits.max_context, s.context);
+    limits.max_context = std::max(limits.max_context, s.longest());
   }
   if (o.gemm) limits.max_sequences = std::max(limits.max_sequences, o.gemm_rows);
   limits.max_rows = std::max(limits.max_rows, limits.max_sequences);
@@ -273,6 +273,7 @@ Status RunSpec(Bench* b, const StepSpec& spec) {
             {"sequences", spec.sequences},
             {"rows", spec.rows},
             {"context", spec.context},
+            {"spread", spec.spread},
             {"padded_rows", b->step->rows()},
             {"kv_layers", b->step->kv_layers()}};
   const std::vector<StepKernel> kernels = b->step->Kernels();

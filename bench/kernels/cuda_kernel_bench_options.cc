@@ -42,16 +42,17 @@ Result<uint32_t> NumberOf(std::string_view option, std::string_view text, uint32
 Status AddDecodes(std::string_view text, std::vector<StepSpec>* specs) {
   if (text == "none") return OkStatus();
   for (const std::string_view item : Split(text, ',')) {
-    const auto parts = Split(item, 'x');
+    const bool spread = item.ends_with('~');
+    const auto parts = Split(item.substr(0, item.size() - (spread ? 1 : 0)), 'x');
     const auto batch = Number(parts[0], 1, 4096);
     const auto context = Number(parts.back(), 1, kMostTokens);
     if (parts.size() != 2 || !batch || !context) {
       return Wrong("--decode",
                    "none, or SEQUENCESxCONTEXT,... with 1 to 4096 sequences and contexts of 1 to "
-                   "1048576 tokens (64x2048)",
+                   "1048576 tokens (64x2048), ~ behind it: from 1 to twice as many",
                    item);
     }
-    specs->push_back({.sequences = *batch, .rows = 1, .context = *context});
+    specs->push_back({.sequences = *batch, .rows = 1, .context = *context, .spread = spread});
   }
   return OkStatus();
 }
@@ -145,7 +146,9 @@ Status SetOption(std::string_view option, std::string_view value, std::string_vi
 std::string KernelBenchOptions::Usage() {
   return "weir_cuda_kernel_bench CONFIG [options]\n"
          "  CONFIG                     a model's config.json, or a folder with one\n"
-         "  --decode BxC,...|none      B sequences behind C tokens each (1x1024,64x2048,256x1024)\n"
+         "  --decode BxC[~],...|none   B sequences behind C tokens each "
+         "(1x1024,64x2048,256x1024);\n"
+         "                             ~: behind 1 to twice as many\n"
          "  --prefill NxR[@C],...|none N sequences with R new tokens each, context C "
          "(1x2048,4x2048)\n"
          "  --sections LIST            of ceilings, profile, step, gemm (all); ceilings always "

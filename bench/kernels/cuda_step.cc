@@ -39,7 +39,8 @@ std::string GiBText(uint64_t bytes) {
 
 std::string StepSpec::Name() const {
   if (decode()) {
-    return "decode " + std::to_string(sequences) + "x" + std::to_string(context);
+    return "decode " + std::to_string(sequences) + "x" + std::to_string(context) +
+           (spread ? "~" : "");
   }
   return "prefill " + std::to_string(sequences) + "x" + std::to_string(rows) + "@" +
          std::to_string(context);
@@ -209,24 +210,29 @@ Status CudaStep::FillInputs(const StepSpec& spec, uint32_t set, bool greedy) {
   std::vector<BlockId> blocks(spec.blocks() * sets_);
   std::iota(blocks.begin(), blocks.end(), 0U);
   std::shuffle(blocks.begin(), blocks.end(), std::mt19937(1));
-  const size_t per_sequence = spec.blocks() / spec.sequences;
   size_t at = spec.blocks() * (set % sets_);
+  std::vector<uint32_t> order(spec.sequences);  // spread contexts come as requests do, in none
+  std::iota(order.begin(), order.end(), 0U);
+  std::shuffle(order.begin(), order.end(), std::mt19937(3));
 
   SamplingParams params;
   params.temperature = greedy ? 0.0 : 1.0;
   params.top_p = greedy ? 1.0 : 0.9;
   std::mt19937 random(7);
   StepBatch batch;
-  for (uint32_t i = 0; i < spec.sequences; ++i, at += per_sequence) {
+  for (uint32_t i = 0; i < spec.sequences; ++i) {
+    const uint32_t context = spec.ContextOf(order[i]);
+    const uint64_t own = spec.BlocksOf(order[i]);
     batch.sequences.push_back({.first_row = i * spec.rows,
                                .rows = spec.rows,
-                               .context = spec.context,
-                               .blocks = std::span(blocks).subspan(at, per_sequence),
+                               .context = context,
+                               .blocks = std::span(blocks).subspan(at, own),
                                .wants_logits = true,
-                               .sample = {.params = &params, .key = i, .position = spec.context}});
+                               .sample = {.params = &params, .key = i, .position = context}});
+    at += own;
     for (uint32_t r = 0; r < spec.rows; ++r) {
       batch.tokens.push_back(static_cast<int32_t>(random() % config_.vocab_size));
-      batch.positions.push_back(static_cast<int32_t>(spec.context - spec.rows + r));
+      batch.positions.push_back(static_cast<int32_t>(context - spec.rows + r));
     }
   }
   shape_ = WEIR_TRY(host_inputs_.Fill(batch, DeviceGates{}, layout_));

@@ -2,6 +2,7 @@
 // memory of the benchmark's own. A test of neither: when the recorder changes, so must this list.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -16,14 +17,27 @@
 
 namespace weir::bench {
 
-// A batch: |sequences| with |rows| new tokens each, the last of a context of |context| tokens.
+// A batch: |sequences| with |rows| new tokens each, the last of a context of |context| tokens; or,
+// spread, of contexts from 1 to twice that, evenly, as sequences of all ages have.
 struct StepSpec {
   uint32_t sequences = 1;
   uint32_t rows = 1;  // 1: decode
   uint32_t context = 1;
+  bool spread = false;  // decode only
   bool decode() const { return rows == 1; }
+  uint32_t ContextOf(uint32_t sequence) const {
+    if (!spread) return context;
+    return 1 + static_cast<uint32_t>(uint64_t{2 * context - 1} * sequence /
+                                     std::max(1U, sequences - 1));
+  }
+  uint32_t longest() const { return spread ? 2 * context : context; }
+  uint64_t BlocksOf(uint32_t sequence) const {
+    return CeilDiv(ContextOf(sequence), uint64_t{cuda::kBlockTokens});
+  }
   uint64_t blocks() const {
-    return uint64_t{sequences} * CeilDiv(context, uint64_t{cuda::kBlockTokens});
+    uint64_t all = 0;
+    for (uint32_t i = 0; i < sequences; ++i) all += BlocksOf(i);
+    return all;
   }
   std::string Name() const;
 };
