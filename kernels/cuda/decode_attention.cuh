@@ -66,12 +66,13 @@ __device__ void Run(const DecodeLaunch& p, uint8_t* raw) {
 
   int stage = 0;
   uint32_t met = 0;
+  Queries<kDim> queries;
+  if (!walk.done()) queries.Load(p, walk.segment());
   for (; !walk.done(); ++met) {
     const Segment segment = walk.segment();
-    const Target<kDim> target(p, share, segment, walk.unit());
-    const Queries<kDim> queries(p, segment);
+    const Target<kDim> target(p, share, segment);
     WarpPiece<kDim> piece;
-    for (int32_t page = segment.first + worker; page < segment.end; page += workers) {
+    for (int32_t page = walk.FirstPage(worker, workers); page < segment.end; page += workers) {
       warp::AwaitCopies<S::kStages - 1>();
       __syncwarp();
       uint8_t* at = ring + stage * 2 * S::kTileBytes;
@@ -82,11 +83,13 @@ __device__ void Run(const DecodeLaunch& p, uint8_t* raw) {
       loader.Load(at);
       stage = stage + 1 == S::kStages ? 0 : stage + 1;
     }
-    __syncthreads();  // all warps have read the pieces of the segment before
-    Store(piece, &s.warps[warp]);
-    __syncthreads();
     walk.Next();
-    Meet(s, share, target, met, !walk.done());
+    if (!walk.done()) queries.Load(p, walk.segment());  // they come while the warps meet
+    // All warps have read what they stored two segments ago: they met for the last one since.
+    Piece<kDim>* pieces = s.warps + met % 2 * S::kWarps;
+    Store(piece, &pieces[warp]);
+    __syncthreads();
+    Meet(s, pieces, share, target, met, !walk.done());
     if (target.split()) target.Meet(s, share.ranks);
   }
   if (!alone && met == 0) hopper::ClusterWait();

@@ -56,12 +56,11 @@ class Target {
   using S = Shape<kDim>;
 
  public:
-  __device__ Target(const DecodeLaunch& p, const Share& share, const Segment& segment,
-                    uint32_t unit)
+  __device__ Target(const DecodeLaunch& p, const Share& share, const Segment& segment)
       : p_(p),
         out_(p.out + (int64_t{segment.sequence} * p.kv_heads + segment.head) * p.group * kDim),
         split_(segment.first != 0 || segment.end != segment.pages) {
-    const uint32_t begin = unit - static_cast<uint32_t>(segment.first);
+    const uint32_t begin = segment.begin + kSegmentPages;
     // Of the pieces of a kv head only the first is not the first of its cluster.
     first_cluster_ = begin / share.even;
     last_cluster_ = (begin + static_cast<uint32_t>(segment.pages) - 1) / share.even;
@@ -176,26 +175,26 @@ __device__ __forceinline__ void AddUp(const Shared<kDim>& s, const Share& share,
 }
 
 // The warps of a block meet, then the blocks of a cluster, each of which has a part of the values
-// then. Segment |met| of the share; |more|: it is not the last.
+// then. |pieces|: of the warps, for segment |met| of the share; |more|: it is not the last.
 template <int kDim>
-__device__ void Meet(const Shared<kDim>& s, const Share& share, const Target<kDim>& target,
-                     uint32_t met, bool more) {
+__device__ void Meet(const Shared<kDim>& s, const Piece<kDim>* pieces, const Share& share,
+                     const Target<kDim>& target, uint32_t met, bool more) {
   using S = Shape<kDim>;
   const uint32_t head = threadIdx.x % kHeads;  // of all values that this thread takes
   Merged block;
   float weight[S::kWarps];
 #pragma unroll
-  for (int w = 0; w < S::kWarps; ++w) block.max = fmaxf(block.max, s.warps[w].max[head]);
+  for (int w = 0; w < S::kWarps; ++w) block.max = fmaxf(block.max, pieces[w].max[head]);
   const float from = block.max == kNothing ? 0.0f : block.max;
 #pragma unroll
   for (int w = 0; w < S::kWarps; ++w) {
-    weight[w] = warp::Exp2(s.warps[w].max[head] - from);
-    block.sum += weight[w] * s.warps[w].sum[head];
+    weight[w] = warp::Exp2(pieces[w].max[head] - from);
+    block.sum += weight[w] * pieces[w].sum[head];
   }
   const auto value = [&](uint32_t i) {
     float sum = 0;
 #pragma unroll
-    for (int w = 0; w < S::kWarps; ++w) sum += weight[w] * s.warps[w].value[i];
+    for (int w = 0; w < S::kWarps; ++w) sum += weight[w] * pieces[w].value[i];
     return sum;
   };
   if (share.ranks == 1) {

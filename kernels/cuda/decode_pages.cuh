@@ -26,7 +26,7 @@ class Loader {
         walk_(walk),
         worker_(static_cast<int32_t>(share.rank * S::kWarps + threadIdx.x / 32)),
         workers_(static_cast<int32_t>(share.ranks * S::kWarps)),
-        page_(walk.segment().first + worker_) {
+        page_(walk.FirstPage(worker_, workers_)) {
     Look();
     Settle();
   }
@@ -60,7 +60,7 @@ class Loader {
   // Finds the run behind |next_|.
   __device__ void Look() {
     next_.count = 0;
-    for (; !walk_.done(); walk_.Next(), page_ = walk_.segment().first + worker_) {
+    for (; !walk_.done(); walk_.Next(), page_ = walk_.FirstPage(worker_, workers_)) {
       const Segment& segment = walk_.segment();
       if (page_ < segment.end) {
         const int32_t count = min(32, (segment.end - page_ + workers_ - 1) / workers_);
@@ -127,7 +127,7 @@ template <int kDim>
 struct Queries {
   uint32_t b[kDim / 16][2];
 
-  __device__ Queries(const DecodeLaunch& p, const Segment& segment) {
+  __device__ __forceinline__ void Load(const DecodeLaunch& p, const Segment& segment) {
     const auto lane = static_cast<int32_t>(threadIdx.x % 32);
     const int32_t head = lane / 4;
     const Bf16* q = p.q + segment.sequence * p.q_stride +
