@@ -44,14 +44,17 @@ __device__ void Run(const DecodeLaunch& p, uint8_t* raw) {
     if (i < p.sequences) s.last_page_len[i] = p.last_page_len[i];
   }
   __syncthreads();
-  const Share share = Share::Of<S::kWarps>(p, s.page_indptr);
+  const Line line{s.page_indptr, p.sequences, p.kv_heads};
+  const uint32_t ranks = hopper::ClusterSize();
+  const Share share = Share::Of(line, hopper::ClusterRank(), ranks, blockIdx.x / ranks,
+                                gridDim.x / ranks, S::kWarps);
   const auto warp = static_cast<int32_t>(threadIdx.x / 32);
   const auto worker = static_cast<int32_t>(share.rank) * S::kWarps + warp;
   const auto workers = static_cast<int32_t>(share.ranks) * S::kWarps;
   uint8_t* ring = s.ring + warp * (S::kStages * 2 * S::kTileBytes);
 
   // KV of earlier steps is there; this step's is the predecessor's.
-  Walk walk(p, s.page_indptr, share);
+  Walk walk(line, share);
   Loader<kDim> loader(p, s, share, walk);
   bool waited = false;
   for (int i = 0; i < S::kStages; ++i) {

@@ -59,11 +59,10 @@ class Target {
   __device__ Target(const DecodeLaunch& p, const Share& share, const Segment& segment)
       : p_(p),
         out_(p.out + (int64_t{segment.sequence} * p.kv_heads + segment.head) * p.group * kDim),
-        split_(segment.first != 0 || segment.end != segment.pages) {
-    const uint32_t begin = segment.begin + kSegmentPages;
-    // Of the pieces of a kv head only the first is not the first of its cluster.
-    first_cluster_ = begin / share.even;
-    last_cluster_ = (begin + static_cast<uint32_t>(segment.pages) - 1) / share.even;
+        split_(!segment.whole()),
+        // Of the pieces of a kv head only the first is not the first of its cluster.
+        first_cluster_(share.FirstClusterOf(segment)),
+        last_cluster_(share.LastClusterOf(segment)) {
     place_ = PlaceOf(share.cluster);
   }
 
