@@ -6,7 +6,7 @@
 //   scores[16 tokens, 8 heads] = K[16, dim] · Qᵀ      out[dim, 8 heads] += Vᵀ[dim, 16] · P[16, 8]
 #pragma once
 
-#include "kernels/cuda/decode_share.cuh"
+#include "kernels/cuda/decode_launch.cuh"
 #include "kernels/cuda/warp_mma.cuh"
 
 namespace weir::cuda::decode {
