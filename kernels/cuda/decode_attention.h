@@ -6,10 +6,9 @@
 // page_indptr in device memory, so a captured launch is replayed for any contexts:
 //   * few sequences with similar contexts: a cluster takes all units of a kv head, and its blocks
 //     meet in distributed shared memory;
-//   * otherwise every cluster takes as many units, in order, wherever kv heads begin and end; that
-//   a
-//     kv head begins counts as some units, too. What a kv head has in several clusters meets in
-//     |workspace|; the last block that comes adds it up.
+//   * otherwise every cluster takes as many units, in order, wherever kv heads begin and end; a kv
+//     head counts as some more for its beginning (decode_walk.h). What it has in several clusters
+//     meets in |workspace|; the last block that comes adds it up.
 // Blocks of a cluster, and warps of a block, take its pages in turn.
 //
 // Determinism: bits depend on the inputs, on |sequences|, on the contexts of the whole batch (they

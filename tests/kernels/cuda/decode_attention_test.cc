@@ -162,9 +162,8 @@ TEST_F(CudaDecodeAttention, RandomBatchesShareAWorkspace) {
       const int32_t group = random.Int(1, kv_heads == 8 ? 4 : 8);
       const bool many = round % 6 == 5;  // short ones: shares that have little but beginnings
       const int32_t most = many || random.Int(0, 2) == 0 ? 40 : 2000;
-      std::vector<int32_t> contexts(static_cast<size_t>(random.Int(1, many             ? 400
-                                                                      : round % 4 == 0 ? 20
-                                                                                       : 6)));
+      const int32_t sequences = many ? 400 : round % 4 == 0 ? 20 : 6;
+      std::vector<int32_t> contexts(static_cast<size_t>(random.Int(1, sequences)));
       for (int32_t& c : contexts) c = random.Int(0, 7) == 0 ? 0 : random.Int(1, most);
       contexts[0] = random.Int(1, most);
       if (round % 5 == 0) contexts.back() = 6000;  // far longer than the others
