@@ -77,7 +77,8 @@ for section in "${sections[@]}"; do
       ;;
     kernels)
       report kernels_8b "$build"/bench/kernels/weir_cuda_kernel_bench $small \
-        --decode 1x1024,64x1024,256x1024 --prefill 1x8192,1x8192@32768 --json "$out/kernels_8b.json"
+        --decode 1x1024,64x1024,256x1024,60x512~,104x512~ --prefill 1x8192,1x8192@32768 \
+        --json "$out/kernels_8b.json"
       report kernels_32b "$build"/bench/kernels/weir_cuda_kernel_bench $large \
         --decode 1x1024,32x1024,64x1024 --prefill 1x8192,1x8192@32768 --json "$out/kernels_32b.json"
       ;;
