@@ -46,10 +46,11 @@ Status AddDecodes(std::string_view text, std::vector<StepSpec>* specs) {
     const auto parts = Split(item.substr(0, item.size() - (spread ? 1 : 0)), 'x');
     const auto batch = Number(parts[0], 1, 4096);
     const auto context = Number(parts.back(), 1, kMostTokens);
-    if (parts.size() != 2 || !batch || !context) {
+    if (parts.size() != 2 || !batch || !context || (spread && *batch < 2)) {
       return Wrong("--decode",
                    "none, or SEQUENCESxCONTEXT,... with 1 to 4096 sequences and contexts of 1 to "
-                   "1048576 tokens (64x2048), ~ behind it: from 1 to twice as many",
+                   "1048576 tokens (64x2048), with ~ behind it from 1 to twice as many (2 "
+                   "sequences or more)",
                    item);
     }
     specs->push_back({.sequences = *batch, .rows = 1, .context = *context, .spread = spread});

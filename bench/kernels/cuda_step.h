@@ -2,7 +2,6 @@
 // memory of the benchmark's own. A test of neither: when the recorder changes, so must this list.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -23,12 +22,11 @@ struct StepSpec {
   uint32_t sequences = 1;
   uint32_t rows = 1;  // 1: decode
   uint32_t context = 1;
-  bool spread = false;  // decode only
+  bool spread = false;  // decode only, of 2 sequences or more
   bool decode() const { return rows == 1; }
   uint32_t ContextOf(uint32_t sequence) const {
     if (!spread) return context;
-    return 1 + static_cast<uint32_t>(uint64_t{2 * context - 1} * sequence /
-                                     std::max(1U, sequences - 1));
+    return 1 + static_cast<uint32_t>(uint64_t{2 * context - 1} * sequence / (sequences - 1));
   }
   uint32_t longest() const { return spread ? 2 * context : context; }
   uint64_t BlocksOf(uint32_t sequence) const {

@@ -219,3 +219,5 @@ class Walk {
 };
 
 }  // namespace weir::cuda::decode
+
+#undef WEIR_BOTH
