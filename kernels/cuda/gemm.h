@@ -118,6 +118,8 @@ class GemmPlanner {
                           cudaStream_t stream, Bucket* bucket) const;
   LaunchStatus Time(const GemmParams& params, std::span<const Bf16* const> weights, Effort effort,
                     cudaStream_t stream, Bucket* bucket, float* ms) const;
+  LaunchStatus CountMemsets(const GemmParams& params, cudaStream_t stream, Bucket* bucket,
+                            int* count) const;
   Effort EffortFor(const GemmParams& params) const;
   LaunchStatus TimeSkinny(const GemmParams& params, std::span<const Bf16* const> weights,
                           cudaStream_t stream, Bucket* bucket, float* ms);
