@@ -83,8 +83,10 @@ struct CudaCompute::Impl {
     return shape.decode_sequences > 0 && !recorder->AttendsWithOwn(shape.decode_rows());
   }
   Status Launch(Slot& slot);
-  Status Upload(const Slot& slot);
-  Status Download(const Slot& slot);
+  Status UploadEdits(const Slot& slot);
+  cuda::Exchange ExchangeOfSlots() const;
+  // The next step to come is that of submitted + 1, whatever became of the one launched last.
+  void GiveUp();
   CapturedStep* StepOf(uint32_t bucket);
   // Bounds the clock by the step's beginning and end, and tells both; gate times to |gate_times|.
   void ReadTimes(const Slot& slot, StepOutcome* outcome);
@@ -181,7 +183,7 @@ Status CudaCompute::Impl::Build(const std::function<void(uint64_t, uint64_t)>& p
       config, limits, map, layout, decode_attention ? &*decode_attention : nullptr,
       reinterpret_cast<std::byte*>(memory.weights), kv, scratch(),
       reinterpret_cast<uint64_t*>(memory.produced), reinterpret_cast<uint64_t*>(memory.consumed),
-      memory.stream);
+      ExchangeOfSlots(), memory.stream);
   WEIR_TRY(ToStatus(cuda::GemmPlanner::Create({.workspace = scratch() + layout.gemm_workspace,
                                                .workspace_bytes = kGemmWorkspaceBytes,
                                                .candidates = 6,
@@ -220,6 +222,19 @@ Status CudaCompute::Impl::MakeSlots() {
     WEIR_TRY(FromCuda(cudaEventCreateWithFlags(&s.done, cudaEventDisableTiming), "an event"));
   }
   return OkStatus();
+}
+
+cuda::Exchange CudaCompute::Impl::ExchangeOfSlots() const {
+  cuda::Exchange exchange{.inputs = scratch() + layout.inputs,
+                          .results = scratch() + layout.outputs,
+                          .turn = reinterpret_cast<uint32_t*>(scratch() + layout.turn)};
+  static_assert(std::tuple_size_v<decltype(slots)> ==
+                std::tuple_size_v<decltype(exchange.host_inputs)>);
+  for (size_t i = 0; i < slots.size(); ++i) {
+    exchange.host_inputs[i] = slots[i].inputs.block();
+    exchange.host_results[i] = slots[i].outputs.At<std::byte>(0);
+  }
+  return exchange;
 }
 
 Status CudaCompute::Impl::FillRopeTables() {
@@ -301,24 +316,18 @@ Status CudaCompute::Impl::Plan(Slot& slot, CapturedStep* step, cuda::AttentionPl
   return OkStatus();
 }
 
-Status CudaCompute::Impl::Upload(const Slot& slot) {
-  WEIR_TRY(FromCuda(cudaMemcpyAsync(scratch() + layout.inputs, slot.inputs.block(),
-                                    slot.shape.input_bytes, cudaMemcpyHostToDevice, memory.stream),
-                    "uploading a step"));
-  if (slot.shape.edits == 0) return OkStatus();
+Status CudaCompute::Impl::UploadEdits(const Slot& slot) {
   return FromCuda(cudaMemcpyAsync(scratch() + layout.edits, slot.inputs.edits(),
                                   slot.shape.edits * sizeof(cuda::LogitEdit),
                                   cudaMemcpyHostToDevice, memory.stream),
                   "uploading penalties");
 }
 
-Status CudaCompute::Impl::Download(const Slot& slot) {
-  const bool all = slot.shape.wants_top_logprobs || slot.shape.armed;
-  WEIR_TRY(FromCuda(cudaMemcpyAsync(slot.outputs.At<std::byte>(0), scratch() + layout.outputs,
-                                    all ? layout.out.bytes : layout.out.usual_bytes,
-                                    cudaMemcpyDeviceToHost, memory.stream),
-                    "downloading a step"));
-  return FromCuda(cudaEventRecord(slot.done, memory.stream), "ending a step");
+void CudaCompute::Impl::GiveUp() {
+  // M2: what was launched of it may still read weights that the caller is about to unmap.
+  (void)cudaStreamSynchronize(memory.stream);
+  const auto turn = static_cast<uint32_t>(submitted);
+  (void)cudaMemcpy(scratch() + layout.turn, &turn, sizeof(turn), cudaMemcpyHostToDevice);
 }
 
 Status CudaCompute::Scrub(std::span<const BlockId> blocks) {
@@ -341,7 +350,7 @@ Status CudaCompute::Submit(const StepBatch& batch, StepGates& gates) {
   WEIR_CHECK(m.submitted - m.collected < depth(), "collect a step first");
   WEIR_TRY(m.Use());
   Impl::Slot& slot = m.slots[m.submitted % m.slots.size()];
-  slot.shape = WEIR_TRY(slot.inputs.Fill(batch, gates.device_gates(), m.layout));
+  slot.shape = WEIR_TRY(slot.inputs.Fill(m.submitted + 1, batch, gates.device_gates(), m.layout));
   slot.gates = &gates;
   slot.behind_another = m.submitted != m.collected;
   slot.logprobs.clear();
@@ -358,8 +367,7 @@ Status CudaCompute::Submit(const StepBatch& batch, StepGates& gates) {
   }
   Status launched = m.Launch(slot);
   if (!launched.ok()) {
-    // M2: what was launched of it may still read weights that the caller is about to unmap.
-    (void)cudaStreamSynchronize(m.memory.stream);
+    m.GiveUp();
     return launched;
   }
   ++m.submitted;
@@ -368,7 +376,7 @@ Status CudaCompute::Submit(const StepBatch& batch, StepGates& gates) {
 
 Status CudaCompute::Impl::Launch(Slot& slot) {
   CapturedStep* step = slot.shape.bucket > 0 ? StepOf(slot.shape.bucket) : nullptr;
-  WEIR_TRY(Upload(slot));
+  if (slot.shape.edits > 0) WEIR_TRY(UploadEdits(slot));
   cuda::AttentionPlan decode, prefill;
   WEIR_TRY(Plan(slot, step, &decode, &prefill));
   if (step != nullptr) {
@@ -379,7 +387,7 @@ Status CudaCompute::Impl::Launch(Slot& slot) {
                                 .prefill = slot.shape.prefill_sequences > 0 ? &prefill : nullptr},
                                false));
   }
-  return Download(slot);
+  return FromCuda(cudaEventRecord(slot.done, memory.stream), "ending a step");
 }
 
 Status CudaCompute::Collect(StepOutcome* outcome) {
@@ -387,8 +395,10 @@ Status CudaCompute::Collect(StepOutcome* outcome) {
   *outcome = {};
   WEIR_CHECK(m.collected < m.submitted, "no step is under way");
   Impl::Slot& slot = m.slots[m.collected++ % m.slots.size()];
+  const uint64_t step = m.collected;
   WEIR_TRY(m.Use());
   WEIR_TRY(FromCuda(cudaEventSynchronize(slot.done), "a step"));
+  WEIR_CHECK(*slot.outputs.At<uint64_t>(m.layout.out.step) == step, "results of another step");
   const cuda::StepLog& log = *slot.outputs.At<cuda::StepLog>(m.layout.out.log);
   outcome->compute_ns = log.end_ns - log.begin_ns;
   if (slot.behind_another) {

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "engine/prefetch.h"
+#include "kernels/cuda/exchange_header.h"
 #include "kernels/cuda/gates.h"
 
 namespace weir {
@@ -104,8 +105,8 @@ Status CudaInputs::AddSample(const StepSequence& s, uint32_t row, CudaStepShape*
   return OkStatus();
 }
 
-Result<CudaStepShape> CudaInputs::Fill(const StepBatch& batch, const DeviceGates& gates,
-                                       const CudaLayout& layout) {
+Result<CudaStepShape> CudaInputs::Fill(uint64_t step, const StepBatch& batch,
+                                       const DeviceGates& gates, const CudaLayout& layout) {
   CudaStepShape shape;
   decode_contexts_.clear();
   prefill_contexts_.clear();
@@ -176,8 +177,26 @@ Result<CudaStepShape> CudaInputs::Fill(const StepBatch& batch, const DeviceGates
     block_.At<int32_t>(in_->decode.last_page_len)[i] = 0;
     decode_contexts_.push_back(0);
   }
-  shape.input_bytes = in_->pages + pages * 4;
+  AddressTo(step, shape, pages, layout.out);
   return shape;
+}
+
+void CudaInputs::AddressTo(uint64_t step, const CudaStepShape& shape, uint64_t pages,
+                           const CudaOutputLayout& out) {
+  cuda::ExchangeHeader header{.step = step};
+  header.result_bytes = static_cast<uint32_t>(shape.wants_top_logprobs ? out.bytes
+                                              : shape.armed            ? out.top_tokens
+                                                                       : out.gate_records);
+  const auto add = [&](uint64_t begin, uint64_t end) {
+    header.range[header.ranges++] = {static_cast<uint32_t>(begin),
+                                     static_cast<uint32_t>(AlignUp(end, 16))};
+  };
+  add(in_->gate_header, in_->tokens);
+  for (const uint64_t rows : {in_->tokens, in_->positions, in_->slots}) {
+    add(rows, rows + shape.rows() * 4);
+  }
+  add(in_->logit_rows, in_->pages + pages * 4);
+  *block_.At<cuda::ExchangeHeader>(in_->exchange) = header;
 }
 
 cuda::AttentionBatch CudaInputs::decode(const CudaStepShape& shape,

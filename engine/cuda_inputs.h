@@ -41,7 +41,6 @@ struct CudaStepShape {
   uint32_t logit_rows = 0;
   uint32_t bucket = 0;  // > 0: padded to this many sequences, for the captured decode step
   uint64_t decode_pages = 0;
-  uint64_t input_bytes = 0;
   uint64_t edits = 0;
   bool wants_top_logprobs = false;
   bool armed = false;  // some gate is
@@ -55,19 +54,22 @@ class CudaInputs {
  public:
   static Result<CudaInputs> Create(const CudaLayout& layout);
 
-  // Takes a captured step where every sequence has one row and wants logits. kNoMemory: the batch's
-  // penalties and biases are more than fit.
-  Result<CudaStepShape> Fill(const StepBatch& batch, const DeviceGates& gates,
+  // Of the step with this number. Takes a captured step where every sequence has one row and wants
+  // logits. kNoMemory: the batch's penalties and biases are more than fit.
+  Result<CudaStepShape> Fill(uint64_t step, const StepBatch& batch, const DeviceGates& gates,
                              const CudaLayout& layout);
   // What PlanAttention is told of the sequences with one row, of the others.
   cuda::AttentionBatch decode(const CudaStepShape& shape, const CudaLayout& layout) const;
   cuda::AttentionBatch prefill(const CudaStepShape& shape, const CudaLayout& layout) const;
-  const std::byte* block() const { return block_.At<std::byte>(0); }
+  const std::byte* block() const { return block_.At<std::byte>(0); }  // CudaInputLayout::bytes
   const cuda::LogitEdit* edits() const { return edits_.At<cuda::LogitEdit>(0); }
 
  private:
   void AddTables(const CudaInputLayout::Tables& tables, uint32_t index, const StepSequence& s,
                  std::vector<int32_t>* contexts, uint64_t* pages, uint64_t first_page);
+  // Says which part of the block the step needs, and of its results the host.
+  void AddressTo(uint64_t step, const CudaStepShape& shape, uint64_t pages,
+                 const CudaOutputLayout& out);
   Status AddSample(const StepSequence& s, uint32_t row, CudaStepShape* shape,
                    const CudaLayout& layout);
 

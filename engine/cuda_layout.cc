@@ -4,6 +4,7 @@
 
 #include "engine/cuda_graph.h"
 #include "kernels/cuda/decode_attention.h"
+#include "kernels/cuda/exchange_header.h"
 #include "kernels/cuda/gates.h"
 #include "kernels/cuda/sampling.h"
 
@@ -71,6 +72,7 @@ Result<CudaLayout> CudaLayout::Make(const ModelConfig& c, const WeightMap& map,
   const uint64_t kv_size = uint64_t{c.num_kv_heads} * map.head_stride;
 
   Cursor in;
+  l.in.exchange = in.Take(sizeof(cuda::ExchangeHeader));
   l.in.gate_header = in.Take(sizeof(cuda::GateHeader));
   l.in.chunk_of_gate = in.Take(gates * 4);
   l.in.tokens = in.Take(rows * 4);
@@ -84,12 +86,12 @@ Result<CudaLayout> CudaLayout::Make(const ModelConfig& c, const WeightMap& map,
   l.in.bytes = in.offset();
 
   Cursor out;
+  l.out.step = out.Take(sizeof(uint64_t));
   l.out.log = out.Take(sizeof(cuda::StepLog));
   l.out.results = out.Take(sequences * sizeof(cuda::SampleResult));
-  l.out.usual_bytes = out.offset();
+  l.out.gate_records = out.Take(gates * sizeof(cuda::GateRecord));
   l.out.top_tokens = out.Take(sequences * cuda::kMaxTopLogprobs * 4);
   l.out.top_logprobs = out.Take(sequences * cuda::kMaxTopLogprobs * 4);
-  l.out.gate_records = out.Take(gates * sizeof(cuda::GateRecord));
   l.out.bytes = out.offset();
 
   // The most that any plan of a step needs.
@@ -119,6 +121,7 @@ Result<CudaLayout> CudaLayout::Make(const ModelConfig& c, const WeightMap& map,
   Cursor at;
   l.inputs = at.Take(l.in.bytes);
   l.outputs = at.Take(l.out.bytes);
+  l.turn = at.Take(sizeof(uint32_t));
   l.sampled = at.Take(sequences * 4);
   // Any one sequence's, and about what all of them are likely to need: who does not fit waits.
   l.max_edits = std::max<uint64_t>(

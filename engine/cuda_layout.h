@@ -12,13 +12,14 @@
 
 namespace weir {
 
-// What a step is told, in one upload: offsets in the input block. The block tables come last, so
-// that only as much travels as there is.
+// What a step is told: offsets in the input block. Of the rows, and of the block tables at its end,
+// only as much travels as there is.
 struct CudaInputLayout {
   // Block tables of one attention plan.
   struct Tables {
     uint64_t q_indptr = 0, page_indptr = 0, last_page_len = 0;
   };
+  uint64_t exchange = 0;  // cuda::ExchangeHeader; the block begins with it
   uint64_t gate_header = 0, chunk_of_gate = 0;
   uint64_t tokens = 0, positions = 0, slots = 0, logit_rows = 0, samples = 0;
   Tables decode, prefill;
@@ -26,11 +27,12 @@ struct CudaInputLayout {
   uint64_t bytes = 0;
 };
 
-// What a step tells, in one download; what not every step has comes last.
+// What a step tells: offsets in the output block. What few steps have comes last.
 struct CudaOutputLayout {
+  uint64_t step = 0;  // ExchangeHeader::step; the block begins with it
   uint64_t log = 0, results = 0;
-  uint64_t usual_bytes = 0;
-  uint64_t top_tokens = 0, top_logprobs = 0, gate_records = 0;
+  uint64_t gate_records = 0;                  // of steps that pass a gate
+  uint64_t top_tokens = 0, top_logprobs = 0;  // of steps that want some
   uint64_t bytes = 0;
 };
 
@@ -38,7 +40,7 @@ struct CudaLayout {
   CudaInputLayout in;
   CudaOutputLayout out;
   // Offsets in the scratch block.
-  uint64_t inputs = 0, outputs = 0, sampled = 0, edits = 0;
+  uint64_t inputs = 0, outputs = 0, turn = 0, sampled = 0, edits = 0;
   uint64_t hidden = 0, normed = 0, qkv = 0, attended = 0, gate_up = 0, activated = 0;
   uint64_t gathered = 0, logits = 0, rope_cos = 0, rope_sin = 0;
   uint64_t gemm_workspace = 0;

@@ -15,7 +15,7 @@ CudaRecorder::CudaRecorder(const ModelConfig& config, const ComputeLimits& limit
                            const WeightMap& map, const CudaLayout& layout,
                            const cuda::DecodeAttention* decode_attention, std::byte* weights,
                            cuda::KvPool kv, std::byte* scratch, uint64_t* produced,
-                           uint64_t* consumed, cudaStream_t stream)
+                           uint64_t* consumed, const cuda::Exchange& exchange, cudaStream_t stream)
     : config_(config),
       limits_(limits),
       map_(map),
@@ -24,6 +24,7 @@ CudaRecorder::CudaRecorder(const ModelConfig& config, const ComputeLimits& limit
       weights_(weights),
       kv_(kv),
       scratch_(scratch),
+      exchange_(exchange),
       stream_(stream),
       q_size_(int64_t{config.num_heads} * map.head_stride),
       kv_size_(int64_t{config.num_kv_heads} * map.head_stride) {
@@ -158,12 +159,16 @@ Status CudaRecorder::Enqueue(cuda::GemmPlanner& gemm, const CudaStepShape& shape
                                 .m = shape.rows(),
                                 .h = hidden,
                                 .begin = gates_.log};
+  for (const void* p : exchange_.host_inputs) Digest(p);
+  for (const void* p : exchange_.host_results) Digest(p);
   for (const void* p :
        {static_cast<const void*>(embed.table), static_cast<const void*>(x),
         static_cast<const void*>(embed.tokens), static_cast<const void*>(embed.sampled)}) {
     Digest(p);
   }
-  // Not early: behind it, the inputs and all of the step before are there.
+  // Neither is early: behind the first all of the step before is there, behind the second the
+  // inputs.
+  WEIR_TRY(ToStatus(cuda::FetchInputs(exchange_, {.stream = stream_})));
   WEIR_TRY(ToStatus(cuda::Embed(embed, {.stream = stream_})));
   for (uint32_t l = 0; l < config_.num_layers; ++l) WEIR_TRY(Layer(gemm, l, shape, plans));
 
@@ -199,8 +204,9 @@ Status CudaRecorder::Enqueue(cuda::GemmPlanner& gemm, const CudaStepShape& shape
                                     .vocab = config_.vocab_size},
                                    launch)));
   }
-  return ToStatus(cuda::StepEnd(
-      {.log = gates_.log, .gate = samples > 0 ? cuda::GatePoint{} : Gate(-1, last_gate)}, launch));
+  WEIR_TRY(ToStatus(cuda::StepEnd(
+      {.log = gates_.log, .gate = samples > 0 ? cuda::GatePoint{} : Gate(-1, last_gate)}, launch)));
+  return ToStatus(cuda::ReturnResults(exchange_, launch));
 }
 
 Status CudaRecorder::Layer(cuda::GemmPlanner& gemm, uint32_t layer, const CudaStepShape& shape,

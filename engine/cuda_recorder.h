@@ -9,6 +9,7 @@
 #include "engine/cuda_layout.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/decode_attention.h"
+#include "kernels/cuda/exchange.h"
 #include "kernels/cuda/gates.h"
 #include "kernels/cuda/gemm.h"
 
@@ -27,7 +28,7 @@ class CudaRecorder {
   CudaRecorder(const ModelConfig& config, const ComputeLimits& limits, const WeightMap& map,
                const CudaLayout& layout, const cuda::DecodeAttention* decode_attention,
                std::byte* weights, cuda::KvPool kv, std::byte* scratch, uint64_t* produced,
-               uint64_t* consumed, cudaStream_t stream);
+               uint64_t* consumed, const cuda::Exchange& exchange, cudaStream_t stream);
 
   // Chooses the algorithms of every product for up to |rows| rows (up to |logit_rows| of logits).
   Status Prepare(cuda::GemmPlanner& gemm, uint32_t rows, uint32_t logit_rows);
@@ -81,6 +82,7 @@ class CudaRecorder {
   cuda::KvPool kv_;
   std::byte* scratch_;
   cuda::GateTable gates_;
+  const cuda::Exchange exchange_;
   cudaStream_t stream_;
   int64_t q_size_, kv_size_;
   bool digesting_ = false;

@@ -235,8 +235,8 @@ Status CudaStep::FillInputs(const StepSpec& spec, uint32_t set, bool greedy) {
       batch.positions.push_back(static_cast<int32_t>(context - spec.rows + r));
     }
   }
-  shape_ = WEIR_TRY(host_inputs_.Fill(batch, DeviceGates{}, layout_));
-  return FromCuda(cudaMemcpy(Input<void>(set, 0), host_inputs_.block(), shape_.input_bytes,
+  shape_ = WEIR_TRY(host_inputs_.Fill(0, batch, DeviceGates{}, layout_));
+  return FromCuda(cudaMemcpy(Input<void>(set, 0), host_inputs_.block(), layout_.in.bytes,
                              cudaMemcpyHostToDevice),
                   "uploading a step");
 }

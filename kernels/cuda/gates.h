@@ -27,7 +27,7 @@
 
 namespace weir::cuda {
 
-// Written before every step, by an upload on the step's stream.
+// Written before every step, on its stream.
 struct GateHeader {
   uint64_t pass_base = 0;   // added to every chunk of this step
   uint64_t timeout_ns = 0;  // of one wait; 0: a closed gate fails at once
