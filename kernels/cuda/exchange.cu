@@ -16,10 +16,16 @@ constexpr int kReturnThreads = 512;
 constexpr uint32_t kHeaderPieces = sizeof(ExchangeHeader) / sizeof(Piece);
 static_assert(sizeof(ExchangeHeader) % sizeof(Piece) == 0 && kHeaderPieces <= 32);
 
+// Not by an index, for which every thread would copy the array to its stack.
+template <typename T>
+__device__ T InTurn(const std::array<T, 2>& pair, uint32_t turn) {
+  return turn % 2 == 0 ? pair[0] : pair[1];
+}
+
 __global__ void __launch_bounds__(kFetchThreads) FetchKernel(const Exchange e) {
   __shared__ Piece shared[kHeaderPieces];
   WaitForPredecessor();
-  const auto* from = static_cast<const Piece*>(e.host_inputs[*e.turn % 2]);
+  const auto* from = static_cast<const Piece*>(InTurn(e.host_inputs, *e.turn));
   auto* to = static_cast<Piece*>(e.inputs);
   if (threadIdx.x < kHeaderPieces) {
     // Not from a cache: the host writes there between launches.
@@ -41,7 +47,7 @@ __global__ void __launch_bounds__(kReturnThreads) ReturnKernel(const Exchange e)
   const auto& header = *static_cast<const ExchangeHeader*>(e.inputs);
   const uint32_t turn = *e.turn;
   const auto* from = static_cast<const Piece*>(e.results);
-  auto* to = static_cast<Piece*>(e.host_results[turn % 2]);
+  auto* to = static_cast<Piece*>(InTurn(e.host_results, turn));
   if (threadIdx.x == 0) *reinterpret_cast<uint64_t*>(to) = header.step;
   const uint32_t count = header.result_bytes / sizeof(Piece);
   for (uint32_t i = 1 + threadIdx.x; i < count; i += kReturnThreads) to[i] = from[i];
