@@ -4,11 +4,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define WEIR_BOTH __host__ __device__
-#else
-#define WEIR_BOTH
-#endif
+#include "kernels/cuda/host_device.h"
 
 namespace weir::cuda::decode {
 
@@ -219,5 +215,3 @@ class Walk {
 };
 
 }  // namespace weir::cuda::decode
-
-#undef WEIR_BOTH

@@ -4,11 +4,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define WEIR_BOTH __host__ __device__
-#else
-#define WEIR_BOTH
-#endif
+#include "kernels/cuda/host_device.h"
 
 namespace weir::cuda {
 
@@ -43,5 +39,3 @@ struct alignas(kExchangePiece) ExchangeHeader {
 };
 
 }  // namespace weir::cuda
-
-#undef WEIR_BOTH
