@@ -161,7 +161,6 @@ LaunchStatus GemmPlanner::CountMemsets(const GemmParams& p, cudaStream_t stream,
   const LaunchStatus status = Enqueue(*bucket, p, {.stream = stream});
   cudaGraph_t graph = nullptr;
   error = cudaStreamEndCapture(stream, &graph);
-  if (!status.ok()) return status;
   size_t nodes = 0;
   if (error == cudaSuccess) error = cudaGraphGetNodes(graph, nullptr, &nodes);
   std::vector<cudaGraphNode_t> all(nodes);
@@ -172,7 +171,7 @@ LaunchStatus GemmPlanner::CountMemsets(const GemmParams& p, cudaStream_t stream,
     *count += type == cudaGraphNodeTypeMemset ? 1 : 0;
   }
   if (graph != nullptr) (void)cudaGraphDestroy(graph);
-  return LaunchStatus::Of(error, "gemm: looking at what was captured");
+  return status.ok() ? LaunchStatus::Of(error, "gemm: looking at what was captured") : status;
 }
 
 LaunchStatus GemmPlanner::Choose(const GemmParams& p, std::span<const Bf16* const> weights,
