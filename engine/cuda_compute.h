@@ -2,9 +2,9 @@
 //
 // Represents one recorded step in two forms of the same list of launches: captured as CUDA graphs
 // for decode steps, one per bucket of batch sizes, once, in Create; and enqueued launch by launch
-// for steps that prefill. Both read inputs at fixed addresses, filled by one upload a step, and
-// pass the gates of the weight pager by themselves (kernels/cuda/gates.h). Sampling is part of the
-// step: the next one finds its tokens on the device.
+// for steps that prefill. Both fetch their inputs to fixed addresses, return their results
+// (kernels/cuda/exchange.h) and pass the gates of the weight pager (kernels/cuda/gates.h) by
+// themselves. Sampling is part of the step: the next one finds its tokens on the device.
 //
 // Dense products are cuBLASLt's, algorithms chosen by timing in Create. Sequences with one row
 // attend with our own kernel where it takes the shape (kernels/cuda/decode_attention.h), the others

@@ -31,8 +31,8 @@ struct alignas(kExchangePiece) ExchangeHeader {
     for (uint32_t r = 0; r < kExchangeRanges; ++r) {
       const uint32_t first = range[r].begin / kExchangePiece;
       const uint32_t count = r < ranges ? range[r].end / kExchangePiece - first : 0;
-      if (at == kNowhere && n < count) at = first + n;
-      n -= count;  // below zero once it is found, and not looked at any more
+      if (n < count) at = first + n;
+      n -= count;  // wraps once it is found, to more than any count
     }
     return at;
   }
