@@ -349,7 +349,10 @@ Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t base, ui
   const uint64_t index = (number - base) % plan.chunks().size();
   StripeChunk chunk = plan.chunks()[index];
   const VirtAddr opens = gate_produced != 0 ? gate_produced : produced;
-  if (count == 0) return driver.WriteCounter(copy_stream, opens, number + 1);
+  if (count == 0) {
+    if (gate_produced != 0) NoteNoCopy(index, number);
+    return driver.WriteCounter(copy_stream, opens, number + 1);
+  }
   chunk.first.value += chunk.count - count;
   chunk.count = count;
   const VirtAddr readers = gate_consumed != 0 ? gate_consumed : consumed;

@@ -24,13 +24,23 @@ TimeNs NotAfter(TimeNs time, TimeNs bound, uint64_t error_ns) {
 
 }  // namespace
 
-Status WeightPager::Impl::StampBegin(const StripeChunk& chunk, uint64_t index, uint64_t number,
-                                     uint64_t after) {
-  // Queueing it failed before, or its stream did: it is copied anew, and what is behind it.
+// Queueing them failed before, or their stream did: they are copied anew.
+void WeightPager::Impl::ForgetStampsFrom(uint64_t number) {
   while (!stamped.empty() && stamped.back().number >= number) {
     DropStamps(stamped.back());
     stamped.pop_back();
   }
+}
+
+void WeightPager::Impl::NoteNoCopy(uint64_t index, uint64_t number) {
+  if (!TraceEnabled(TraceType::kFaultMajor)) return;
+  ForgetStampsFrom(number);
+  stamped.push_back({.number = number, .index = index});
+}
+
+Status WeightPager::Impl::StampBegin(const StripeChunk& chunk, uint64_t index, uint64_t number,
+                                     uint64_t after) {
+  ForgetStampsFrom(number);
   StampedCopy copy{.number = number,
                    .index = index,
                    .chunk = chunk,
@@ -109,6 +119,11 @@ void WeightPager::Impl::TraceDeviceStep(const DeviceGateLog& log, uint64_t step_
     bool known = false;
     while (!stamped.empty() && stamped.front().number <= number) {
       StampedCopy& copy = stamped.front();
+      if (copy.chunk.count == 0) {
+        known = copy.number == number;
+        stamped.pop_front();
+        continue;
+      }
       const std::optional<CopySpan> span = TakeSpan(copy, known_end, log.clock_error_ns);
       if (!span && !passed) break;  // it may still come; the stream's rest will show
       if (span) {

@@ -35,7 +35,10 @@ class DeviceGatesFixture : public ::testing::Test {
   Step Begin() {
     const Status begun = w.pager->BeginStep();
     EXPECT_TRUE(begun.ok()) << begun.ToString();
-    return {w.driver, w.pager->device_gates(), [this](uint64_t ns) { w.sim()->AdvanceBy(ns); }};
+    return {w.driver, w.pager->device_gates(), [this](uint64_t ns) {
+              if (while_waiting) while_waiting();
+              w.sim()->AdvanceBy(ns);
+            }};
   }
   // Whether every byte was right; a step that failed reads them, too.
   bool RunKernels(Step& step) {
@@ -80,6 +83,8 @@ class DeviceGatesFixture : public ::testing::Test {
   World w;
   // Called while the kernels of a step stand before a gate; may be empty.
   std::function<void(const Step&, uint32_t)> before_gate;
+  // Called while they wait at it; may be empty.
+  std::function<void()> while_waiting;
 };
 
 }  // namespace weir::test

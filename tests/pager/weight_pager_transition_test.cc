@@ -1,6 +1,9 @@
 // Moves of the border behind gates that are held closed, with two steps under way.
+#include <map>
+
 #include "tests/pager/device_gates_fixture.h"
 #include "tests/support/iterations.h"
+#include "vmm/trace.h"
 
 namespace weir {
 namespace {
@@ -208,6 +211,42 @@ TEST_F(TransitionTest, WhatAStepHasNoRoomForIsLeftAndCopiedByNoStepThatDoesNotNe
     EXPECT_EQ(w.pager->plan().target().granules_per_layer, to);
     Rest();
   }
+}
+
+// A gate of what stays at home is closed until the copies before it are queued, and opens without
+// one of its own: who stood at it stood there because the border moves.
+TEST_F(TransitionTest, TheTraceSaysWhyAGateWaitedThatHadNothingToWaitFor) {
+  Tracer tracer({});
+  SetTracer(&tracer);
+  std::map<FaultCause, uint64_t> faults;
+  uint64_t stayed = 0;
+  const auto drain = [&] {
+    tracer.Drain([&](const TraceRecord& r) {
+      const auto type = static_cast<TraceType>(r.type);
+      if (type == TraceType::kStripeStays) ++stayed;
+      if (type == TraceType::kFaultMajor) ++faults[static_cast<FaultCause>(r.cause)];
+    });
+  };
+  pace = [] { return kNoRoom; };
+  Steps(2);
+  ASSERT_TRUE(w.pager->BeginTransition(Stripes(4)).ok());
+  Step moving = Begin();
+  ASSERT_TRUE(CollectRunning().ok());
+  // The host does a chunk when kernels stand at its gate.
+  int32_t waiting = 0;
+  before_gate = [&](const Step& step, uint32_t gate) { waiting = step.chunk(gate); };
+  while_waiting = [&] {
+    if (waiting >= advanced_) Advance();
+  };
+  Expect(Collect(std::move(moving)), 0);
+  while_waiting = {};
+  pace = {};
+  drain();
+  Rest();
+  SetTracer(nullptr);
+  EXPECT_GT(stayed, 0U);
+  EXPECT_GT(faults[FaultCause::kNewPlan], stayed);
+  EXPECT_EQ(faults.size(), 1U);
 }
 
 TEST_F(TransitionTest, FromInBetweenTheBorderGoesAnywhere) {
