@@ -350,7 +350,7 @@ Status WeightPager::Impl::QueueChunk(const EvictionPlan& plan, uint64_t base, ui
   StripeChunk chunk = plan.chunks()[index];
   const VirtAddr opens = gate_produced != 0 ? gate_produced : produced;
   if (count == 0) {
-    if (gate_produced != 0) NoteNoCopy(index, number);
+    NoteNoCopy(number);
     return driver.WriteCounter(copy_stream, opens, number + 1);
   }
   chunk.first.value += chunk.count - count;

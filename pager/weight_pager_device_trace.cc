@@ -32,10 +32,10 @@ void WeightPager::Impl::ForgetStampsFrom(uint64_t number) {
   }
 }
 
-void WeightPager::Impl::NoteNoCopy(uint64_t index, uint64_t number) {
+void WeightPager::Impl::NoteNoCopy(uint64_t number) {
   if (!TraceEnabled(TraceType::kFaultMajor)) return;
   ForgetStampsFrom(number);
-  stamped.push_back({.number = number, .index = index});
+  stamped.push_back({.number = number});
 }
 
 Status WeightPager::Impl::StampBegin(const StripeChunk& chunk, uint64_t index, uint64_t number,

@@ -37,7 +37,7 @@ struct CopyProgress {
 struct StampedCopy {
   uint64_t number = 0;
   uint64_t index = 0;  // in its pass
-  StripeChunk chunk;   // of no slots: the gate opens without a copy
+  StripeChunk chunk;   // of no slots where the gate opens without a copy
   TimeNs queued_ns = 0;
   uint64_t after = 0;  // the chunk it waited for: the previous user of its ring granules
   StampId begin, end;  // |end| is invalid when queueing it failed
@@ -268,8 +268,8 @@ struct WeightPager::Impl {
   // --- weight_pager_device_trace.cc: with device gates
   Status StampBegin(const StripeChunk& chunk, uint64_t index, uint64_t number, uint64_t after);
   Status StampEnd();
-  // Chunk |number| is at home and stays there; its gate opens behind the copies before it.
-  void NoteNoCopy(uint64_t index, uint64_t number);
+  // Chunk |number|, of a held pass, stays at home: its gate opens behind the copies before it.
+  void NoteNoCopy(uint64_t number);
   // Copies from |number| on are no longer under way.
   void ForgetStampsFrom(uint64_t number);
   // Tells of the gates of the oldest step, |step|, of which kernels found |log|, and of the copies

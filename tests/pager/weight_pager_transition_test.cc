@@ -239,6 +239,7 @@ TEST_F(TransitionTest, TheTraceSaysWhyAGateWaitedThatHadNothingToWaitFor) {
     if (waiting >= advanced_) Advance();
   };
   Expect(Collect(std::move(moving)), 0);
+  before_gate = {};
   while_waiting = {};
   pace = {};
   drain();
