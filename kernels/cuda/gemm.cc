@@ -44,7 +44,8 @@ struct GemmPlanner::Lt {
 };
 
 struct GemmPlanner::Bucket {
-  std::unique_ptr<LtProduct> product;  // null: imported, and not prepared yet
+  std::unique_ptr<LtProduct> product;  // null: of compressed weights, or not prepared
+  bool prepared = false;               // otherwise imported only
   cublasLtMatmulAlgo_t algorithm = {};
   bool chosen = false;
   int cluster = 0;  // of our own kernel, if that is the one; |algorithm| is all zero then
@@ -104,6 +105,12 @@ LaunchStatus GemmPlanner::Check(const GemmParams& p) const {
   if (kind.bias != (p.bias != nullptr)) {
     return LaunchStatus::Invalid(
         "gemm: a bias pointer must be given exactly when kind.bias is set");
+  }
+  if (kind.compressed && !lt_->skinny.Supports(kind, 1)) {
+    return {cudaErrorNotSupported,
+            "gemm: compressed weights need a GPU of compute capability 9.0, a build for 90a, k a "
+            "multiple of 64, n of 4 and bf16 outputs, not " +
+                Describe(kind, p.m)};
   }
   if (kind.output == GemmOutput::kAccumulate && kind.type == GemmOutputType::kF32) {
     return LaunchStatus::Invalid("gemm: only bf16 outputs accumulate");
@@ -178,8 +185,15 @@ LaunchStatus GemmPlanner::Choose(const GemmParams& p, std::span<const Bf16* cons
                                  cudaStream_t stream, Bucket* bucket) {
   const bool skinny = lt_->skinny.Supports(p.kind, p.m);
   if (skinny && options_.skinny == SkinnyUse::kAlways) {
-    bucket->cluster = lt_->skinny.Clusters(p.kind).front();
+    bucket->cluster = lt_->skinny.Clusters(p.kind, p.m).front();
     bucket->chosen = true;
+    return {};
+  }
+  if (p.kind.compressed) {
+    float ms = 0;
+    if (LaunchStatus timed = TimeSkinny(p, weights, stream, bucket, &ms); !timed.ok()) return timed;
+    bucket->chosen = true;
+    bucket->seconds = static_cast<double>(ms) * 1e-3;
     return {};
   }
   if (LaunchStatus s = Candidates(p, weights, stream, bucket); !s.ok()) return s;
@@ -262,7 +276,7 @@ LaunchStatus GemmPlanner::Candidates(const GemmParams& p, std::span<const Bf16* 
 
 bool GemmPlanner::CanMake(const GemmParams& p, int cluster) const {
   if (!lt_->skinny.Supports(p.kind, p.m)) return false;
-  const std::vector<int> sizes = lt_->skinny.Clusters(p.kind);
+  const std::vector<int> sizes = lt_->skinny.Clusters(p.kind, p.m);
   return std::find(sizes.begin(), sizes.end(), cluster) != sizes.end();
 }
 
@@ -271,18 +285,19 @@ bool GemmPlanner::CanMake(const GemmParams& p, int cluster) const {
 LaunchStatus GemmPlanner::TimeSkinny(const GemmParams& p, std::span<const Bf16* const> weights,
                                      cudaStream_t stream, Bucket* bucket, float* ms) {
   // Of more rows the first size is the best one or close to it in a step, and products timed on
-  // their own mislead (H100, Qwen3-32B: with 32 rows a step took 1.8 % longer).
+  // their own mislead (H100, Qwen3-32B: with 32 rows a step took 1.8 % longer). Of compressed
+  // weights, whose unpacking no size was estimated with, all are timed.
   constexpr int kMostTimed = 16;
   int& chosen = skinny_clusters_[{p.kind, SkinnyRows(p.m)}];
-  if (chosen == 0 && SkinnyRows(p.m) > kMostTimed) {
-    chosen = lt_->skinny.Clusters(p.kind).front();
+  if (chosen == 0 && SkinnyRows(p.m) > kMostTimed && !p.kind.compressed) {
+    chosen = lt_->skinny.Clusters(p.kind, p.m).front();
   }
   if (chosen > 0) {
     bucket->cluster = chosen;
     return Time(p, weights, EffortFor(p), stream, bucket, ms);
   }
   *ms = std::numeric_limits<float>::max();
-  for (const int cluster : lt_->skinny.Clusters(p.kind)) {
+  for (const int cluster : lt_->skinny.Clusters(p.kind, p.m)) {
     bucket->cluster = cluster;
     float took = 0;
     if (LaunchStatus timed = Time(p, weights, EffortFor(p), stream, bucket, &took); !timed.ok())
@@ -298,25 +313,33 @@ LaunchStatus GemmPlanner::TimeSkinny(const GemmParams& p, std::span<const Bf16* 
 LaunchStatus GemmPlanner::Prepare(const GemmParams& p, std::span<const Bf16* const> weights,
                                   cudaStream_t stream) {
   if (LaunchStatus s = Check(p); !s.ok()) return s;
+  if (p.kind.compressed && p.m > kMaxCompressedRows) {  // made so many rows at a time
+    GemmParams part = p;
+    part.m = kMaxCompressedRows;
+    return Prepare(part, weights, stream);
+  }
   const Bf16* const own[] = {p.weights};
   if (weights.empty()) weights = own;
   std::unique_ptr<Bucket>& slot = buckets_[{p.kind, p.m}];
   LaunchStatus status;
-  if (slot == nullptr || !slot->chosen || slot->product == nullptr) {
+  if (slot == nullptr || !slot->prepared) {
     auto bucket = std::make_unique<Bucket>();
     const bool imported = slot != nullptr && slot->chosen;
     if (imported) {
       bucket->algorithm = slot->algorithm;
       bucket->chosen = true;
       bucket->cluster = slot->cluster;
-      if (bucket->cluster > 0 && !CanMake(p, bucket->cluster)) {
+      if ((bucket->cluster > 0 || p.kind.compressed) && !CanMake(p, bucket->cluster)) {
         return LaunchStatus::Invalid("gemm: imported: the kernel for few rows in clusters of " +
                                      std::to_string(bucket->cluster) + ", which cannot make " +
                                      Describe(p.kind, p.m));
       }
     }
-    status = LtProduct::Create(*lt_->api, lt_->handle, p, &bucket->product);
+    if (!p.kind.compressed) {
+      status = LtProduct::Create(*lt_->api, lt_->handle, p, &bucket->product);
+    }
     if (status.ok() && !imported) status = Choose(p, weights, stream, bucket.get());
+    bucket->prepared = true;
     if (status.ok()) slot = std::move(bucket);
   }
   if (status.ok()) status = Enqueue(*slot, p, {.stream = stream});
@@ -327,8 +350,18 @@ LaunchStatus GemmPlanner::Prepare(const GemmParams& p, std::span<const Bf16* con
 
 LaunchStatus GemmPlanner::Run(const GemmParams& p, const Launch& launch) {
   if (LaunchStatus s = Check(p); !s.ok()) return s;
+  if (p.kind.compressed && p.m > kMaxCompressedRows) {
+    GemmParams part = p;
+    for (int64_t row = 0; row < p.m; row += part.m) {
+      part.m = std::min(kMaxCompressedRows, p.m - row);
+      part.x = p.x + row * p.kind.k;
+      part.y = static_cast<Bf16*>(p.y) + row * p.kind.n;
+      if (LaunchStatus s = Run(part, launch); !s.ok()) return s;
+    }
+    return {};
+  }
   auto at = buckets_.lower_bound({p.kind, p.m});
-  while (at != buckets_.end() && at->second->product == nullptr) ++at;  // imported, not prepared
+  while (at != buckets_.end() && !at->second->prepared) ++at;  // imported only
   if (at == buckets_.end() || std::get<0>(at->first) != p.kind) {
     return LaunchStatus::Invalid("gemm: no bucket was prepared for " + Describe(p.kind, p.m));
   }
@@ -341,7 +374,7 @@ double GemmPlanner::SecondsOf(const GemmKind& kind, int64_t m) const {
 }
 
 std::string GemmPlanner::Header() const {
-  return "products 4, cublaslt " + std::to_string(lt_->api->cublasLtGetVersion()) + " " + lt_->gpu;
+  return "products 5, cublaslt " + std::to_string(lt_->api->cublasLtGetVersion()) + " " + lt_->gpu;
 }
 
 std::string GemmPlanner::Export() const {
@@ -351,7 +384,7 @@ std::string GemmPlanner::Export() const {
     if (!bucket->chosen) continue;
     text += std::to_string(m) + " " + std::to_string(kind.n) + " " + std::to_string(kind.k) + " " +
             std::to_string(kind.bias) + " " + std::to_string(static_cast<int>(kind.output)) + " " +
-            std::to_string(static_cast<int>(kind.type));
+            std::to_string(static_cast<int>(kind.type)) + " " + std::to_string(kind.compressed);
     // Our own kernel is a cluster size and zeros, which no algorithm of cuBLASLt is.
     cublasLtMatmulAlgo_t algorithm = bucket->algorithm;
     if (bucket->cluster > 0) algorithm.data[0] = static_cast<uint64_t>(bucket->cluster);
@@ -377,19 +410,20 @@ LaunchStatus GemmPlanner::Import(const std::string& text) {
     std::istringstream in(line);
     GemmKind kind;
     int64_t m = 0;
-    int bias = -1, output = -1, type = -1;
+    int bias = -1, output = -1, type = -1, compressed = -1;
     auto bucket = std::make_unique<Bucket>();
-    in >> m >> kind.n >> kind.k >> bias >> output >> type >> std::hex;
+    in >> m >> kind.n >> kind.k >> bias >> output >> type >> compressed >> std::hex;
     for (size_t i = 0; i < kAlgorithmWords; ++i) in >> bucket->algorithm.data[i];
     std::string rest;
     if (in.fail() || in >> rest || bias < 0 || bias > 1 || output < 0 || output > 1 || type < 0 ||
-        type > 1) {
+        type > 1 || compressed < 0 || compressed > 1) {
       return LaunchStatus::Invalid("gemm: not a line of exported algorithms: " +
                                    line.substr(0, 120));
     }
     kind.bias = bias == 1;
     kind.output = static_cast<GemmOutput>(output);
     kind.type = static_cast<GemmOutputType>(type);
+    kind.compressed = compressed == 1;
     bucket->chosen = true;
     if (std::all_of(std::begin(bucket->algorithm.data) + 1, std::end(bucket->algorithm.data),
                     [](uint64_t word) { return word == 0; })) {

@@ -1,6 +1,7 @@
 // Dense products: Y[m, n] = X[m, k] · W[n, k]ᵀ (+ bias) (+ Y), all row-major, W as
 // Hugging Face stores it. Products of bf16 are summed in float; Y is rounded once. cuBLASLt makes
-// them, on Hopper some of few rows our own kernel (skinny_gemm.h).
+// them, on Hopper some of few rows our own kernel (skinny_gemm.h), and all those of compressed
+// weights, 256 rows at a time.
 //
 // Tolerance: |y - reference| <= 2^-8 |y| (bf16 output) + 2^-22 * sqrt(k) * sum |x·w| (float sums in
 // another order than a double reference); accumulating, + 2^-8 |x·w|: some algorithms round the
@@ -42,13 +43,14 @@ struct GemmKind {
   bool bias = false;
   GemmOutput output = GemmOutput::kOverwrite;
   GemmOutputType type = GemmOutputType::kBf16;
+  bool compressed = false;  // W (kernels/compressed_weights.h); bf16 output only
   friend auto operator<=>(const GemmKind&, const GemmKind&) = default;
 };
 
 struct GemmParams {
   GemmKind kind;
   const Bf16* x = nullptr;        // [m, k]; pointers are 16-byte aligned, rows contiguous
-  const Bf16* weights = nullptr;  // [n, k]
+  const Bf16* weights = nullptr;  // [n, k]; compressed: its bytes
   const Bf16* bias = nullptr;     // [n], iff kind.bias
   void* y = nullptr;              // [m, n] of kind.type
   int64_t m = 0;

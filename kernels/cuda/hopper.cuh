@@ -92,8 +92,8 @@ __device__ __forceinline__ uint32_t ClusterSize() {
   return size;
 }
 
-// Barriers of all threads of a cluster, whole warps at once, each arriving before it waits. This one
-// orders no memory accesses of this thread: enough for initialised barriers behind their fence.
+// Barriers of all threads of a cluster, whole warps at once, each arriving before it waits. This
+// one orders no memory accesses of this thread: enough for initialised barriers behind their fence.
 __device__ __forceinline__ void ClusterArriveRelaxed() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
@@ -143,6 +143,16 @@ __device__ __forceinline__ void CopyBox(void* to, const CUtensorMap* map, int32_
       : "memory");
 }
 
+// |bytes|, a multiple of 16, from device memory; as CopyBox.
+__device__ __forceinline__ void CopyBytes(void* to, const void* from, uint32_t bytes,
+                                          uint64_t* barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1], %2, [%3], %4;" ::"r"(SharedAddress(to)),
+      "l"(from), "r"(bytes), "r"(SharedAddress(barrier)), "l"(policy)
+      : "memory");
+}
+
 __device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
@@ -166,6 +176,16 @@ __device__ __forceinline__ uint64_t SwizzledOperand(const void* p) {
   constexpr uint64_t kGroupBytes = 1024;
   return ((SharedAddress(p) & 0x3ffffu) >> 4) | (uint64_t{1} << 16) | ((kGroupBytes >> 4) << 32) |
          (uint64_t{1} << 62);
+}
+
+// All threads of a warpgroup: so many registers each from now on. What some give, others may take.
+template <int kRegisters>
+__device__ __forceinline__ void TakeRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void GiveRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
 __device__ __forceinline__ void ProductFence() {
@@ -212,6 +232,108 @@ __device__ __forceinline__ void Product(float (&d)[kN / 2], uint64_t a, uint64_t
           WEIR_D4(28)
         : "l"(a), "l"(b));
   }
+#undef WEIR_D4
+}
+
+// The same with |a| in registers: thread t has of four words pairs of columns 2 (t % 4) and + 1 of
+// rows 16 (t / 32) + t % 32 / 4, + 8, and of columns 8 further of both rows.
+template <int kN>
+__device__ __forceinline__ void Product(float (&d)[kN / 2], const uint32_t* a, uint64_t b) {
+#define WEIR_D4(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
+#define WEIR_A4 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+  if constexpr (kN == 8) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "%8, 1, 1, 1, 0;"
+        : WEIR_D4(0)
+        : WEIR_A4, "l"(b));
+  } else if constexpr (kN == 16) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, "
+        "{%8, %9, %10, %11}, %12, 1, 1, 1, 0;"
+        : WEIR_D4(0), WEIR_D4(4)
+        : WEIR_A4, "l"(b));
+  } else if constexpr (kN == 32) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+        "%9, %10, %11, %12, %13, %14, %15}, {%16, %17, %18, %19}, %20, 1, 1, 1, 0;"
+        : WEIR_D4(0), WEIR_D4(4), WEIR_D4(8), WEIR_D4(12)
+        : WEIR_A4, "l"(b));
+  } else if constexpr (kN == 64) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+        "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
+        "%27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
+        : WEIR_D4(0), WEIR_D4(4), WEIR_D4(8), WEIR_D4(12), WEIR_D4(16), WEIR_D4(20), WEIR_D4(24),
+          WEIR_D4(28)
+        : WEIR_A4, "l"(b));
+  } else if constexpr (kN == 96) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+        "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
+        "%27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, "
+        "%45, %46, %47}, {%48, %49, %50, %51}, %52, 1, 1, 1, 0;"
+        : WEIR_D4(0), WEIR_D4(4), WEIR_D4(8), WEIR_D4(12), WEIR_D4(16), WEIR_D4(20), WEIR_D4(24),
+          WEIR_D4(28), WEIR_D4(32), WEIR_D4(36), WEIR_D4(40), WEIR_D4(44)
+        : WEIR_A4, "l"(b));
+  } else if constexpr (kN == 128) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, "
+        "%26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "
+        "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+        "%62, %63}, {%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
+        : WEIR_D4(0), WEIR_D4(4), WEIR_D4(8), WEIR_D4(12), WEIR_D4(16), WEIR_D4(20), WEIR_D4(24),
+          WEIR_D4(28), WEIR_D4(32), WEIR_D4(36), WEIR_D4(40), WEIR_D4(44), WEIR_D4(48), WEIR_D4(52),
+          WEIR_D4(56), WEIR_D4(60)
+        : WEIR_A4, "l"(b));
+  } else if constexpr (kN == 160) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, "
+        "%26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "
+        "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+        "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, "
+        "%79}, {%80, %81, %82, %83}, %84, 1, 1, 1, 0;"
+        : WEIR_D4(0), WEIR_D4(4), WEIR_D4(8), WEIR_D4(12), WEIR_D4(16), WEIR_D4(20), WEIR_D4(24),
+          WEIR_D4(28), WEIR_D4(32), WEIR_D4(36), WEIR_D4(40), WEIR_D4(44), WEIR_D4(48), WEIR_D4(52),
+          WEIR_D4(56), WEIR_D4(60), WEIR_D4(64), WEIR_D4(68), WEIR_D4(72), WEIR_D4(76)
+        : WEIR_A4, "l"(b));
+  } else if constexpr (kN == 192) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, "
+        "%26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "
+        "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+        "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, {%96, "
+        "%97, %98, %99}, %100, 1, 1, 1, 0;"
+        : WEIR_D4(0), WEIR_D4(4), WEIR_D4(8), WEIR_D4(12), WEIR_D4(16), WEIR_D4(20), WEIR_D4(24),
+          WEIR_D4(28), WEIR_D4(32), WEIR_D4(36), WEIR_D4(40), WEIR_D4(44), WEIR_D4(48), WEIR_D4(52),
+          WEIR_D4(56), WEIR_D4(60), WEIR_D4(64), WEIR_D4(68), WEIR_D4(72), WEIR_D4(76), WEIR_D4(80),
+          WEIR_D4(84), WEIR_D4(88), WEIR_D4(92)
+        : WEIR_A4, "l"(b));
+  } else if constexpr (kN == 256) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, "
+        "%26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "
+        "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+        "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, "
+        "%98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, "
+        "%113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
+        "%127}, {%128, %129, %130, %131}, %132, 1, 1, 1, 0;"
+        : WEIR_D4(0), WEIR_D4(4), WEIR_D4(8), WEIR_D4(12), WEIR_D4(16), WEIR_D4(20), WEIR_D4(24),
+          WEIR_D4(28), WEIR_D4(32), WEIR_D4(36), WEIR_D4(40), WEIR_D4(44), WEIR_D4(48), WEIR_D4(52),
+          WEIR_D4(56), WEIR_D4(60), WEIR_D4(64), WEIR_D4(68), WEIR_D4(72), WEIR_D4(76), WEIR_D4(80),
+          WEIR_D4(84), WEIR_D4(88), WEIR_D4(92), WEIR_D4(96), WEIR_D4(100), WEIR_D4(104),
+          WEIR_D4(108), WEIR_D4(112), WEIR_D4(116), WEIR_D4(120), WEIR_D4(124)
+        : WEIR_A4, "l"(b));
+  } else {
+    static_assert(kN == 0, "no product of so many columns");
+  }
+#undef WEIR_A4
 #undef WEIR_D4
 }
 

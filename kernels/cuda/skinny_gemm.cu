@@ -1,5 +1,7 @@
 #include <algorithm>
 
+#include "kernels/compressed_weights.h"
+#include "kernels/cuda/compressed_block.cuh"
 #include "kernels/cuda/enqueue.cuh"
 #include "kernels/cuda/gates.cuh"
 #include "kernels/cuda/hopper.cuh"
@@ -13,27 +15,40 @@ constexpr int kTileRows = 128;  // of W, two warpgroups
 constexpr int kBlockK = 64;     // 128 bytes, the width of a swizzled box
 constexpr int kConsumers = 256;
 constexpr int kWarps = kConsumers / 32;
-constexpr int kThreads = kConsumers + 32;  // the last warp asks for copies
-constexpr int kWeightBytes = kTileRows * kBlockK * 2;
+static_assert(kTileRows == compressed::kRows && kBlockK == compressed::kCols &&
+              kConsumers == compressed::kThreads);
 constexpr int kWarpBytes = 32 * sizeof(float4);  // four values of each thread of a warp
 constexpr int kAlignment = 1024;                 // of swizzled boxes
-constexpr int kBarrierBytes = 256;
+constexpr int kBarrierBytes = 320;
 // A block takes so much that a multiprocessor holds one, but for kernels that need none: blocks
 // that are launched early spread evenly.
 constexpr int kSharedBytes = 222 * 1024;
+
+// How W lies in memory.
+enum class Form : uint8_t { kPlain, kCompressed };
 
 // A tile has kM * kWarpBytes of values: piece i * kWarps + w are the values 4 i to 4 i + 3 of warp
 // w (hopper::Product). Of a cluster's block |rank| adds up the pieces from first_piece[rank] on.
 //
 // Behind the reading of W instructions are in no cache: what is done once a tile stands in short
 // loops (unrolled, 64 rows: 2 % of a step more).
-template <int kM>
+template <int kM, Form kForm>
 struct Shape {
+  // So many rows that registers are short: more for those who add up, and blocks that share no
+  // tile.
+  static constexpr bool kWide = kM > kMaxSharedRows;
+  // The last warp, or of wide shapes warpgroup, asks for copies.
+  static constexpr int kThreads = kConsumers + (kWide ? 128 : 32);
+  static constexpr int kWeightBytes =
+      kForm == Form::kCompressed ? compressed::kBlockBytes : kTileRows * kBlockK * 2;
+  // Where a stage's X begins, since boxes are aligned.
+  static constexpr int kWeightSpace = (kWeightBytes + kAlignment - 1) / kAlignment * kAlignment;
   static constexpr int kInputBytes = kM * kBlockK * 2;
-  static constexpr int kStageBytes = kWeightBytes + kInputBytes;
+  static constexpr int kStageBytes = kWeightSpace + kInputBytes;
   // What the blocks of a cluster send to one of them; rounding adds a piece each at most.
-  static constexpr int kSentBytes = (kM + kMaxSkinnyCluster) * kWarpBytes;
-  static constexpr int kOldBytes = kM / 2 * kWarpBytes / 2;  // bf16; two blocks or more share
+  static constexpr int kSentBytes = kWide ? 0 : (kM + kMaxSkinnyCluster) * kWarpBytes;
+  // bf16; two blocks or more share
+  static constexpr int kOldBytes = kWide ? 0 : kM / 2 * kWarpBytes / 2;
   static constexpr int kRest = kAlignment + kBarrierBytes + kSentBytes + kOldBytes;
   static constexpr int kStages = (kSharedBytes - kRest) / kStageBytes;
   static constexpr int kBytes = kRest + kStages * kStageBytes;
@@ -42,8 +57,9 @@ struct Shape {
 };
 
 struct SkinnyLaunch {
-  CUtensorMap weights;  // [n, k], boxes of [kTileRows, kBlockK]
-  CUtensorMap x;        // [m, k], boxes of [kM, kBlockK]
+  CUtensorMap weights;        // [n, k], boxes of [kTileRows, kBlockK]; plain ones
+  CUtensorMap x;              // [m, k], boxes of [kM, kBlockK]
+  const uint8_t* compressed;  // the others
   void* y;
   const Bf16* bias;
   WeightGate gate;
@@ -55,9 +71,9 @@ struct SkinnyLaunch {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-template <int kM>
+template <int kM, Form kForm>
 struct Shared {
-  uint8_t* weights;       // [stages][kWeightBytes]
+  uint8_t* weights;       // [stages][kWeightSpace]
   uint8_t* x;             // [stages][kInputBytes]
   uint8_t* sent;          // [cluster][pieces][kWarpBytes]
   uint2* old;             // [pieces][32]: of Y, what the tile's own pieces are added to
@@ -68,9 +84,9 @@ struct Shared {
   uint32_t* first_piece;  // [cluster + 1]
 
   __device__ explicit Shared(uint8_t* raw) {
-    using S = Shape<kM>;
+    using S = Shape<kM, kForm>;
     weights = raw + (kAlignment - hopper::SharedAddress(raw) % kAlignment) % kAlignment;
-    x = weights + S::kStages * kWeightBytes;
+    x = weights + S::kStages * S::kWeightSpace;
     sent = x + S::kStages * S::kInputBytes;
     old = reinterpret_cast<uint2*>(sent + S::kSentBytes);
     full = reinterpret_cast<uint64_t*>(sent + S::kSentBytes + S::kOldBytes);
@@ -126,16 +142,21 @@ __device__ __forceinline__ bool MayReadWeights(const WeightGate& gate) {
 }
 
 // One thread: asks for the whole share, as stages become free.
-template <int kM>
-__device__ void Produce(const SkinnyLaunch& p, const Shared<kM>& s, const Share& share) {
-  using S = Shape<kM>;
+template <int kM, Form kForm>
+__device__ void Produce(const SkinnyLaunch& p, const Shared<kM, kForm>& s, const Share& share) {
+  using S = Shape<kM, kForm>;
   const uint64_t once = hopper::PolicyEvictFirst();
   const uint64_t again = hopper::PolicyEvictLast();
   const auto copy_weights = [&](uint32_t tile, uint32_t block, uint32_t stage) {
-    hopper::ArriveExpecting(&s.full[stage], S::kStageBytes);
-    hopper::CopyBox(s.weights + stage * kWeightBytes, &p.weights,
-                    static_cast<int32_t>(block * kBlockK), static_cast<int32_t>(tile * kTileRows),
-                    &s.full[stage], once);
+    hopper::ArriveExpecting(&s.full[stage], S::kWeightBytes + S::kInputBytes);
+    uint8_t* to = s.weights + stage * S::kWeightSpace;
+    if constexpr (kForm == Form::kCompressed) {
+      const uint64_t from = (uint64_t{tile} * p.k_blocks + block) * S::kWeightBytes;
+      hopper::CopyBytes(to, p.compressed + from, S::kWeightBytes, &s.full[stage], once);
+    } else {
+      hopper::CopyBox(to, &p.weights, static_cast<int32_t>(block * kBlockK),
+                      static_cast<int32_t>(tile * kTileRows), &s.full[stage], once);
+    }
   };
   const auto copy_x = [&](uint32_t block, uint32_t stage) {
     hopper::CopyBox(s.x + stage * S::kInputBytes, &p.x, static_cast<int32_t>(block * kBlockK), 0,
@@ -239,8 +260,8 @@ __device__ __forceinline__ void PutFour(const SkinnyLaunch& p, FourAt at, float4
 
 // Gives every block of the cluster its pieces of what this one has of tile |round| of the share,
 // and waits for what it gets.
-template <int kM>
-__device__ __forceinline__ void Exchange(const Shared<kM>& s, const Share& share,
+template <int kM, Form kForm>
+__device__ __forceinline__ void Exchange(const Shared<kM, kForm>& s, const Share& share,
                                          uint32_t own_pieces, uint32_t round,
                                          const float (&d)[kM / 2]) {
   const uint32_t warp = threadIdx.x / 32;
@@ -268,8 +289,8 @@ __device__ __forceinline__ void Exchange(const Shared<kM>& s, const Share& share
 }
 
 // Asks for what this block's pieces of the tile are added to; AddUp waits for it.
-template <int kM>
-__device__ __forceinline__ void AskForOld(const SkinnyLaunch& p, const Shared<kM>& s,
+template <int kM, Form kForm>
+__device__ __forceinline__ void AskForOld(const SkinnyLaunch& p, const Shared<kM, kForm>& s,
                                           uint32_t first, uint32_t pieces, uint32_t tile) {
 #pragma unroll 1
   for (uint32_t i = threadIdx.x / 32; i < pieces; i += kWarps) {
@@ -280,8 +301,8 @@ __device__ __forceinline__ void AskForOld(const SkinnyLaunch& p, const Shared<kM
 }
 
 // Adds up this block's pieces of the tile, in the order of the ranks.
-template <int kM, typename Out>
-__device__ __forceinline__ void AddUp(const SkinnyLaunch& p, const Shared<kM>& s,
+template <int kM, Form kForm, typename Out>
+__device__ __forceinline__ void AddUp(const SkinnyLaunch& p, const Shared<kM, kForm>& s,
                                       const Share& share, uint32_t first, uint32_t pieces,
                                       uint32_t tile) {
   if (p.accumulate) warp::AwaitCopies<0>();
@@ -297,39 +318,94 @@ __device__ __forceinline__ void AddUp(const SkinnyLaunch& p, const Shared<kM>& s
   }
 }
 
-template <int kM, typename Out>
-__device__ void Consume(const SkinnyLaunch& p, const Shared<kM>& s, const Share& share) {
-  using S = Shape<kM>;
+// Which stage is next, and the parity of its barrier's phase.
+template <int kStages>
+struct Turn {
+  uint32_t stage = 0, parity = 0;
+  __device__ __forceinline__ void Next() {
+    if (++stage < kStages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
+// d += what the next |blocks| stages bring.
+template <int kM>
+__device__ __forceinline__ void AddPlain(const Shared<kM, Form::kPlain>& s, uint32_t blocks,
+                                         Turn<Shape<kM, Form::kPlain>::kStages>* turn,
+                                         float (&d)[kM / 2]) {
+  using S = Shape<kM, Form::kPlain>;
+  const uint32_t half = threadIdx.x / 128 * (S::kWeightBytes / 2);
+  for (uint32_t block = 0; block < blocks; ++block) {
+    hopper::Await(&s.full[turn->stage], turn->parity);
+    const uint64_t a = hopper::SwizzledOperand(s.weights + turn->stage * S::kWeightSpace + half);
+    const uint64_t b = hopper::SwizzledOperand(s.x + turn->stage * S::kInputBytes);
+    hopper::ProductFence();
+#pragma unroll
+    for (int k = 0; k < kBlockK / 16; ++k) {
+      hopper::Product<kM>(d, a + 2 * k, b + 2 * k);
+    }
+    hopper::ProductCommit();
+    hopper::ProductWait();
+    if (threadIdx.x % 32 == 0) hopper::Arrive(&s.empty[turn->stage]);
+    turn->Next();
+  }
+}
+
+// The same of compressed weights, which go from shared memory into registers as operand A. A block
+// is unpacked while the one before it is multiplied: two sets of registers in turn.
+template <int kM>
+__device__ __forceinline__ void AddCompressed(const Shared<kM, Form::kCompressed>& s,
+                                              uint32_t blocks,
+                                              Turn<Shape<kM, Form::kCompressed>::kStages>* turn,
+                                              float (&d)[kM / 2]) {
+  using S = Shape<kM, Form::kCompressed>;
+  const auto unpack = [&](uint32_t (&a)[16]) {
+    hopper::Await(&s.full[turn->stage], turn->parity);
+    Unpack(s.weights + turn->stage * S::kWeightSpace, a);
+  };
+  const auto multiply = [&](const uint32_t (&a)[16], uint32_t (&next)[16], bool more) {
+    const uint32_t stage = turn->stage;
+    const uint64_t b = hopper::SwizzledOperand(s.x + stage * S::kInputBytes);
+    hopper::ProductFence();
+#pragma unroll
+    for (int k = 0; k < kBlockK / 16; ++k) hopper::Product<kM>(d, a + 4 * k, b + 2 * k);
+    hopper::ProductCommit();
+    turn->Next();
+    if (more) unpack(next);
+    hopper::ProductWait();
+    if (threadIdx.x % 32 == 0) hopper::Arrive(&s.empty[stage]);
+  };
+  uint32_t even[16], odd[16];
+  unpack(even);
+  for (uint32_t block = 0; block < blocks; block += 2) {
+    multiply(even, odd, block + 1 < blocks);
+    if (block + 1 < blocks) multiply(odd, even, block + 2 < blocks);
+  }
+}
+
+template <int kM, Form kForm, typename Out>
+__device__ void Consume(const SkinnyLaunch& p, const Shared<kM, kForm>& s, const Share& share) {
+  using S = Shape<kM, kForm>;
   const uint32_t thread = threadIdx.x;
-  const uint32_t group = thread / 128;
   const uint32_t first_piece = s.first_piece[share.rank];
   const uint32_t pieces = s.first_piece[share.rank + 1] - first_piece;
   WaitForPredecessor();
-  uint32_t stage = 0, parity = 0, round = 0;
+  Turn<S::kStages> turn;
+  uint32_t round = 0;
   for (uint32_t tile = share.first_tile; tile < p.tiles; tile += share.clusters, ++round) {
     float d[kM / 2];
 #pragma unroll
     for (int i = 0; i < kM / 2; ++i) d[i] = 0;
-    if (share.cluster > 1 && p.accumulate) AskForOld(p, s, first_piece, pieces, tile);
-    for (uint32_t block = share.first; block < share.end; ++block) {
-      hopper::Await(&s.full[stage], parity);
-      const uint64_t a =
-          hopper::SwizzledOperand(s.weights + stage * kWeightBytes + group * (kWeightBytes / 2));
-      const uint64_t b = hopper::SwizzledOperand(s.x + stage * S::kInputBytes);
-      hopper::ProductFence();
-#pragma unroll
-      for (int k = 0; k < kBlockK / 16; ++k) {
-        hopper::Product<kM>(d, a + 2 * k, b + 2 * k);
-      }
-      hopper::ProductCommit();
-      hopper::ProductWait();
-      if (thread % 32 == 0) hopper::Arrive(&s.empty[stage]);
-      if (++stage == S::kStages) {
-        stage = 0;
-        parity ^= 1;
-      }
+    if (!S::kWide && share.cluster > 1 && p.accumulate) {
+      AskForOld(p, s, first_piece, pieces, tile);
     }
-    if (share.cluster == 1) {  // the tile is whole, and there is nobody to send to
+    if constexpr (kForm == Form::kPlain) {
+      AddPlain<kM>(s, share.end - share.first, &turn, d);
+    } else {
+      AddCompressed<kM>(s, share.end - share.first, &turn, d);
+    }
+    if (S::kWide || share.cluster == 1) {  // the tile is whole, and there is nobody to send to
 #pragma unroll
       for (int i = 0; i < kM / 8; ++i) {
         PutPiece<Out>(p, tile, static_cast<uint32_t>(i * kWarps) + thread / 32,
@@ -338,8 +414,10 @@ __device__ void Consume(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
       __syncwarp();
       continue;
     }
-    Exchange<kM>(s, share, pieces, round, d);
-    AddUp<kM, Out>(p, s, share, first_piece, pieces, tile);
+    if constexpr (!S::kWide) {
+      Exchange(s, share, pieces, round, d);
+      AddUp<kM, kForm, Out>(p, s, share, first_piece, pieces, tile);
+    }
     // Nobody sends to a block that has what it waits for of the last tile, and nobody tells it
     // anything: it may end before the others of its cluster.
     if (tile + share.clusters >= p.tiles) break;
@@ -351,22 +429,23 @@ __device__ void Consume(const SkinnyLaunch& p, const Shared<kM>& s, const Share&
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
-template <int kM, typename Out>
-__global__ void __launch_bounds__(kThreads, 1)
+template <int kM, Form kForm, typename Out>
+__global__ void __launch_bounds__(Shape<kM, kForm>::kThreads, 1)
     SkinnyGemmKernel(const __grid_constant__ SkinnyLaunch p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  using S = Shape<kM, kForm>;
   extern __shared__ uint8_t raw[];
-  const Shared<kM> s(raw);
+  const Shared<kM, kForm> s(raw);
   const Share share(p);
   if (threadIdx.x == kConsumers) {
-    for (int i = 0; i < Shape<kM>::kStages; ++i) {
+    for (int i = 0; i < S::kStages; ++i) {
       hopper::InitBarrier(&s.full[i], 1);
       hopper::InitBarrier(&s.empty[i], kWarps);
     }
     hopper::InitBarrier(s.whole, 1);
     hopper::InitBarrier(s.read, kWarps * share.cluster);
     hopper::FenceBarrierInit();
-    hopper::PrefetchMap(&p.weights);
+    if (kForm == Form::kPlain) hopper::PrefetchMap(&p.weights);
     hopper::PrefetchMap(&p.x);
   }
   const uint32_t rank = threadIdx.x - (kConsumers + 1);
@@ -379,9 +458,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   // Barriers are behind their fence, and W need not be asked for behind another.
   if (!alone) hopper::ClusterArriveRelaxed();
   if (threadIdx.x < kConsumers) {
-    Consume<kM, Out>(p, s, share);
+    if constexpr (S::kWide) hopper::TakeRegisters<232>();
+    Consume<kM, kForm, Out>(p, s, share);
   } else {
-    if (threadIdx.x == kConsumers) Produce<kM>(p, s, share);
+    if constexpr (S::kWide) hopper::GiveRegisters<40>();
+    if (threadIdx.x == kConsumers) Produce(p, s, share);
     __syncwarp();
     if (!alone) hopper::ClusterWait();
   }
@@ -418,29 +499,49 @@ LaunchStatus MakeMap(EncodeTiled encode, const void* matrix, int64_t rows, int64
                                std::to_string(static_cast<int>(result)));
 }
 
-template <int kM, typename Out>
+template <int kM, Form kForm, typename Out>
 LaunchStatus Start(const SkinnyLaunch& p, int blocks, int cluster, const Launch& launch) {
-  const cudaError_t set = cudaFuncSetAttribute(
-      SkinnyGemmKernel<kM, Out>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape<kM>::kBytes);
+  using S = Shape<kM, kForm>;
+  constexpr auto kernel = SkinnyGemmKernel<kM, kForm, Out>;
+  const cudaError_t set =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes);
   if (set != cudaSuccess) return LaunchStatus::Of(set, "skinny gemm: shared memory");
-  return Enqueue("skinny gemm", SkinnyGemmKernel<kM, Out>, blocks, kThreads, launch, p,
-                 Shape<kM>::kBytes, static_cast<unsigned>(cluster));
+  return Enqueue("skinny gemm", kernel, blocks, S::kThreads, launch, p, S::kBytes,
+                 static_cast<unsigned>(cluster));
 }
 
 template <typename Out>
-LaunchStatus Start(const SkinnyLaunch& p, int rows, int blocks, int cluster, const Launch& launch) {
+LaunchStatus StartPlain(const SkinnyLaunch& p, int rows, int blocks, int cluster,
+                        const Launch& launch) {
+  constexpr Form kForm = Form::kPlain;
   switch (rows) {
-    case 8: return Start<8, Out>(p, blocks, cluster, launch);
-    case 16: return Start<16, Out>(p, blocks, cluster, launch);
-    case 32: return Start<32, Out>(p, blocks, cluster, launch);
-    default: return Start<64, Out>(p, blocks, cluster, launch);
+    case 8: return Start<8, kForm, Out>(p, blocks, cluster, launch);
+    case 16: return Start<16, kForm, Out>(p, blocks, cluster, launch);
+    case 32: return Start<32, kForm, Out>(p, blocks, cluster, launch);
+    default: return Start<64, kForm, Out>(p, blocks, cluster, launch);
+  }
+}
+
+LaunchStatus StartCompressed(const SkinnyLaunch& p, int rows, int blocks, int cluster,
+                             const Launch& launch) {
+  constexpr Form kForm = Form::kCompressed;
+  switch (rows) {
+    case 8: return Start<8, kForm, Bf16>(p, blocks, cluster, launch);
+    case 16: return Start<16, kForm, Bf16>(p, blocks, cluster, launch);
+    case 32: return Start<32, kForm, Bf16>(p, blocks, cluster, launch);
+    case 64: return Start<64, kForm, Bf16>(p, blocks, cluster, launch);
+    case 96: return Start<96, kForm, Bf16>(p, blocks, cluster, launch);
+    case 128: return Start<128, kForm, Bf16>(p, blocks, cluster, launch);
+    case 160: return Start<160, kForm, Bf16>(p, blocks, cluster, launch);
+    case 192: return Start<192, kForm, Bf16>(p, blocks, cluster, launch);
+    default: return Start<256, kForm, Bf16>(p, blocks, cluster, launch);
   }
 }
 
 }  // namespace
 
 LaunchStatus SkinnyGemm::Create(SkinnyGemm* skinny) {
-  constexpr auto kernel = SkinnyGemmKernel<8, Bf16>;
+  constexpr auto kernel = SkinnyGemmKernel<8, Form::kPlain, Bf16>;
   cudaFuncAttributes attributes = {};
   // A build without sm_90a has kernels with nothing in them.
   if (DeviceArchitecture() != 90 || cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess ||
@@ -464,7 +565,7 @@ LaunchStatus SkinnyGemm::Create(SkinnyGemm* skinny) {
     cluster.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(static_cast<unsigned>(size * skinny->processors_));
-    config.blockDim = dim3(kThreads);
+    config.blockDim = dim3(Shape<8, Form::kPlain>::kThreads);
     config.dynamicSmemBytes = kAlone;
     config.attrs = &cluster;
     config.numAttrs = 1;
@@ -490,7 +591,8 @@ LaunchStatus SkinnyGemm::Create(SkinnyGemm* skinny) {
 // themselves do otherwise. It does not know of what is read before the kernel before has ended, nor
 // that some multiprocessors read a tenth faster than others: sizes close to the best one are worth
 // a try.
-std::vector<int> SkinnyGemm::Clusters(const GemmKind& kind) const {
+std::vector<int> SkinnyGemm::Clusters(const GemmKind& kind, int64_t m) const {
+  if (m > kMaxSharedRows) return {1};
   constexpr double kAlone = 1.35;  // a block reads so much faster than its share
   constexpr double kAddUp = 1;     // blocks of k that are read in the time a tile is added up in
   constexpr double kClose = 1.3;
@@ -522,9 +624,11 @@ LaunchStatus SkinnyGemm::Run(const GemmParams& params, int cluster, const Launch
   const int rows = SkinnyRows(params.m);
   SkinnyLaunch p{};
   const auto encode = reinterpret_cast<EncodeTiled>(encode_);
-  if (LaunchStatus s =
-          MakeMap(encode, params.weights, params.kind.n, params.kind.k, kTileRows, &p.weights);
-      !s.ok()) {
+  if (params.kind.compressed) {
+    p.compressed = reinterpret_cast<const uint8_t*>(params.weights);
+  } else if (LaunchStatus s = MakeMap(encode, params.weights, params.kind.n, params.kind.k,
+                                      kTileRows, &p.weights);
+             !s.ok()) {
     return s;
   }
   if (LaunchStatus s = MakeMap(encode, params.x, params.m, params.kind.k, rows, &p.x); !s.ok()) {
@@ -540,8 +644,10 @@ LaunchStatus SkinnyGemm::Run(const GemmParams& params, int cluster, const Launch
   p.accumulate = params.kind.output == GemmOutput::kAccumulate;
   const int blocks = cluster * static_cast<int>(std::min<int64_t>(
                                    p.tiles, clusters_[static_cast<size_t>(cluster)]));
-  return params.kind.type == GemmOutputType::kF32 ? Start<float>(p, rows, blocks, cluster, launch)
-                                                  : Start<Bf16>(p, rows, blocks, cluster, launch);
+  if (params.kind.compressed) return StartCompressed(p, rows, blocks, cluster, launch);
+  return params.kind.type == GemmOutputType::kF32
+             ? StartPlain<float>(p, rows, blocks, cluster, launch)
+             : StartPlain<Bf16>(p, rows, blocks, cluster, launch);
 }
 
 }  // namespace weir::cuda

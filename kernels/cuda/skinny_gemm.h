@@ -9,6 +9,10 @@
 //     dependent launch): memory is busy while small kernels run. W is constant; where it is on its
 //     way (WeightGate) the kernel waits first.
 //
+// Of compressed weights (kernels/compressed_weights.h) m <= 256: they are read as they are, and
+// every thread unpacks into registers what its tensor core multiplies. Up to 64 rows they give the
+// bits of the same weights uncompressed, if clusters have the same size.
+//
 // Determinism: bits depend on the inputs, the shape and the size of the clusters alone; the order
 // of the sum does not depend on m.
 #pragma once
@@ -19,15 +23,21 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/compressed_weights.h"
 #include "kernels/cuda/gemm.h"
 
 namespace weir::cuda {
 
 inline constexpr int64_t kMaxSkinnyRows = 64;
-inline constexpr int kMaxSkinnyCluster = 8;  // blocks; what every Hopper GPU can place
+inline constexpr int64_t kMaxCompressedRows = 256;  // the same, of compressed weights
+inline constexpr int64_t kMaxSharedRows = 128;      // of products whose tiles blocks can share
+inline constexpr int kMaxSkinnyCluster = 8;         // blocks; what every Hopper GPU can place
 
-// Rows that the kernel for |m| computes: 8, 16, 32 or 64.
+// Rows that the kernel for |m| computes: 8, 16, 32, 64, 96, 128, 160, 192 or 256.
 inline int SkinnyRows(int64_t m) {
+  for (const int rows : {96, 160, 192}) {
+    if (m <= rows && m > rows - 32) return rows;
+  }
   return static_cast<int>(std::bit_ceil(std::max<uint64_t>(8, static_cast<uint64_t>(m))));
 }
 
@@ -39,11 +49,14 @@ class SkinnyGemm {
   static LaunchStatus Create(SkinnyGemm* skinny);
 
   bool Supports(const GemmKind& kind, int64_t m) const {
-    return processors_ > 0 && m >= 1 && m <= kMaxSkinnyRows && kind.k % 8 == 0 && kind.n % 4 == 0;
+    if (processors_ == 0 || m < 1 || kind.n % 4 != 0) return false;
+    if (!kind.compressed) return m <= kMaxSkinnyRows && kind.k % 8 == 0;
+    return m <= kMaxCompressedRows && compressed::Fits(kind.k) &&
+           kind.type == GemmOutputType::kBf16;
   }
   // Sizes of clusters worth trying for a supported |kind|, the most promising one first.
-  std::vector<int> Clusters(const GemmKind& kind) const;
-  // |params| as GemmPlanner checks them; |cluster| is one of Clusters(params.kind).
+  std::vector<int> Clusters(const GemmKind& kind, int64_t m) const;
+  // |params| as GemmPlanner checks them; |cluster| is one of Clusters(params.kind, params.m).
   LaunchStatus Run(const GemmParams& params, int cluster, const Launch& launch) const;
 
  private:

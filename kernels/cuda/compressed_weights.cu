@@ -1,0 +1,182 @@
+#include "kernels/cuda/compressed_weights.h"
+
+#include "kernels/cuda/enqueue.cuh"
+
+namespace weir::cuda {
+namespace {
+
+using compressed::ColOf;
+using compressed::kBlockBytes;
+using compressed::kCodesAt;
+using compressed::kCols;
+using compressed::kExponents;
+using compressed::kHeaderAt;
+using compressed::kMostPatches;
+using compressed::kRows;
+using compressed::kThreads;
+using compressed::kWeightsPerThread;
+using compressed::RowOf;
+
+constexpr int kPairs = kWeightsPerThread / 2;
+constexpr int kWarps = kThreads / 32;
+constexpr int kAllExponents = 256;  // one a thread
+constexpr int kHeaderWords = (kBlockBytes - kHeaderAt) / 4;
+static_assert(kHeaderWords == kMostPatches + 1 && kAllExponents == kThreads);
+
+__device__ uint32_t ExponentOf(uint32_t pair, int half) {
+  return pair >> (16 * half + 7) & 0xff;
+}
+
+struct CompressShared {
+  uint32_t counts[kAllExponents];
+  uint32_t best;
+  uint32_t warp_patches[kWarps];
+  uint32_t header[kHeaderWords];
+};
+
+// The thread's weights of a block, i = 2 j and 2 j + 1 in pairs[j], that one in its low half; those
+// of rows beyond the last are 0.
+struct Weights {
+  uint32_t pairs[kPairs];
+  bool in_matrix[2];  // of the rows of even and of odd pairs
+};
+
+__device__ Weights LoadWeights(const CompressParams& p, int64_t tile, int64_t column_block) {
+  const auto t = static_cast<int>(threadIdx.x);
+  Weights w;
+#pragma unroll
+  for (int j = 0; j < 2; ++j) w.in_matrix[j] = tile * kRows + RowOf(t, 2 * j) < p.rows;
+  const Bf16* block = p.weights + tile * kRows * p.cols + column_block * kCols;
+#pragma unroll
+  for (int j = 0; j < kPairs; ++j) {
+    const Bf16* pair = block + RowOf(t, 2 * j) * p.cols + ColOf(t, 2 * j);
+    w.pairs[j] = w.in_matrix[j % 2] ? *reinterpret_cast<const uint32_t*>(pair) : 0;
+  }
+  return w;
+}
+
+// The first of the 16 exponents that most weights have; the smallest of several.
+__device__ uint32_t BestBase(const Weights& w, CompressShared& shared) {
+  const uint32_t t = threadIdx.x;
+  shared.counts[t] = 0;
+  if (t == 0) shared.best = 0;
+  __syncthreads();
+#pragma unroll
+  for (int j = 0; j < kPairs; ++j) {
+    if (!w.in_matrix[j % 2]) continue;
+    atomicAdd(&shared.counts[ExponentOf(w.pairs[j], 0)], 1u);
+    atomicAdd(&shared.counts[ExponentOf(w.pairs[j], 1)], 1u);
+  }
+  __syncthreads();
+  if (t <= kAllExponents - kExponents) {
+    uint32_t covered = 0;
+    for (uint32_t e = 0; e < kExponents; ++e) covered += shared.counts[t + e];
+    atomicMax(&shared.best, covered << 8 | (0xffu - t));
+  }
+  __syncthreads();
+  return 0xffu - (shared.best & 0xff);
+}
+
+// Signs, mantissas and codes. Gives the weights that need a patch: bit i.
+__device__ uint32_t StoreWeights(const Weights& w, uint32_t base, uint8_t* block) {
+  uint32_t signs[kPairs / 2] = {};
+  uint32_t codes[kPairs / 4] = {};
+  uint32_t patched = 0;
+#pragma unroll
+  for (int j = 0; j < kPairs; ++j) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t weight = w.pairs[j] >> (16 * half) & 0xffff;
+      signs[j / 2] |= ((weight >> 8 & 0x80) | (weight & 0x7f)) << (16 * (j % 2) + 8 * half);
+      const uint32_t code = ExponentOf(w.pairs[j], half) - base;  // wraps below
+      if (!w.in_matrix[j % 2]) continue;
+      if (code < kExponents) {
+        codes[j / 4] |= code << (16 * half + 4 * (j % 4));
+      } else {
+        patched |= 1u << (2 * j + half);
+      }
+    }
+  }
+  auto* vectors = reinterpret_cast<uint4*>(block);
+  const uint32_t t = threadIdx.x;
+  vectors[t] = {signs[0], signs[1], signs[2], signs[3]};
+  vectors[kThreads + t] = {signs[4], signs[5], signs[6], signs[7]};
+  vectors[kCodesAt / 16 + t] = {codes[0], codes[1], codes[2], codes[3]};
+  return patched;
+}
+
+// The header, patches in the order of threads. Gives how many the block needs, to every thread; the
+// header is not written if there is no room for them.
+__device__ uint32_t StoreHeader(const Weights& w, uint32_t base, uint32_t patched,
+                                CompressShared& shared, uint8_t* block) {
+  const uint32_t t = threadIdx.x;
+  const uint32_t lane = t % 32;
+  const auto mine = static_cast<uint32_t>(__popc(patched));
+  uint32_t up_to_here = mine;  // of the warp
+#pragma unroll
+  for (uint32_t step = 1; step < 32; step *= 2) {
+    const uint32_t below = __shfl_up_sync(0xffffffffu, up_to_here, step);
+    if (lane >= step) up_to_here += below;
+  }
+  if (lane == 31) shared.warp_patches[t / 32] = up_to_here;
+  if (t < kHeaderWords) shared.header[t] = 0;
+  __syncthreads();
+  uint32_t total = 0;
+  uint32_t slot = 1 + up_to_here - mine;
+  uint32_t warps = 0;
+#pragma unroll
+  for (uint32_t warp = 0; warp < kWarps; ++warp) {
+    const uint32_t patches = shared.warp_patches[warp];
+    total += patches;
+    if (warp < t / 32) slot += patches;
+    if (patches > 0) warps |= 1u << warp;
+  }
+  if (total > kMostPatches) return total;
+  if (patched != 0) {
+#pragma unroll
+    for (int i = 0; i < kWeightsPerThread; ++i) {
+      if ((patched >> i & 1) == 0) continue;
+      const uint32_t exponent = ExponentOf(w.pairs[i / 2], i % 2);
+      shared.header[slot++] = t | static_cast<uint32_t>(i) << 8 | exponent << 16;
+    }
+  }
+  if (t == 0) shared.header[0] = base | warps << 8 | total << 16;
+  __syncthreads();
+  if (t < kHeaderWords) reinterpret_cast<uint32_t*>(block + kHeaderAt)[t] = shared.header[t];
+  return total;
+}
+
+__global__ void __launch_bounds__(kThreads) CompressKernel(const CompressParams p) {
+  __shared__ CompressShared shared;
+  TriggerDependents();
+  WaitForPredecessor();
+  const int64_t column_blocks = p.cols / kCols;
+  const int64_t index = blockIdx.x;
+  const Weights w = LoadWeights(p, index / column_blocks, index % column_blocks);
+  const uint32_t base = BestBase(w, shared);
+  uint8_t* block = p.out + index * kBlockBytes;
+  const uint32_t patched = StoreWeights(w, base, block);
+  const uint32_t patches = StoreHeader(w, base, patched, shared, block);
+  if (patches > kMostPatches && threadIdx.x == 0) atomicAdd(p.failed, 1u);
+}
+
+}  // namespace
+
+LaunchStatus CompressWeights(const CompressParams& p, const Launch& launch) {
+  constexpr int64_t kMost = int64_t{1} << 31;  // products of them are no concern
+  if (p.rows < 1 || p.rows > kMost || p.cols > kMost || !compressed::Fits(p.cols)) {
+    return LaunchStatus::Invalid(
+        "compress: rows at least 1 and cols a multiple of 64, at most 2^31, got " +
+        std::to_string(p.rows) + ", " + std::to_string(p.cols));
+  }
+  if (!Aligned16(p.weights, p.out)) {
+    return LaunchStatus::Invalid("compress: weights and out must be 16-byte aligned");
+  }
+  if (p.failed == nullptr || reinterpret_cast<uintptr_t>(p.failed) % alignof(uint32_t) != 0) {
+    return LaunchStatus::Invalid("compress: failed must be given, 4-byte aligned");
+  }
+  return Enqueue("compress", CompressKernel, compressed::Tiles(p.rows) * (p.cols / kCols), kThreads,
+                 launch, p);
+}
+
+}  // namespace weir::cuda
