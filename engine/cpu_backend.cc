@@ -80,6 +80,10 @@ Result<std::unique_ptr<Backend>> MakeCpuBackend(const EngineOptions& options,
   if (options.backing == BackingChoice::kPeer) {
     return Unsupported("backing peer: on the CPU there is no peer device; use host, nvme or none");
   }
+  if (options.compress_weights) {
+    return Unsupported(
+        "compress_weights: on the CPU weights stay as they are; a Hopper GPU takes it");
+  }
   auto backend = std::make_unique<CpuBackend>(config, limits, kv_dtype);
   WEIR_TRY(backend->Open(options));
   return std::unique_ptr<Backend>(std::move(backend));

@@ -7,7 +7,10 @@
 
 #include "engine/backend.h"
 #include "engine/cuda_compute.h"
+#include "engine/cuda_graph.h"
 #include "engine/cuda_layout.h"
+#include "kernels/compressed_weights.h"
+#include "kernels/cuda/skinny_gemm.h"
 #include "vmm/cuda_driver.h"
 
 namespace weir {
@@ -43,7 +46,8 @@ class CudaBackend final : public Backend {
     // Memory's own choice for layers so small that it matters here.
     const uint64_t granule =
         options.granule != 0 ? options.granule : driver_->properties().granularity_bytes;
-    map_ = WeightMap::Make(config_, WeightFormat::kCuda, granule);
+    if (options.compress_weights) WEIR_TRY(CheckCompressed());
+    map_ = WeightMap::Make(config_, WeightFormat::kCuda, granule, options.compress_weights);
     const CudaLayout layout = WEIR_TRY(CudaLayout::Make(config_, map_, limits_));
     scratch_bytes_ = layout.bytes;
     activations_ = {layout.hidden, layout.rope_cos - layout.hidden};
@@ -108,13 +112,28 @@ class CudaBackend final : public Backend {
   }
 
  private:
+  // Of compress_weights.
+  Status CheckCompressed() const {
+    cuda::SkinnyGemm products;
+    WEIR_TRY(ToStatus(cuda::SkinnyGemm::Create(&products)).WithContext("compress_weights"));
+    if (compressed::Fits(config_.hidden_size) && config_.intermediate_size % 2 == 0) {
+      return OkStatus();
+    }
+    return Unsupported("compress_weights: hidden_size must be a multiple of " +
+                       std::to_string(compressed::kCols) + " and intermediate_size of 2, not " +
+                       std::to_string(config_.hidden_size) + " and " +
+                       std::to_string(config_.intermediate_size));
+  }
+
   // Made-up matrices, made where a step's activations lie between steps.
   MakeMatrixFn MakeMatrices(Memory& memory) {
-    return [this, &memory](uint64_t offset, uint64_t count, const DummyTensor& tensor) {
-      return CudaCompute::MakeWeights(
-          memory.weights(), *driver_, stream_, driver_->native_stream(stream_),
-          memory.scratch() + activations_.offset, activations_.bytes, offset, count,
-          tensor.seed * 0x9e3779b97f4a7c15ULL + tensor.tensor_id, tensor.scale);
+    return [this, &memory](const MadeMatrix& matrix) {
+      return CudaCompute::MakeWeights(memory.weights(), *driver_,
+                                      {.scratch = memory.scratch() + activations_.offset,
+                                       .bytes = activations_.bytes,
+                                       .stream_id = stream_,
+                                       .stream = driver_->native_stream(stream_)},
+                                      matrix);
     };
   }
 

@@ -11,6 +11,7 @@
 #include "engine/cuda_layout.h"
 #include "engine/cuda_recorder.h"
 #include "kernels/cpu/rope.h"
+#include "kernels/cuda/compressed_weights.h"
 #include "kernels/cuda/fill.h"
 #include "vmm/trace.h"
 
@@ -124,22 +125,78 @@ uint64_t CudaCompute::KvBlockBytes(const ModelConfig& config, const WeightMap& m
   return static_cast<uint64_t>(CudaKvLayoutOf(config, map).BlockBytes());
 }
 
-Status CudaCompute::MakeWeights(WeightPager& pager, Driver& driver, StreamId stream_id,
-                                CUstream_st* stream, VirtAddr scratch, uint64_t bytes,
-                                uint64_t offset, uint64_t count, uint64_t seed, float scale) {
-  const uint64_t per_piece = AlignDown(bytes, 4096) / sizeof(cuda::Bf16);
-  for (uint64_t at = 0; at < count; at += per_piece) {
-    const uint64_t n = std::min(per_piece, count - at);
-    WEIR_TRY(ToStatus(cuda::FillNormal({.dst = reinterpret_cast<cuda::Bf16*>(scratch),
-                                        .count = static_cast<int64_t>(n),
-                                        .seed = seed,
-                                        .first_index = at,
-                                        .scale = scale},
-                                       {.stream = stream})));
-    WEIR_TRY(pager.WriteFrom(stream_id, offset + at * 2, n * 2, scratch));
+namespace {
+
+// Rows [first, first + count) of |matrix| at |to|, bf16.
+Status FillRows(const MadeMatrix& matrix, uint64_t first, uint64_t count, VirtAddr to,
+                CUstream_st* stream) {
+  for (size_t i = 0; i < matrix.parts.size(); ++i) {
+    const MadeMatrix::Part& part = matrix.parts[i];
+    const uint64_t part_end =
+        i + 1 < matrix.parts.size() ? matrix.parts[i + 1].first_row : matrix.rows;
+    const uint64_t begin = std::max(first, part.first_row);
+    const uint64_t end = std::min(first + count, part_end);
+    if (begin >= end) continue;
+    const VirtAddr at = to + (begin - first) * matrix.cols * sizeof(cuda::Bf16);
+    WEIR_TRY(ToStatus(
+        cuda::FillNormal({.dst = reinterpret_cast<cuda::Bf16*>(at),
+                          .count = static_cast<int64_t>((end - begin) * matrix.cols),
+                          .seed = part.tensor.seed * 0x9e3779b97f4a7c15ULL + part.tensor.tensor_id,
+                          .first_index = (begin - part.first_row) * matrix.cols,
+                          .scale = part.tensor.scale},
+                         {.stream = stream})));
   }
-  const EventId made = WEIR_TRY(driver.Record(stream_id));
-  return driver.Wait(made);
+  return OkStatus();
+}
+
+}  // namespace
+
+Status CudaCompute::MakeWeights(WeightPager& pager, Driver& driver, const Workplace& at,
+                                const MadeMatrix& matrix) {
+  const auto cols = static_cast<int64_t>(matrix.cols);
+  const uint64_t row_bytes = matrix.cols * sizeof(cuda::Bf16);
+  // The scratch: a word for what could not be compressed, some rows, and these compressed.
+  constexpr uint64_t kWordSpace = 256;
+  const uint64_t tile_rows = matrix.compressed ? compressed::kRows : 1;
+  const uint64_t tile_out =
+      matrix.compressed ? static_cast<uint64_t>(compressed::Bytes(compressed::kRows, cols)) : 0;
+  const uint64_t tiles =
+      (at.bytes - std::min(at.bytes, kWordSpace)) / (tile_rows * row_bytes + tile_out);
+  if (tiles == 0) {
+    return NoMemory("making up weights: the step buffers have " + std::to_string(at.bytes) +
+                    " bytes, too few for " + std::to_string(tile_rows) + " rows of " +
+                    std::to_string(row_bytes));
+  }
+  const VirtAddr word = at.scratch;
+  const VirtAddr in = word + kWordSpace;
+  const VirtAddr out = in + tiles * tile_rows * row_bytes;
+  WEIR_TRY(FromCuda(cudaMemsetAsync(reinterpret_cast<void*>(word), 0, 4, at.stream), "a word"));
+  for (uint64_t row = 0; row < matrix.rows; row += tiles * tile_rows) {
+    const uint64_t rows = std::min(tiles * tile_rows, matrix.rows - row);
+    WEIR_TRY(FillRows(matrix, row, rows, in, at.stream));
+    if (!matrix.compressed) {
+      WEIR_TRY(
+          pager.WriteFrom(at.stream_id, matrix.offset + row * row_bytes, rows * row_bytes, in));
+      continue;
+    }
+    WEIR_TRY(ToStatus(cuda::CompressWeights({.weights = reinterpret_cast<const cuda::Bf16*>(in),
+                                             .rows = static_cast<int64_t>(rows),
+                                             .cols = cols,
+                                             .out = reinterpret_cast<uint8_t*>(out),
+                                             .failed = reinterpret_cast<uint32_t*>(word)},
+                                            {.stream = at.stream})));
+    WEIR_TRY(pager.WriteFrom(at.stream_id, matrix.offset + row / tile_rows * tile_out,
+                             CeilDiv(rows, tile_rows) * tile_out, out));
+  }
+  const EventId made = WEIR_TRY(driver.Record(at.stream_id));
+  WEIR_TRY(driver.Wait(made));
+  uint32_t failed = 0;
+  WEIR_TRY(FromCuda(cudaMemcpy(&failed, reinterpret_cast<const void*>(word), sizeof(failed),
+                               cudaMemcpyDeviceToHost),
+                    "a word"));
+  if (failed == 0) return OkStatus();
+  return Unsupported("compress_weights: " + std::to_string(failed) +
+                     " blocks of made-up weights have too many exponents. Start without it");
 }
 
 CudaCompute::CudaCompute(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -22,6 +22,7 @@
 #include "engine/compute.h"
 #include "engine/model/model_config.h"
 #include "engine/options.h"
+#include "engine/weight_loader.h"
 #include "engine/weight_map.h"
 #include "pager/weight_pager.h"
 
@@ -50,11 +51,16 @@ class CudaCompute final : public Compute {
   static Result<uint64_t> ScratchBytes(const ModelConfig& config, const WeightMap& map,
                                        const ComputeLimits& limits);
   static uint64_t KvBlockBytes(const ModelConfig& config, const WeightMap& map);
-  // |scratch|, |bytes|: free device memory that is overwritten. Makes |count| bf16 elements at
-  // |offset| of the weight region; waits.
-  static Status MakeWeights(WeightPager& pager, Driver& driver, StreamId stream_id,
-                            CUstream_st* stream, VirtAddr scratch, uint64_t bytes, uint64_t offset,
-                            uint64_t count, uint64_t seed, float scale);
+  // Free device memory that MakeWeights overwrites, and the stream it does so on, by both names.
+  struct Workplace {
+    VirtAddr scratch = 0;
+    uint64_t bytes = 0;
+    StreamId stream_id;
+    CUstream_st* stream = nullptr;
+  };
+  // Makes a made-up matrix in the weight region; waits.
+  static Status MakeWeights(WeightPager& pager, Driver& driver, const Workplace& at,
+                            const MadeMatrix& matrix);
   // Chooses algorithms and captures: seconds. The weights are loaded.
   static Result<std::unique_ptr<CudaCompute>> Create(
       const ModelConfig& config, const ComputeLimits& limits, const WeightMap& map,

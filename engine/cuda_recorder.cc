@@ -80,6 +80,7 @@ std::vector<cuda::GemmParams> CudaRecorder::ProductsOf(uint32_t layer) const {
       Product(w.gate_up, w.gate_up_bias, 2 * ffn, hidden, normed, Scratch<Bf16>(layout_.gate_up),
               kOverwrite),
       Product(w.down, w.down_bias, hidden, ffn, Scratch<Bf16>(layout_.activated), x, kAccumulate)};
+  products[2].kind.compressed = map_.compressed;
   const uint32_t gate = layer * kSegmentsPerLayer;
   products[0].gate = products[1].gate = Before(gate);
   products[2].gate = Before(gate + 1);

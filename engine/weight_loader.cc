@@ -5,11 +5,13 @@
 #include <chrono>
 #include <cstring>
 #include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "engine/model/convert.h"
 #include "engine/staged_upload.h"
+#include "kernels/cpu/compressed_weights.h"
 #include "kernels/cpu/gemm.h"
 
 namespace weir {
@@ -43,6 +45,7 @@ struct Target {
   std::vector<Part> parts;
   HeadPadding row_heads;
   HeadPadding col_heads;
+  bool compressed = false;
 };
 
 std::vector<Target> TargetsOf(const ModelConfig& c, const WeightMap& map) {
@@ -50,7 +53,7 @@ std::vector<Target> TargetsOf(const ModelConfig& c, const WeightMap& map) {
   const auto add = [&targets](TargetKind kind, uint64_t offset, uint64_t rows, uint64_t cols,
                               std::vector<Part> parts) -> Target* {
     if (offset == LayerOffsets::kAbsent) return nullptr;
-    targets.push_back({kind, offset, rows, cols, std::move(parts), {}, {}});
+    targets.push_back({kind, offset, rows, cols, std::move(parts), {}, {}, false});
     return &targets.back();
   };
   using enum TargetKind;
@@ -84,8 +87,8 @@ std::vector<Target> TargetsOf(const ModelConfig& c, const WeightMap& map) {
         {{TensorRole::kQ, l, 0}, {TensorRole::kK, l, q}, {TensorRole::kV, l, q + kv}})
         ->row_heads = heads;
     add(kMatrix, w.o, hidden, q, {{TensorRole::kO, l}})->col_heads = heads;
-    add(kMatrix, w.gate_up, 2 * ffn, hidden,
-        {{TensorRole::kGate, l, 0}, {TensorRole::kUp, l, ffn}});
+    add(kMatrix, w.gate_up, 2 * ffn, hidden, {{TensorRole::kGate, l, 0}, {TensorRole::kUp, l, ffn}})
+        ->compressed = map.compressed;
     add(kMatrix, w.down, hidden, ffn, {{TensorRole::kDown, l}});
   }
   return targets;
@@ -118,15 +121,16 @@ class Loader {
   Status LoadTarget(const Target& target, const std::function<void(uint64_t)>& advance) {
     if (make_ && target.kind == TargetKind::kMatrix) return MakeTarget(target);
     if (upload_ && WEIR_TRY(UploadTarget(target, advance))) return OkStatus();
-    stored_.assign(StoredBytes(target), std::byte{0});
+    stored_.assign(AssembledBytes(target), std::byte{0});
     for (const Part& part : target.parts) {
       const TensorSource source = WEIR_TRY(checkpoint_.Find(part.role, part.layer));
       Status status = source.dummy ? LoadDummy(source, part, target)
                                    : LoadStored(source, part, target, advance);
       if (!status.ok()) return status.WithContext("tensor " + source.info.name);
     }
-    return upload_ ? upload_->PutBytes(stored_, target.offset)
-                   : pager_.Write(target.offset, stored_);
+    if (target.compressed) WEIR_TRY(Compress(target));
+    const std::vector<std::byte>& bytes = target.compressed ? compressed_ : stored_;
+    return upload_ ? upload_->PutBytes(bytes, target.offset) : pager_.Write(target.offset, bytes);
   }
 
   bool Touches(const Target& target, std::span<const WeightRange> ranges) const {
@@ -142,7 +146,13 @@ class Loader {
   uint64_t bytes_read() const { return bytes_read_; }
 
  private:
+  // In the region.
   uint64_t StoredBytes(const Target& target) const {
+    return target.compressed ? map_.GateUpBytes(target.rows, target.cols) : AssembledBytes(target);
+  }
+
+  // Before it is compressed.
+  uint64_t AssembledBytes(const Target& target) const {
     switch (target.kind) {
       case TargetKind::kMatrix: return map_.MatrixBytes(target.rows, target.cols);
       case TargetKind::kBias: return map_.BiasBytes(target.rows);
@@ -153,15 +163,48 @@ class Loader {
 
   // A made-up matrix, made where it is used.
   Status MakeTarget(const Target& target) {
-    uint64_t row = 0;
-    for (size_t i = 0; i < target.parts.size(); ++i) {
-      const Part& part = target.parts[i];
+    MadeMatrix matrix{.offset = target.offset,
+                      .rows = target.rows,
+                      .cols = target.cols,
+                      .compressed = target.compressed,
+                      .parts = {}};
+    for (const Part& part : target.parts) {
       const TensorSource source = WEIR_TRY(checkpoint_.Find(part.role, part.layer));
-      const uint64_t end = i + 1 < target.parts.size() ? target.parts[i + 1].row : target.rows;
       WEIR_CHECK(source.dummy.has_value(), "a made-up checkpoint is made up throughout");
-      WEIR_TRY(
-          make_(target.offset + row * target.cols * 2, (end - row) * target.cols, *source.dummy));
-      row = end;
+      matrix.parts.push_back({.first_row = part.row, .tensor = *source.dummy});
+    }
+    return make_(matrix);
+  }
+
+  // |stored_| into |compressed_|, on all cores.
+  Status Compress(const Target& target) {
+    compressed_.resize(StoredBytes(target));
+    const auto rows = static_cast<int64_t>(target.rows);
+    const auto cols = static_cast<int64_t>(target.cols);
+    const auto tiles = static_cast<uint64_t>(compressed::Tiles(rows));
+    const uint64_t share =
+        CeilDiv(tiles, std::max<uint64_t>(1, std::thread::hardware_concurrency()));
+    std::vector<std::optional<cpu::CompressFailure>> failures(CeilDiv(tiles, share));
+    std::vector<std::thread> threads;
+    for (uint64_t i = 0; i < failures.size(); ++i) {
+      threads.emplace_back([&, i] {
+        const uint64_t first = i * share;
+        failures[i] = cpu::CompressTiles(reinterpret_cast<const uint16_t*>(stored_.data()), rows,
+                                         cols, static_cast<int64_t>(first),
+                                         static_cast<int64_t>(std::min(share, tiles - first)),
+                                         reinterpret_cast<uint8_t*>(compressed_.data()));
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    for (const auto& failure : failures) {
+      if (!failure) continue;
+      return Unsupported(
+          "compress_weights: gate and up of layer " + std::to_string(target.parts[0].layer) +
+          " cannot be compressed: of the 128 x 64 weights from row " +
+          std::to_string(failure->tile * compressed::kRows) + " and column " +
+          std::to_string(failure->column_block * compressed::kCols) + " on " +
+          std::to_string(failure->patches) + " have other exponents than the 16 most frequent; " +
+          "at most " + std::to_string(compressed::kMostPatches) + " may. Start without it");
     }
     return OkStatus();
   }
@@ -197,7 +240,7 @@ class Loader {
       if (sources.back().dummy || !IsStoredForm(sources.back(), target)) return false;
       rows += sources.back().rows();
     }
-    if (StoredBytes(target) != rows * target.cols * 2) return false;
+    if (target.compressed || StoredBytes(target) != rows * target.cols * 2) return false;
     for (size_t i = 0; i < sources.size(); ++i) {
       const TensorSource& source = sources[i];
       const uint64_t bytes = source.rows() * source.cols() * 2;
@@ -333,6 +376,7 @@ class Loader {
   std::array<std::vector<std::byte>, 2> buffers_;
   std::vector<float> floats_;
   std::vector<std::byte> stored_;  // the target under way
+  std::vector<std::byte> compressed_;
   std::vector<uint64_t> model_rows_;
   uint64_t bytes_read_ = 0;
 };

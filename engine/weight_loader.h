@@ -5,6 +5,7 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "engine/model/checkpoint.h"
 #include "engine/weight_map.h"
@@ -30,11 +31,20 @@ struct WeightLoadReport {
 // Reads every tensor through a FileRing (the next piece is being read while one is converted),
 // dequantises, packs and writes it through |pager|, then seals the pager. |progress| gets bytes
 // done and in all. Errors name the tensor. |make|, if given, makes the matrices of a made-up
-// checkpoint: |count| bf16 elements at |offset| of the region, through WeightPager::WriteFrom.
+// checkpoint, through WeightPager::WriteFrom.
 // |stage_on|: |pager|'s driver, if files are to go through a StagedUpload; where there is no memory
 // for one they go through ordinary memory, and the report says why.
-using MakeMatrixFn =
-    std::function<Status(uint64_t offset, uint64_t count, const DummyTensor& tensor)>;
+struct MadeMatrix {
+  struct Part {
+    uint64_t first_row = 0;  // up to the next part's, or the last row
+    DummyTensor tensor;
+  };
+  uint64_t offset = 0;  // in the region
+  uint64_t rows = 0, cols = 0;
+  bool compressed = false;
+  std::vector<Part> parts;
+};
+using MakeMatrixFn = std::function<Status(const MadeMatrix& matrix)>;
 Result<WeightLoadReport> LoadWeights(const Checkpoint& checkpoint, const WeightMap& map,
                                      WeightPager& pager,
                                      const std::function<void(uint64_t, uint64_t)>& progress,

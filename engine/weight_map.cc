@@ -1,6 +1,8 @@
 #include "engine/weight_map.h"
 
+#include "kernels/compressed_weights.h"
 #include "kernels/cpu/gemm.h"
+#include "vmm/check.h"
 #include "vmm/types.h"
 
 namespace weir {
@@ -26,6 +28,7 @@ class Cursor {
     return at;
   }
   uint64_t TakeMatrix(uint64_t rows, uint64_t cols) { return Take(map_.MatrixBytes(rows, cols)); }
+  uint64_t TakeGateUp(uint64_t rows, uint64_t cols) { return Take(map_.GateUpBytes(rows, cols)); }
   uint64_t TakeNorm(uint64_t n) { return Take(n * sizeof(float)); }
   uint64_t TakeBias(uint64_t n) { return Take(map_.BiasBytes(n)); }
   void Skip(uint64_t bytes) { offset_ += bytes; }
@@ -51,9 +54,20 @@ uint64_t WeightMap::MatrixBytes(uint64_t rows, uint64_t cols) const {
   return cpu::PackedWeightBytes(static_cast<int64_t>(rows), static_cast<int64_t>(cols));
 }
 
-WeightMap WeightMap::Make(const ModelConfig& c, WeightFormat format, uint64_t granule) {
+uint64_t WeightMap::GateUpBytes(uint64_t rows, uint64_t cols) const {
+  if (!compressed) return MatrixBytes(rows, cols);
+  return static_cast<uint64_t>(
+      compressed::Bytes(static_cast<int64_t>(rows), static_cast<int64_t>(cols)));
+}
+
+WeightMap WeightMap::Make(const ModelConfig& c, WeightFormat format, uint64_t granule,
+                          bool compressed) {
+  WEIR_CHECK(!compressed || (format == WeightFormat::kCuda &&
+                             compressed::Fits(static_cast<int64_t>(c.hidden_size))),
+             "compressed weights are a GPU's, of whole blocks");
   WeightMap map;
   map.format = format;
+  map.compressed = compressed;
   map.head_stride = HeadStride(c.head_dim, format);
   const uint64_t q_size = uint64_t{c.num_heads} * map.head_stride;
   const uint64_t qkv_size = q_size + 2 * uint64_t{c.num_kv_heads} * map.head_stride;
@@ -78,7 +92,7 @@ WeightMap WeightMap::Make(const ModelConfig& c, WeightFormat format, uint64_t gr
   }
   const uint64_t before_mlp = AlignUp(map.MatrixBytes(qkv_size, c.hidden_size), kAlignment) +
                               AlignUp(map.MatrixBytes(c.hidden_size, q_size), kAlignment);
-  const uint64_t mlp_bytes = map.MatrixBytes(2 * uint64_t{c.intermediate_size}, c.hidden_size);
+  const uint64_t mlp_bytes = map.GateUpBytes(2 * uint64_t{c.intermediate_size}, c.hidden_size);
   for (LayerOffsets& l : map.layers) {
     std::vector<WeightSegment> segments(kSegmentsPerLayer);
     at.Skip(ShiftToHoldGranule(at.offset() + before_mlp, mlp_bytes, granule));
@@ -86,7 +100,7 @@ WeightMap WeightMap::Make(const ModelConfig& c, WeightFormat format, uint64_t gr
     l.qkv = at.TakeMatrix(qkv_size, c.hidden_size);
     l.o = at.TakeMatrix(c.hidden_size, q_size);
     segments[1].offset = at.offset();
-    l.gate_up = at.TakeMatrix(2 * uint64_t{c.intermediate_size}, c.hidden_size);
+    l.gate_up = at.TakeGateUp(2 * uint64_t{c.intermediate_size}, c.hidden_size);
     segments[2].offset = at.offset();
     l.down = at.TakeMatrix(c.hidden_size, c.intermediate_size);
     segments[0].bytes = segments[1].offset - segments[0].offset;

@@ -33,6 +33,8 @@ struct LayerOffsets {
 
 struct WeightMap {
   WeightFormat format = WeightFormat::kCpu;
+  // Matrices gate|up are compressed (kernels/compressed_weights.h). Not with kCpu.
+  bool compressed = false;
   // Rows of q, k and v (columns of o) that one head takes: the model's head_dim, or more where the
   // back-end has no kernel for it and the rest is zeros.
   uint32_t head_stride = 0;
@@ -44,11 +46,14 @@ struct WeightMap {
 
   // Bytes of a matrix of |rows| x |cols|, and of a bias of |n|, in this format.
   uint64_t MatrixBytes(uint64_t rows, uint64_t cols) const;
+  // Bytes of a layer's gate|up of |rows| x |cols|.
+  uint64_t GateUpBytes(uint64_t rows, uint64_t cols) const;
   uint64_t BiasBytes(uint64_t n) const { return n * (format == WeightFormat::kCpu ? 4 : 2); }
 
   // With |granule| (bytes; 0: none) the largest segment of each layer holds a whole granule if it
   // is long enough for one: without that nothing could leave, so there a layer begins later.
-  static WeightMap Make(const ModelConfig& config, WeightFormat format, uint64_t granule = 0);
+  static WeightMap Make(const ModelConfig& config, WeightFormat format, uint64_t granule = 0,
+                        bool compressed = false);
 };
 
 }  // namespace weir

@@ -9,6 +9,7 @@
 
 #include "engine/cuda_compute.h"
 #include "engine/engine.h"
+#include "kernels/cuda/skinny_gemm.h"
 
 namespace weir {
 namespace {
@@ -95,6 +96,7 @@ class CudaSluiceTest : public ::testing::Test {
     options.backing = backing;
     options.gemm_algorithms = algorithms_;
     options.decode_attention = decode_attention_;
+    options.compress_weights = compress_weights_;
     auto opened = Engine::Open(options);
     EXPECT_TRUE(opened.ok()) << opened.status().ToString();
     if (!opened.ok()) return {};
@@ -146,6 +148,7 @@ class CudaSluiceTest : public ::testing::Test {
   std::string config_;
   std::string algorithms_;
   DecodeAttentionUse decode_attention_ = DecodeAttentionUse::kAuto;
+  bool compress_weights_ = false;
 };
 
 TEST_F(CudaSluiceTest, TheSameScheduleGivesTheSameTokensWhateverIsAway) {
@@ -221,6 +224,33 @@ TEST_F(CudaSluiceTest, FlashInfersAttentionGivesTheSameTokensWhateverIsAway) {
   EXPECT_EQ(moved.tokens, resident.tokens);
   EXPECT_EQ(moved.stats.steps, resident.stats.steps);
   EXPECT_GT(moved.pager.hidden_transitions, 0U);
+}
+
+TEST_F(CudaSluiceTest, CompressedWeightsGiveTheSameTokensWhateverIsAway) {
+  cuda::SkinnyGemm products;
+  if (!cuda::SkinnyGemm::Create(&products).ok()) GTEST_SKIP() << "not a Hopper GPU";
+  const Outcome plain = Run("resident", BackingChoice::kHost);
+  algorithms_.clear();
+  compress_weights_ = true;
+  const Outcome resident = Run("resident", BackingChoice::kHost);
+  ASSERT_EQ(resident.tokens.size(), 32U);
+  EXPECT_EQ(resident.stats.steps, plain.stats.steps);
+  std::vector<BackingChoice> backings{BackingChoice::kHost};
+  if (Devices() > 1) backings.push_back(BackingChoice::kPeer);
+  for (const BackingChoice backing : backings) {
+    for (const char* policy :
+         {"fixed{granules_per_layer=1}", "stress_random{hold_steps=0; seed=5}", "zero-inference",
+          "fixed{granules_per_layer=1; placement=in_place}"}) {
+      SCOPED_TRACE(policy);
+      const Outcome moved = Run(policy, backing);
+      EXPECT_EQ(moved.tokens, resident.tokens);
+      EXPECT_GT(moved.stats.border_moves, 0U);
+    }
+    RandomStripes random;
+    const Outcome moved = Run("resident", backing, &random);
+    EXPECT_EQ(moved.tokens, resident.tokens);
+    EXPECT_GT(moved.pager.hidden_transitions, 0U);
+  }
 }
 
 TEST_F(CudaSluiceTest, TwoRunsGiveTheSameTokens) {

@@ -1,7 +1,10 @@
-// Weights through staging memory: the same bytes as without it, in the region and its backing copy.
+// Weights through staging memory: the same bytes as without it, in the region and its backing copy;
+// and weights that are compressed on their way.
 #include "engine/staged_upload.h"
 
 #include <algorithm>
+#include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <random>
 
@@ -10,6 +13,7 @@
 #include "engine/memory.h"
 #include "engine/model/checkpoint.h"
 #include "engine/weight_loader.h"
+#include "kernels/cpu/compressed_weights.h"
 #include "vmm/host_driver.h"
 
 namespace weir {
@@ -139,6 +143,89 @@ TEST(StagedUpload, AModelIsLoadedToTheSameBytes) {
     EXPECT_EQ(refused.memory->max_in_place_per_layer(), 0U);
     EXPECT_TRUE(through.memory->backing_refusal().ok());
   }
+}
+
+// The matrix gate|up of |layer| as bf16 bits.
+std::vector<uint16_t> GateUpOf(const World& world, const WeightMap& map, const ModelConfig& c,
+                               size_t layer) {
+  const uint64_t rows = 2 * uint64_t{c.intermediate_size};
+  const std::vector<std::byte> region = world.Region();
+  const std::byte* from = region.data() + map.layers[layer].gate_up;
+  std::vector<uint16_t> bits(rows * c.hidden_size);
+  if (map.compressed) {
+    cpu::ExpandWeights(reinterpret_cast<const uint8_t*>(from), static_cast<int64_t>(rows),
+                       c.hidden_size, bits.data());
+  } else {
+    std::memcpy(bits.data(), from, bits.size() * sizeof(uint16_t));
+  }
+  return bits;
+}
+
+TEST(CompressedUpload, ExpandsToWhatIsLoadedOtherwise) {
+  for (const char* model : {"llama2_mha", "qwen2_yarn"}) {
+    SCOPED_TRACE(model);
+    const Checkpoint stored =
+        Checkpoint::Open(std::string("tests/fixtures/models/") + model).value();
+    const Checkpoint made_up = Checkpoint::Dummy(stored.config(), 3).value();
+    for (const Checkpoint* checkpoint : {&stored, &made_up}) {
+      const ModelConfig& c = checkpoint->config();
+      const WeightMap plain = WeightMap::Make(c, WeightFormat::kCuda);
+      const WeightMap map = WeightMap::Make(c, WeightFormat::kCuda, 0, true);
+      World want(plain.layout, BackingTier::kHost);
+      ASSERT_TRUE(LoadWeights(*checkpoint, plain, want.memory->weights(), {}, {}, nullptr).ok());
+      std::vector<std::byte> region;
+      for (const bool staged : {false, true}) {
+        SCOPED_TRACE(staged);
+        World got(map.layout, BackingTier::kHost);
+        const auto loaded = LoadWeights(*checkpoint, map, got.memory->weights(), {}, {},
+                                        staged ? got.driver.get() : nullptr);
+        ASSERT_TRUE(loaded.ok()) << loaded.status().ToString();
+        EXPECT_TRUE(got.memory->CheckIntegrity().ok());
+        for (size_t l = 0; l < c.num_layers; ++l) {
+          EXPECT_TRUE(GateUpOf(got, map, c, l) == GateUpOf(want, plain, c, l)) << "layer " << l;
+          // What lies before it and behind it.
+          const auto same = [&](uint64_t at, uint64_t plain_at, uint64_t bytes) {
+            return std::memcmp(got.Region().data() + at, want.Region().data() + plain_at, bytes) ==
+                   0;
+          };
+          const LayerOffsets& o = map.layers[l];
+          const LayerOffsets& p = plain.layers[l];
+          EXPECT_TRUE(same(o.qkv, p.qkv, o.gate_up - o.qkv)) << "layer " << l;
+          EXPECT_TRUE(same(o.down, p.down, map.MatrixBytes(c.hidden_size, c.intermediate_size)))
+              << "layer " << l;
+        }
+        if (region.empty()) region = got.Region();
+        EXPECT_TRUE(got.Region() == region);
+      }
+    }
+  }
+}
+
+TEST(CompressedUpload, NamesTheLayerThatCannotBeCompressed) {
+  namespace fs = std::filesystem;
+  const fs::path copy = fs::path(::testing::TempDir()) / "weir_many_exponents";
+  fs::remove_all(copy);
+  fs::copy("tests/fixtures/models/llama2_mha", copy);
+  fs::permissions(copy / "model.safetensors", fs::perms::owner_write, fs::perm_options::add);
+  uint64_t zeros_at = 0;
+  {
+    const Checkpoint whole = Checkpoint::Open(copy.string()).value();
+    zeros_at = whole.Find(TensorRole::kGate, 1).value().info.offset;
+  }
+  // 32 of the first row, among weights of other exponents.
+  std::fstream file(copy / "model.safetensors", std::ios::binary | std::ios::in | std::ios::out);
+  file.seekp(static_cast<std::streamoff>(zeros_at)).write(std::string(64, '\0').data(), 64);
+  file.close();
+  const Checkpoint checkpoint = Checkpoint::Open(copy.string()).value();
+  const WeightMap map = WeightMap::Make(checkpoint.config(), WeightFormat::kCuda, 0, true);
+  World world(map.layout, BackingTier::kNone);
+  const Status status =
+      LoadWeights(checkpoint, map, world.memory->weights(), {}, {}, nullptr).status();
+  EXPECT_EQ(status.code(), StatusCode::kUnsupported);
+  EXPECT_NE(status.message().find("gate and up of layer 1 cannot be compressed"), std::string::npos)
+      << status.ToString();
+  EXPECT_NE(status.message().find("row 0 and column 0"), std::string::npos) << status.ToString();
+  fs::remove_all(copy);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "kernels/compressed_weights.h"
 #include "pager/eviction_plan.h"
 #include "vmm/types.h"
 
@@ -73,6 +74,36 @@ TEST(WeightMapTest, NothingIsPaddedWhereNoSegmentCouldHoldAGranule) {
   ExpectInOrder(map);
   EXPECT_EQ(map.layout.region_bytes,
             WeightMap::Make(SmolLm2(), WeightFormat::kCuda).layout.region_bytes);
+}
+
+TEST(WeightMapTest, CompressedTakesLessForGateAndUpAndAsMuchForTheRest) {
+  const ModelConfig c = SmolLm2();
+  for (const uint64_t granule : {uint64_t{0}, kMiB}) {
+    const WeightMap plain = WeightMap::Make(c, WeightFormat::kCuda, granule);
+    const WeightMap map = WeightMap::Make(c, WeightFormat::kCuda, granule, true);
+    ExpectInOrder(map);
+    EXPECT_FALSE(plain.compressed);
+    EXPECT_TRUE(map.compressed);
+    EXPECT_EQ(plain.GateUpBytes(3072, 576), 3072U * 576 * 2);
+    EXPECT_EQ(map.GateUpBytes(3072, 576), static_cast<uint64_t>(compressed::Bytes(3072, 576)));
+    EXPECT_EQ(map.GateUpBytes(3072, 576), 24U * 9 * compressed::kBlockBytes);
+    EXPECT_EQ(map.embedding, plain.embedding);
+    EXPECT_EQ(map.final_norm, plain.final_norm);
+    for (size_t l = 0; l < map.layers.size(); ++l) {
+      const LayerOffsets& got = map.layers[l];
+      const LayerOffsets& want = plain.layers[l];
+      EXPECT_EQ(got.attn_norm, want.attn_norm);
+      EXPECT_EQ(got.mlp_norm, want.mlp_norm);
+      EXPECT_EQ(got.o - got.qkv, want.o - want.qkv);
+      EXPECT_EQ(got.gate_up - got.o, want.gate_up - want.o);
+      const std::vector<WeightSegment>& segments = map.layout.layers[l];
+      const std::vector<WeightSegment>& before = plain.layout.layers[l];
+      EXPECT_EQ(segments[0].bytes, before[0].bytes);
+      EXPECT_EQ(segments[1].bytes, AlignUp(map.GateUpBytes(3072, 576), 256));
+      EXPECT_EQ(segments[2].bytes, before[2].bytes);
+    }
+    EXPECT_LT(map.layout.region_bytes, plain.layout.region_bytes);
+  }
 }
 
 }  // namespace

@@ -81,9 +81,20 @@ class GpuLife {
     auto memory_made = Memory::Create(*driver, m);
     Ok(memory_made.status());
     memory = std::move(*memory_made);
-    Ok(CudaCompute::MakeWeights(memory->weights(), *driver, stream, cuda->native_stream(stream),
-                                memory->scratch(), scratch, 0, map.layout.region_bytes / 2, 7,
-                                0.02F));
+    // All of the region as one matrix.
+    constexpr uint64_t kCols = 128;
+    ASSERT_EQ(map.layout.region_bytes % (kCols * 2), 0U);
+    Ok(CudaCompute::MakeWeights(
+        memory->weights(), *driver,
+        {.scratch = memory->scratch(),
+         .bytes = scratch,
+         .stream_id = stream,
+         .stream = cuda->native_stream(stream)},
+        {.offset = 0,
+         .rows = map.layout.region_bytes / (kCols * 2),
+         .cols = kCols,
+         .compressed = false,
+         .parts = {{.first_row = 0, .tensor = {.seed = 0, .tensor_id = 7, .scale = 0.02F}}}}));
     Ok(memory->weights().Seal());
     Ok(memory->MeasureLink());
     const DeviceGates gates = memory->weights().device_gates();
