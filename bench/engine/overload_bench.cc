@@ -64,7 +64,10 @@ class RatioBench {
     const Checkpoint checkpoint = WEIR_TRY(OpenCheckpoint(engine));
     MemoryOptions sizes;
     {
-      const auto backend = WEIR_TRY(MakeBackend(engine, checkpoint.config(),
+      // The same budget with --compress as without.
+      EngineOptions plain = engine;
+      plain.compress_weights = false;
+      const auto backend = WEIR_TRY(MakeBackend(plain, checkpoint.config(),
                                                 {.max_rows = engine.max_num_batched_tokens,
                                                  .max_sequences = engine.max_num_seqs,
                                                  .max_context = engine.max_model_len,

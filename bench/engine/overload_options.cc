@@ -53,7 +53,8 @@ const char* ModeName(Mode mode) {
 }
 
 std::string Usage() {
-  return "usage: weir_overload_bench MODEL [--dummy] [--device cuda|cpu] [--backing peer|host]\n"
+  return "usage: weir_overload_bench MODEL [--dummy] [--compress] [--device cuda|cpu] [--backing "
+         "peer|host]\n"
          "  [--modes flood,swing,light] [--ratios 0.73,0.8] [--policies \"resident;tide\"]\n"
          "  [--dataset NAME] [--input-len N] [--output-len N] [--range-ratio R]\n"
          "  [--seqs N] [--tokens N] [--max-model-len N] [--granule BYTES] [--threads N]\n"
@@ -170,6 +171,10 @@ Result<Options> ParseOptions(int argc, char** argv) {
     }
     if (flag == "--dummy") {
       o.engine.dummy_weights = true;
+      continue;
+    }
+    if (flag == "--compress") {
+      o.engine.compress_weights = true;
       continue;
     }
     const auto setter = known.find(flag);
