@@ -54,7 +54,7 @@ Values PatchedWeights(int64_t n, int64_t k, uint32_t seed) {
   for (int64_t row = 0; row < n; row += compressed::kRows) {
     const int64_t last = std::min(n - row, compressed::kRows) - 1;
     for (int64_t col = 0; col < k; col += compressed::kCols) {
-      // A fourth of the blocks have all that they may have; every third patch is a zero.
+      // A fourth of the blocks have about as many as they may; every third one is a zero.
       const int patches = random.Int(0, 3) == 0 ? compressed::kMostPatches
                                                 : random.Int(0, compressed::kMostPatches - 1);
       for (int i = 0; i < patches; ++i) {
