@@ -86,6 +86,8 @@ TEST(RealEngine, RequestsOfManyThreadsGetTheirSoloTokensAndLeaveNoBlock) {
 }
 
 // A burst in a tight budget sends weights away; when it is over they come home without a request.
+// One of its requests cannot run otherwise: how slow the link is beside the compute, which differs
+// with what else runs here, does not matter.
 TEST(RealEngine, WeightsComeHomeWhileNothingRuns) {
   EngineOptions options = Tiny();
   options.granule = 4096;
@@ -93,25 +95,20 @@ TEST(RealEngine, WeightsComeHomeWhileNothingRuns) {
   options.policy = "oneiros{hold_steps=8; cap=1}";
   const auto everything = Engine::Open(options).value();
   const EngineInfo& info = everything->info();
-  options.hbm_budget = info.weight_bytes + info.scratch_bytes + 24 * info.kv_block_bytes;
+  constexpr uint64_t kBlocks = 12;
+  options.hbm_budget = info.weight_bytes + info.scratch_bytes + kBlocks * info.kv_block_bytes;
   Result<std::unique_ptr<Engine>> tight = Engine::Open(options);
   ASSERT_TRUE(tight.ok()) << tight.status().ToString();
   const auto engine = AsyncEngine::Start(std::move(*tight), {}).value();
   std::vector<std::shared_ptr<Gather>> sinks;
-  uint64_t most_away = 0;
   for (int32_t i = 0; i < 60; ++i) {
     sinks.push_back(std::make_shared<Gather>());
     AsyncRequest request{.request = RequestOf(i, 40)};
+    if (i == 0) request.request.prompt_tokens.resize((kBlocks + 1) * kBlockTokens, 5);
     ASSERT_TRUE(engine->Submit(engine->Admit("t").value(), std::move(request), sinks.back()).ok());
   }
-  for (const auto& sink : sinks) {
-    while (!sink->ended()) {
-      most_away = std::max(most_away, engine->stats().evicted_bytes);
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    EXPECT_EQ(sink->AwaitEnd().reason, FinishReason::kLength);
-  }
-  ASSERT_GT(most_away, 0U) << "the burst moved no border: the test shows nothing";
+  for (const auto& sink : sinks) EXPECT_EQ(sink->AwaitEnd().reason, FinishReason::kLength);
+  ASSERT_GT(engine->stats().core.border_moves, 0U) << "the burst moved no border";
   bool home = false;
   for (int i = 0; i < 3000 && !home; ++i) {
     home = engine->stats().evicted_bytes == 0;
