@@ -3,8 +3,8 @@
 # other and keeps every report. A section that fails is named at the end.
 #   bench/gpu.sh [--built DIR] OUT [SECTION...]
 #     --built DIR   builds and installs nothing; DIR is what bench/pack_gpu.sh made elsewhere
-#     sections      tests remap kernels latency throughput load prefix pcie border overload swing context
-# The last four need a second GPU (it holds what is away); border also 96 GiB on the first for the
+#     sections      tests remap kernels latency throughput load prefix pcie border overload swing context compressed
+# The last five need a second GPU (it holds what is away); border also 96 GiB on the first for the
 # 32B shape.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
@@ -22,7 +22,7 @@ fi
 [ $# -ge 1 ] || usage
 out=$1
 shift
-all="tests remap kernels latency throughput load prefix pcie border overload swing context"
+all="tests remap kernels latency throughput load prefix pcie border overload swing context compressed"
 sections=("$@")
 [ ${#sections[@]} -gt 0 ] || read -ra sections <<<"$all"
 for section in "${sections[@]}"; do
@@ -50,11 +50,12 @@ report() { # report NAME COMMAND...: keeps what it prints
   "$@" 2>&1 | tee "$out/$name.txt"
   [ "${PIPESTATUS[0]}" -eq 0 ] || failed+=("$name")
 }
-latency() { # latency NAME MODEL BATCH CONTEXT
-  report "latency_$1_$3_$4" "$weir" bench latency -m "$2" --dummy-weights --device cuda --quiet \
+latency() { # latency NAME MODEL BATCH CONTEXT [OPTION...]
+  local name=latency_$1_$3_$4
+  report "$name" "$weir" bench latency -m "$2" --dummy-weights --device cuda --quiet \
     --backing none --policy resident --max-num-batched-tokens 8192 --max-model-len $(($4 + 1024)) \
     --gemm-algorithm-file "$out/algorithms_$1" \
-    --batch-size "$3" --context "$4" --output-len 100 --num-iters 1 --json "$out/latency_$1_$3_$4.json"
+    --batch-size "$3" --context "$4" --output-len 100 --num-iters 1 --json "$out/$name.json" "${@:5}"
 }
 overload() { # overload NAME OPTION...: Llama-3.1-8B's shape; NAME.json and NAME.svg
   local name=$1
@@ -155,6 +156,14 @@ for section in "${sections[@]}"; do
       overload context_8b --ratios 0.8 --modes flood --warm 4 --measure 5 --dataset random \
         --input-len 4096 --output-len 256 --range-ratio 0.2 --max-model-len 8192 \
         --policies "resident;static{fraction=0.25};oneiros;fixed{granules_per_layer=10};tide"
+      ;;
+    compressed)
+      for batch in 1 64 104 144; do
+        latency 8b $small $batch 1024
+        latency 8b_compressed $small $batch 1024 --compress-weights
+      done
+      overload compressed_8b --compress --ratios 0.73,0.8,0.85,0.9 --modes flood --warm 8 \
+        --measure 12 --policies "resident;oneiros;tide"
       ;;
   esac
 done
