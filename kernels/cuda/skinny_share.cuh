@@ -1,0 +1,189 @@
+// What a block of skinny_gemm.h's kernel has in shared memory, what its share of the work is, and
+// the thread that asks for it. Internal.
+#pragma once
+
+#include "kernels/compressed_weights.h"
+#include "kernels/cuda/enqueue.cuh"
+#include "kernels/cuda/gates.cuh"
+#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/skinny_gemm.h"
+
+namespace weir::cuda::skinny {
+
+constexpr int kTileRows = 128;  // of W, two warpgroups
+constexpr int kBlockK = 64;     // 128 bytes, the width of a swizzled box
+constexpr int kConsumers = 256;
+constexpr int kWarps = kConsumers / 32;
+static_assert(kTileRows == compressed::kRows && kBlockK == compressed::kCols &&
+              kConsumers == compressed::kThreads);
+constexpr int kWarpBytes = 32 * sizeof(float4);  // four values of each thread of a warp
+constexpr int kAlignment = 1024;                 // of swizzled boxes
+constexpr int kBarrierBytes = 320;
+// A block takes so much that a multiprocessor holds one, but for kernels that need none: blocks
+// that are launched early spread evenly.
+constexpr int kSharedBytes = 222 * 1024;
+
+// How W lies in memory.
+enum class Form : uint8_t { kPlain, kCompressed };
+
+// A tile has kM * kWarpBytes of values: piece i * kWarps + w are the values 4 i to 4 i + 3 of warp
+// w (hopper::Product). Of a cluster's block |rank| adds up the pieces from first_piece[rank] on.
+//
+// Behind the reading of W instructions are in no cache: what is done once a tile stands in short
+// loops (unrolled, 64 rows: 2 % of a step more).
+template <int kM, Form kForm>
+struct Shape {
+  // So many rows that registers are short: more for those who add up, and blocks that share no
+  // tile.
+  static constexpr bool kWide = kM > kMaxSharedRows;
+  // The last warp, or of wide shapes warpgroup, asks for copies.
+  static constexpr int kThreads = kConsumers + (kWide ? 128 : 32);
+  static constexpr int kWeightBytes =
+      kForm == Form::kCompressed ? compressed::kBlockBytes : kTileRows * kBlockK * 2;
+  // Where a stage's X begins, since boxes are aligned.
+  static constexpr int kWeightSpace = (kWeightBytes + kAlignment - 1) / kAlignment * kAlignment;
+  static constexpr int kInputBytes = kM * kBlockK * 2;
+  static constexpr int kStageBytes = kWeightSpace + kInputBytes;
+  // What the blocks of a cluster send to one of them; rounding adds a piece each at most.
+  static constexpr int kSentBytes = kWide ? 0 : (kM + kMaxSkinnyCluster) * kWarpBytes;
+  // bf16; two blocks or more share
+  static constexpr int kOldBytes = kWide ? 0 : kM / 2 * kWarpBytes / 2;
+  static constexpr int kRest = kAlignment + kBarrierBytes + kSentBytes + kOldBytes;
+  static constexpr int kStages = (kSharedBytes - kRest) / kStageBytes;
+  static constexpr int kBytes = kRest + kStages * kStageBytes;
+  static_assert(kInputBytes % kAlignment == 0);
+  static_assert((2 * kStages + 2) * 8 + (kMaxSkinnyCluster + 1) * 4 <= kBarrierBytes);
+};
+
+struct Arguments {
+  CUtensorMap weights;        // [n, k], boxes of [kTileRows, kBlockK]; plain ones
+  CUtensorMap x;              // [m, k], boxes of [kM, kBlockK]
+  const uint8_t* compressed;  // the others
+  void* y;
+  const Bf16* bias;
+  WeightGate gate;
+  int32_t m, n;
+  uint32_t tiles;
+  uint32_t k_blocks;
+  bool accumulate;
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+template <int kM, Form kForm>
+struct Shared {
+  uint8_t* weights;       // [stages][kWeightSpace]
+  uint8_t* x;             // [stages][kInputBytes]
+  uint8_t* sent;          // [cluster][pieces][kWarpBytes]
+  uint2* old;             // [pieces][32]: of Y, what the tile's own pieces are added to
+  uint64_t* full;         // [stages]
+  uint64_t* empty;        // [stages]
+  uint64_t* whole;        // all that the cluster sends for a tile has come
+  uint64_t* read;         // every block of the cluster has read it
+  uint32_t* first_piece;  // [cluster + 1]
+
+  __device__ explicit Shared(uint8_t* raw) {
+    using S = Shape<kM, kForm>;
+    weights = raw + (kAlignment - hopper::SharedAddress(raw) % kAlignment) % kAlignment;
+    x = weights + S::kStages * S::kWeightSpace;
+    sent = x + S::kStages * S::kInputBytes;
+    old = reinterpret_cast<uint2*>(sent + S::kSentBytes);
+    full = reinterpret_cast<uint64_t*>(sent + S::kSentBytes + S::kOldBytes);
+    empty = full + S::kStages;
+    whole = empty + S::kStages;
+    read = whole + 1;
+    first_piece = reinterpret_cast<uint32_t*>(read + 1);
+  }
+};
+
+// What a block does: blocks of k [first, end) of every tile of its cluster.
+struct Share {
+  uint32_t rank = hopper::ClusterRank();
+  uint32_t cluster = hopper::ClusterSize();
+  uint32_t first_tile = blockIdx.x / cluster;
+  uint32_t clusters = gridDim.x / cluster;
+  uint32_t first, end;
+
+  __device__ explicit Share(const Arguments& p)
+      : first(p.k_blocks * rank / cluster), end(p.k_blocks * (rank + 1) / cluster) {}
+};
+
+// The blocks of k that a share reads, tile by tile.
+struct Walk {
+  uint32_t tile, block;
+  __device__ explicit Walk(const Share& share) : tile(share.first_tile), block(share.first) {}
+  __device__ void Next(const Share& share) {
+    if (++block < share.end) return;
+    block = share.first;
+    tile += share.clusters;
+  }
+};
+
+// One thread, which asks for W then: whether it may before the predecessor has ended. The gate's
+// table was uploaded before the step's first kernel, which is not launched early.
+//
+// Bytes of a chunk that has come: the copy that wrote them, be it by a peer's engine, had ended
+// before |produced| was written, in the order of their stream. An acquire at system scope that sees
+// the counter so far orders them before what this thread reads next; the fence lets that hold for
+// bulk copies, which are another proxy. Older bytes can be nowhere: bulk copies read what the L2
+// cache has, by physical address, and it is where copies into this device's memory end, under
+// whichever of a ring's addresses.
+//
+// All is asked for at once, so that finding out costs one round trip, armed or not.
+__device__ __forceinline__ bool MayReadWeights(const WeightGate& gate) {
+  if (gate.chunk == nullptr) return true;
+  const uint64_t needed = gates::NeededOf(gate);
+  const uint64_t produced = gates::LoadAcquire(gate.produced);
+  if (needed == 0) return true;
+  if (produced < needed) return false;
+  hopper::FenceBulkReads();
+  return true;
+}
+
+// One thread: asks for the whole share, as stages become free.
+template <int kM, Form kForm>
+__device__ void Produce(const Arguments& p, const Shared<kM, kForm>& s, const Share& share) {
+  using S = Shape<kM, kForm>;
+  const uint64_t once = hopper::PolicyEvictFirst();
+  const uint64_t again = hopper::PolicyEvictLast();
+  const auto copy_weights = [&](uint32_t tile, uint32_t block, uint32_t stage) {
+    hopper::ArriveExpecting(&s.full[stage], S::kWeightBytes + S::kInputBytes);
+    uint8_t* to = s.weights + stage * S::kWeightSpace;
+    if constexpr (kForm == Form::kCompressed) {
+      const uint64_t from = (uint64_t{tile} * p.k_blocks + block) * S::kWeightBytes;
+      hopper::CopyBytes(to, p.compressed + from, S::kWeightBytes, &s.full[stage], once);
+    } else {
+      hopper::CopyBox(to, &p.weights, static_cast<int32_t>(block * kBlockK),
+                      static_cast<int32_t>(tile * kTileRows), &s.full[stage], once);
+    }
+  };
+  const auto copy_x = [&](uint32_t block, uint32_t stage) {
+    hopper::CopyBox(s.x + stage * S::kInputBytes, &p.x, static_cast<int32_t>(block * kBlockK), 0,
+                    &s.full[stage], again);
+  };
+  // Before the wait nothing of a predecessor may be touched.
+  const bool early = MayReadWeights(p.gate);
+  if (!early) WaitForPredecessor();
+  Walk next(share);
+  uint32_t ahead = 0;
+  for (; ahead < S::kStages && next.tile < p.tiles; ++ahead, next.Next(share)) {
+    copy_weights(next.tile, next.block, ahead);
+  }
+  if (early) WaitForPredecessor();
+  Walk x(share);
+  for (uint32_t stage = 0; stage < ahead; ++stage, x.Next(share)) copy_x(x.block, stage);
+  uint32_t stage = 0, parity = 0;  // where there is more, all stages are in use
+  for (; next.tile < p.tiles; next.Next(share)) {
+    hopper::Await(&s.empty[stage], parity);
+    copy_weights(next.tile, next.block, stage);
+    copy_x(next.block, stage);
+    if (++stage == S::kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+}
+
+#endif  // __CUDA_ARCH_FEAT_SM90_ALL
+
+}  // namespace weir::cuda::skinny
