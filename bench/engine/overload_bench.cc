@@ -3,7 +3,8 @@
 //   weir_overload_bench MODEL [options]        (overload_options.cc lists them)
 //
 // For each ratio W/C the budget is weights / ratio plus the step buffers, and one engine serves all
-// policies in turn: the same requests in the same order for each.
+// policies in turn: the same requests in the same order for each. --compress: of compressed weights
+// (docs/gpu.md), in the budget of plain ones.
 //   flood  requests always wait; tokens of --measure seconds after --warm seconds, --repeats times
 //          from other requests on. In the first seconds sequences are young, hold little KV, and
 //          had their prompts computed before it is measured: borders that are wide for them look
@@ -111,7 +112,11 @@ class RatioBench {
   }
 
   Json Labels(Mode mode, const std::string& policy) const {
-    return {{"mode", ModeName(mode)}, {"ratio", ratio_}, {"policy", policy}, {"bound", bound_}};
+    return {{"mode", ModeName(mode)},
+            {"ratio", ratio_},
+            {"policy", policy},
+            {"bound", bound_},
+            {"compress_weights", options_.engine.compress_weights}};
   }
 
   Status MeasureFlood(LoadRun& run, Figures* figures) {

@@ -38,6 +38,7 @@ std::string UtcNow() {
 Json ModelJson(const Settings& settings, const ModelConfig& m) {
   return {{"path", settings.engine.model},
           {"dummy_weights", settings.engine.dummy_weights},
+          {"compress_weights", settings.engine.compress_weights},
           {"family", std::string(ModelFamilyName(m.family))},
           {"layers", m.num_layers},
           {"hidden_size", m.hidden_size},
@@ -134,7 +135,8 @@ std::string BenchSession::Header() const {
   const bench::Workload& w = workload_;
   ReportLines out(10);
   out.Row("model", OneLine(settings_.engine.model, 200) +
-                       (settings_.engine.dummy_weights ? " (made-up weights)" : ""));
+                       (settings_.engine.dummy_weights ? " (made-up weights)" : "") +
+                       (settings_.engine.compress_weights ? " (compressed weights)" : ""));
   out.Row("device", info.device + ", driver " + info.driver + ", policy " + info.policy);
   out.Row("memory", HumanSize(info.budget_bytes) + ": weights " + HumanSize(info.weight_bytes) +
                         ", step buffers " + HumanSize(info.scratch_bytes) +
