@@ -162,6 +162,9 @@ for section in "${sections[@]}"; do
         latency 8b $small $batch 1024
         latency 8b_compressed $small $batch 1024 --compress-weights
       done
+      report kernels_8b_compressed "$build"/bench/kernels/weir_cuda_kernel_bench $small \
+        --compress-weights --decode 1x1024,64x1024,104x512~,144x512~ --prefill none \
+        --json "$out/kernels_8b_compressed.json"
       overload compressed_8b --compress --ratios 0.73,0.8,0.85,0.9 --modes flood --warm 8 \
         --measure 12 --policies "resident;oneiros;tide"
       ;;

@@ -116,9 +116,9 @@ class CudaBackend final : public Backend {
   Status CheckCompressed() const {
     cuda::SkinnyGemm products;
     WEIR_TRY(ToStatus(cuda::SkinnyGemm::Create(&products)).WithContext("compress_weights"));
-    if (compressed::Fits(config_.hidden_size) && config_.intermediate_size % 2 == 0) {
-      return OkStatus();
-    }
+    const cuda::GemmKind gate_up{
+        .n = 2 * int64_t{config_.intermediate_size}, .k = config_.hidden_size, .compressed = true};
+    if (products.Supports(gate_up, 1)) return OkStatus();
     return Unsupported("compress_weights: hidden_size must be a multiple of " +
                        std::to_string(compressed::kCols) + " and intermediate_size of 2, not " +
                        std::to_string(config_.hidden_size) + " and " +

@@ -18,6 +18,28 @@
 namespace weir {
 namespace {
 
+// Rows [first, first + count) of |matrix| at |to|, bf16.
+Status FillRows(const MadeMatrix& matrix, uint64_t first, uint64_t count, VirtAddr to,
+                CUstream_st* stream) {
+  for (size_t i = 0; i < matrix.parts.size(); ++i) {
+    const MadeMatrix::Part& part = matrix.parts[i];
+    const uint64_t part_end =
+        i + 1 < matrix.parts.size() ? matrix.parts[i + 1].first_row : matrix.rows;
+    const uint64_t begin = std::max(first, part.first_row);
+    const uint64_t end = std::min(first + count, part_end);
+    if (begin >= end) continue;
+    const VirtAddr at = to + (begin - first) * matrix.cols * sizeof(cuda::Bf16);
+    WEIR_TRY(ToStatus(
+        cuda::FillNormal({.dst = reinterpret_cast<cuda::Bf16*>(at),
+                          .count = static_cast<int64_t>((end - begin) * matrix.cols),
+                          .seed = part.tensor.seed * 0x9e3779b97f4a7c15ULL + part.tensor.tensor_id,
+                          .first_index = (begin - part.first_row) * matrix.cols,
+                          .scale = part.tensor.scale},
+                         {.stream = stream})));
+  }
+  return OkStatus();
+}
+
 // Row counts for which the products of eager steps get algorithms of their own. Tiles have up to
 // 256 rows: one that suits 896 rows makes 832 cost as much.
 std::vector<uint32_t> RowBuckets(const std::vector<uint32_t>& decode, uint32_t max_rows) {
@@ -125,32 +147,6 @@ uint64_t CudaCompute::KvBlockBytes(const ModelConfig& config, const WeightMap& m
   return static_cast<uint64_t>(CudaKvLayoutOf(config, map).BlockBytes());
 }
 
-namespace {
-
-// Rows [first, first + count) of |matrix| at |to|, bf16.
-Status FillRows(const MadeMatrix& matrix, uint64_t first, uint64_t count, VirtAddr to,
-                CUstream_st* stream) {
-  for (size_t i = 0; i < matrix.parts.size(); ++i) {
-    const MadeMatrix::Part& part = matrix.parts[i];
-    const uint64_t part_end =
-        i + 1 < matrix.parts.size() ? matrix.parts[i + 1].first_row : matrix.rows;
-    const uint64_t begin = std::max(first, part.first_row);
-    const uint64_t end = std::min(first + count, part_end);
-    if (begin >= end) continue;
-    const VirtAddr at = to + (begin - first) * matrix.cols * sizeof(cuda::Bf16);
-    WEIR_TRY(ToStatus(
-        cuda::FillNormal({.dst = reinterpret_cast<cuda::Bf16*>(at),
-                          .count = static_cast<int64_t>((end - begin) * matrix.cols),
-                          .seed = part.tensor.seed * 0x9e3779b97f4a7c15ULL + part.tensor.tensor_id,
-                          .first_index = (begin - part.first_row) * matrix.cols,
-                          .scale = part.tensor.scale},
-                         {.stream = stream})));
-  }
-  return OkStatus();
-}
-
-}  // namespace
-
 Status CudaCompute::MakeWeights(WeightPager& pager, Driver& driver, const Workplace& at,
                                 const MadeMatrix& matrix) {
   const auto cols = static_cast<int64_t>(matrix.cols);
@@ -170,7 +166,11 @@ Status CudaCompute::MakeWeights(WeightPager& pager, Driver& driver, const Workpl
   const VirtAddr word = at.scratch;
   const VirtAddr in = word + kWordSpace;
   const VirtAddr out = in + tiles * tile_rows * row_bytes;
-  WEIR_TRY(FromCuda(cudaMemsetAsync(reinterpret_cast<void*>(word), 0, 4, at.stream), "a word"));
+  uint32_t failed = 0;
+  if (matrix.compressed) {
+    WEIR_TRY(FromCuda(cudaMemsetAsync(reinterpret_cast<void*>(word), 0, sizeof(failed), at.stream),
+                      "a word"));
+  }
   for (uint64_t row = 0; row < matrix.rows; row += tiles * tile_rows) {
     const uint64_t rows = std::min(tiles * tile_rows, matrix.rows - row);
     WEIR_TRY(FillRows(matrix, row, rows, in, at.stream));
@@ -190,7 +190,7 @@ Status CudaCompute::MakeWeights(WeightPager& pager, Driver& driver, const Workpl
   }
   const EventId made = WEIR_TRY(driver.Record(at.stream_id));
   WEIR_TRY(driver.Wait(made));
-  uint32_t failed = 0;
+  if (!matrix.compressed) return OkStatus();
   WEIR_TRY(FromCuda(cudaMemcpy(&failed, reinterpret_cast<const void*>(word), sizeof(failed),
                                cudaMemcpyDeviceToHost),
                     "a word"));

@@ -13,6 +13,7 @@
 #include "engine/staged_upload.h"
 #include "kernels/cpu/compressed_weights.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/thread_pool.h"
 
 namespace weir {
 namespace {
@@ -181,21 +182,14 @@ class Loader {
     compressed_.resize(StoredBytes(target));
     const auto rows = static_cast<int64_t>(target.rows);
     const auto cols = static_cast<int64_t>(target.cols);
-    const auto tiles = static_cast<uint64_t>(compressed::Tiles(rows));
-    const uint64_t share =
-        CeilDiv(tiles, std::max<uint64_t>(1, std::thread::hardware_concurrency()));
-    std::vector<std::optional<cpu::CompressFailure>> failures(CeilDiv(tiles, share));
-    std::vector<std::thread> threads;
-    for (uint64_t i = 0; i < failures.size(); ++i) {
-      threads.emplace_back([&, i] {
-        const uint64_t first = i * share;
-        failures[i] = cpu::CompressTiles(reinterpret_cast<const uint16_t*>(stored_.data()), rows,
-                                         cols, static_cast<int64_t>(first),
-                                         static_cast<int64_t>(std::min(share, tiles - first)),
-                                         reinterpret_cast<uint8_t*>(compressed_.data()));
-      });
-    }
-    for (std::thread& thread : threads) thread.join();
+    std::vector<std::optional<cpu::CompressFailure>> failures(
+        static_cast<size_t>(compressed::Tiles(rows)));
+    if (!pool_) pool_.emplace(static_cast<int>(std::thread::hardware_concurrency()));
+    pool_->ParallelFor(static_cast<int>(failures.size()), [&](int tile) {
+      failures[static_cast<size_t>(tile)] =
+          cpu::CompressTiles(reinterpret_cast<const uint16_t*>(stored_.data()), rows, cols, tile, 1,
+                             reinterpret_cast<uint8_t*>(compressed_.data()));
+    });
     for (const auto& failure : failures) {
       if (!failure) continue;
       return Unsupported(
@@ -377,6 +371,7 @@ class Loader {
   std::vector<float> floats_;
   std::vector<std::byte> stored_;  // the target under way
   std::vector<std::byte> compressed_;
+  std::optional<cpu::ThreadPool> pool_;  // made when something is compressed
   std::vector<uint64_t> model_rows_;
   uint64_t bytes_read_ = 0;
 };

@@ -323,7 +323,7 @@ Status RunGemm(Bench* b) {
   for (const uint32_t m : buckets) WEIR_TRY(b->step->PrepareProducts(m, m));
   for (size_t i = 0; i < std::size(kNames); ++i) {
     const cuda::GemmKind kind = b->step->Products(0)[i].kind;
-    const double weight_bytes = static_cast<double>(kind.n * kind.k) * 2;
+    const double weight_bytes = static_cast<double>(kind.WeightBytes());
     std::vector<BucketTime> times;
     for (const uint32_t m : buckets) times.push_back(WEIR_TRY(TimeBucket(b, i, m)));
     std::printf("\nproduct %s: n %lld, k %lld, weights %.1f MB\n", kNames[i],

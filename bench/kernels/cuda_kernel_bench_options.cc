@@ -157,6 +157,7 @@ std::string KernelBenchOptions::Usage() {
          "  --kv-order ORDER           token-head (default) or head-token\n"
          "  --overlap HOW              none (default) or prologue: kernels timed alone\n"
          "  --no-split-k               no split-K in products\n"
+         "  --compress-weights         gate and up compressed (docs/gpu.md)\n"
          "  --skinny USE               our own products of few rows: timed (default), never, "
          "always\n"
          "  --decode-attention USE     of decode steps: auto (default; our own kernel where it "
@@ -180,6 +181,8 @@ Result<KernelBenchOptions> KernelBenchOptions::Parse(const std::vector<std::stri
     const std::string& option = arguments[i];
     if (option == "--no-split-k") {
       o.model.split_k = false;
+    } else if (option == "--compress-weights") {
+      o.model.compress_weights = true;
     } else if (!option.starts_with("-")) {
       if (!o.config.empty()) {
         return InvalidArgument("one CONFIG, got \"" + o.config + "\" and \"" + option + "\"");

@@ -10,6 +10,7 @@
 #include "bench/kernels/cuda_timing.h"
 #include "engine/cuda_graph.h"
 #include "kernels/cpu/rope.h"
+#include "kernels/cuda/compressed_weights.h"
 #include "kernels/cuda/fill.h"
 
 namespace weir::bench {
@@ -23,10 +24,10 @@ constexpr uint64_t kPlacement = 2 * kMiB;
 constexpr float kWeightScale = 0.02f;
 
 // The model with |layers| layers and no embedding besides the output matrix.
-WeightMap MapOf(ModelConfig config, uint32_t layers) {
+WeightMap MapOf(ModelConfig config, uint32_t layers, const StepOptions& options) {
   config.num_layers = layers;
   config.tie_word_embeddings = true;
-  return WeightMap::Make(config, WeightFormat::kCuda);
+  return WeightMap::Make(config, WeightFormat::kCuda, 0, options.compress_weights);
 }
 
 std::string GiBText(uint64_t bytes) {
@@ -60,6 +61,11 @@ Result<std::unique_ptr<CudaStep>> CudaStep::Create(const ModelConfig& config,
                                                    const std::vector<StepSpec>& specs,
                                                    const StepOptions& options, std::byte* arena,
                                                    uint64_t arena_bytes, cudaStream_t stream) {
+  if (options.compress_weights && !compressed::Fits(config.hidden_size)) {
+    return Unsupported("compressed weights have a hidden_size that is a multiple of " +
+                       std::to_string(compressed::kCols) + ", not " +
+                       std::to_string(config.hidden_size));
+  }
   std::unique_ptr<CudaStep> step(new CudaStep(config, limits, options, stream));
   WEIR_TRY(step->Place(specs, arena, arena_bytes));
   WEIR_TRY(step->FillWeights());
@@ -86,7 +92,7 @@ Result<std::unique_ptr<CudaStep>> CudaStep::Create(const ModelConfig& config,
 // Step buffers, then as many layers' weights as leave the KV its share: all that it wants if
 // everything fits, else at least a quarter of the rest or four layers of the largest batch.
 Status CudaStep::Place(const std::vector<StepSpec>& specs, std::byte* arena, uint64_t arena_bytes) {
-  map_ = MapOf(config_, 1);
+  map_ = MapOf(config_, 1, options_);
   layout_ = WEIR_TRY(CudaLayout::Make(config_, map_, limits_));
   q_size_ = int64_t{config_.num_heads} * map_.head_stride;
   kv_size_ = int64_t{config_.num_kv_heads} * map_.head_stride;
@@ -98,7 +104,7 @@ Status CudaStep::Place(const std::vector<StepSpec>& specs, std::byte* arena, uin
                            config_.num_layers;
   const uint64_t wanted = std::max(layer_bytes * config_.num_layers, 2 * kCold);
   const auto weight_bytes = [&](uint32_t layers) {
-    return AlignUp(MapOf(config_, layers).layout.region_bytes, kPlacement);
+    return AlignUp(MapOf(config_, layers, options_).layout.region_bytes, kPlacement);
   };
   uint32_t layers = config_.num_layers;
   if (scratch_bytes + weight_bytes(layers) + wanted > arena_bytes) {
@@ -115,7 +121,7 @@ Status CudaStep::Place(const std::vector<StepSpec>& specs, std::byte* arena, uin
                     "; there are " + GiBText(arena_bytes) +
                     ": smaller batches or contexts, or a larger --budget");
   }
-  map_ = MapOf(config_, layers);
+  map_ = MapOf(config_, layers, options_);
   scratch_ = arena;
   weights_ = scratch_ + scratch_bytes;
   pool_ = arena + used;
@@ -134,6 +140,7 @@ Status CudaStep::FillWeights() {
                                      launch));
   };
   WEIR_TRY(normal(weights_, map_.layout.region_bytes, 1, kWeightScale));
+  if (map_.compressed) WEIR_TRY(FillCompressed());
   WEIR_TRY(normal(pool_, pool_bytes_, 2, 1.0f));
   // What a product reads before a step has run.
   for (const uint64_t at : {layout_.hidden, layout_.normed, layout_.qkv, layout_.attended,
@@ -159,6 +166,34 @@ Status CudaStep::FillWeights() {
     WEIR_TRY(ones(l.k_norm, config_.head_dim));
   }
   return FromCuda(cudaStreamSynchronize(stream_), "filling weights and KV");
+}
+
+// Every layer's gate and up, all of one made-up matrix, which lies in the KV pool meanwhile.
+Status CudaStep::FillCompressed() {
+  const int64_t rows = 2 * int64_t{config_.intermediate_size};
+  const int64_t cols = config_.hidden_size;
+  const cuda::Launch launch{.stream = stream_};
+  if (pool_bytes_ < static_cast<uint64_t>(rows * cols) * sizeof(Bf16)) {
+    return NoMemory("a plain matrix gate|up does not fit into the " + GiBText(pool_bytes_) +
+                    " for KV: a larger --budget");
+  }
+  auto* plain = reinterpret_cast<Bf16*>(pool_);
+  auto* failed = reinterpret_cast<uint32_t*>(scratch_);  // zero, as all step buffers are
+  WEIR_TRY(ToStatus(cuda::FillNormal(
+      {.dst = plain, .count = rows * cols, .seed = 1, .scale = kWeightScale}, launch)));
+  for (const LayerOffsets& l : map_.layers) {
+    WEIR_TRY(ToStatus(cuda::CompressWeights({.weights = plain,
+                                             .rows = rows,
+                                             .cols = cols,
+                                             .out = Weights<uint8_t>(l.gate_up),
+                                             .failed = failed},
+                                            launch)));
+  }
+  uint32_t blocks = 0;
+  WEIR_TRY(FromCuda(cudaStreamSynchronize(stream_), "compressing weights"));
+  WEIR_TRY(FromCuda(cudaMemcpy(&blocks, failed, sizeof(blocks), cudaMemcpyDeviceToHost),
+                    "compressing weights"));
+  return blocks == 0 ? OkStatus() : BadState("made-up weights have too many exponents");
 }
 
 Status CudaStep::FillRopeTables() {
@@ -294,11 +329,13 @@ std::vector<cuda::GemmParams> CudaStep::Products(uint32_t layer) const {
   cuda::GemmParams logits = product(map_.lm_head, LayerOffsets::kAbsent, config_.vocab_size, hidden,
                                     layout_.gathered, layout_.logits, kOverwrite);
   logits.kind.type = cuda::GemmOutputType::kF32;
+  cuda::GemmParams gate_up = product(w.gate_up, w.gate_up_bias, 2 * ffn, hidden, layout_.normed,
+                                     layout_.gate_up, kOverwrite);
+  gate_up.kind.compressed = map_.compressed;
   return {product(w.qkv, w.qkv_bias, q_size_ + 2 * kv_size_, hidden, layout_.normed, layout_.qkv,
                   kOverwrite),
           product(w.o, w.o_bias, hidden, q_size_, layout_.attended, layout_.hidden, kAccumulate),
-          product(w.gate_up, w.gate_up_bias, 2 * ffn, hidden, layout_.normed, layout_.gate_up,
-                  kOverwrite),
+          gate_up,
           product(w.down, w.down_bias, hidden, ffn, layout_.activated, layout_.hidden, kAccumulate),
           logits};
 }
@@ -311,7 +348,7 @@ Status CudaStep::PrepareProducts(int64_t rows, int64_t logit_rows) {
     cuda::GemmParams p = layers[0][i];
     p.m = i == logits ? logit_rows : rows;
     if (p.m == 0) continue;
-    const auto bytes = static_cast<uint64_t>(p.kind.n * p.kind.k * 2);
+    const auto bytes = static_cast<uint64_t>(p.kind.WeightBytes());
     size_t n = options_.tune_layers > 0 ? options_.tune_layers : CeilDiv(kCold, bytes);
     if (rows > 1024 || i == logits) n = 1;
     std::vector<const Bf16*> weights;

@@ -49,6 +49,7 @@ struct StepOptions {
   // Layers whose weights a product goes through while algorithms are timed; CudaCompute takes 4.
   // 0: as many as make 256 MiB.
   uint32_t tune_layers = 0;
+  bool compress_weights = false;  // gate and up, as the engine's option
 };
 
 enum class StepPart : uint8_t {
@@ -117,6 +118,7 @@ class CudaStep {
            cudaStream_t stream);
   Status Place(const std::vector<StepSpec>& specs, std::byte* arena, uint64_t arena_bytes);
   Status FillWeights();
+  Status FillCompressed();
   Status FillRopeTables();
   Status FillInputs(const StepSpec& spec, uint32_t set, bool greedy);
   Status Plan();

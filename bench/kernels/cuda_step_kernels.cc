@@ -24,7 +24,7 @@ StepKernel CudaStep::ProductKernel(const char* name, StepPart part, size_t index
                                                                                : 2;
   return {.name = name,
           .part = part,
-          .weight_bytes = n * k * 2 + (p.kind.bias ? n * 2 : 0),
+          .weight_bytes = static_cast<double>(p.kind.WeightBytes()) + (p.kind.bias ? n * 2 : 0),
           .activation_bytes = rows * (k * 2 + n * result_bytes),
           .flops = 2 * rows * n * k,
           .enqueue = [this, index, m](uint32_t layer, uint32_t, Overlap overlap) {

@@ -26,6 +26,7 @@
 #include <string>
 #include <tuple>
 
+#include "kernels/compressed_weights.h"
 #include "kernels/cuda/gates.h"
 #include "kernels/cuda/launch.h"
 
@@ -44,6 +45,7 @@ struct GemmKind {
   GemmOutput output = GemmOutput::kOverwrite;
   GemmOutputType type = GemmOutputType::kBf16;
   bool compressed = false;  // W (kernels/compressed_weights.h); bf16 output only
+  int64_t WeightBytes() const { return compressed ? compressed::Bytes(n, k) : n * k * 2; }
   friend auto operator<=>(const GemmKind&, const GemmKind&) = default;
 };
 

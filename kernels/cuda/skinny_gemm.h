@@ -56,7 +56,8 @@ class SkinnyGemm {
   }
   // Sizes of clusters worth trying for a supported |kind|, the most promising one first.
   std::vector<int> Clusters(const GemmKind& kind, int64_t m) const;
-  // |params| as GemmPlanner checks them; |cluster| is one of Clusters(params.kind, params.m).
+  // |params| as GemmPlanner checks them; |cluster| is one of Clusters(params.kind, m), of
+  // |params|'s or more rows.
   LaunchStatus Run(const GemmParams& params, int cluster, const Launch& launch) const;
 
  private:

@@ -43,7 +43,8 @@ __device__ __forceinline__ void AddPlain(const Shared<kM, Form::kPlain>& s, uint
 }
 
 // The same of compressed weights, which go from shared memory into registers as operand A. A block
-// is unpacked while the one before it is multiplied: two sets of registers in turn.
+// is unpacked behind the products of the one before it, into the other of two sets of registers.
+// That hides little: products with A in registers keep their warp waiting (docs/gpu.md).
 template <int kM>
 __device__ __forceinline__ void AddCompressed(const Shared<kM, Form::kCompressed>& s,
                                               uint32_t blocks,
