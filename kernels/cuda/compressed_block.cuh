@@ -7,12 +7,12 @@
 
 namespace weir::cuda {
 
-// The 32 weights of thread threadIdx.x of 256: weight i = 2 p is the low half of a[p], i = 2 p + 1
+// The 32 weights of thread threadIdx.x % 256 of 256: weight i = 2 p is the low half of a[p], i = 2 p + 1
 // the high half. |block|: 16-byte aligned, in shared or device memory.
 __device__ __forceinline__ void Unpack(const uint8_t* block,
                                        uint32_t (&a)[compressed::kWeightsPerThread / 2]) {
   constexpr int kPairs = compressed::kWeightsPerThread / 2;
-  const uint32_t t = threadIdx.x;
+  const uint32_t t = threadIdx.x % compressed::kThreads;
   const auto* vectors = reinterpret_cast<const uint4*>(block);
   const uint4 s0 = vectors[t];
   const uint4 s1 = vectors[compressed::kThreads + t];

@@ -374,7 +374,7 @@ double GemmPlanner::SecondsOf(const GemmKind& kind, int64_t m) const {
 }
 
 std::string GemmPlanner::Header() const {
-  return "products 5, cublaslt " + std::to_string(lt_->api->cublasLtGetVersion()) + " " + lt_->gpu;
+  return "products 6, cublaslt " + std::to_string(lt_->api->cublasLtGetVersion()) + " " + lt_->gpu;
 }
 
 std::string GemmPlanner::Export() const {

@@ -10,12 +10,8 @@ namespace {
 using skinny::Arguments;
 using skinny::Form;
 using skinny::kBlockK;
-using skinny::kTileRows;
 using skinny::Shape;
 
-int64_t TilesOf(const GemmKind& kind) {
-  return (kind.n + kTileRows - 1) / kTileRows;
-}
 int64_t KBlocksOf(const GemmKind& kind) {
   return (kind.k + kBlockK - 1) / kBlockK;
 }
@@ -43,49 +39,48 @@ LaunchStatus MakeMap(EncodeTiled encode, const void* matrix, int64_t rows, int64
                                std::to_string(static_cast<int>(result)));
 }
 
-template <int kM, Form kForm, typename Out>
-LaunchStatus Start(const Arguments& p, int blocks, int cluster, const Launch& launch) {
-  using S = Shape<kM, kForm>;
-  constexpr auto kernel = skinny::Kernel<kM, kForm, Out>;
-  const cudaError_t set =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes);
-  if (set != cudaSuccess) return LaunchStatus::Of(set, "skinny gemm: shared memory");
-  return Enqueue("skinny gemm", kernel, blocks, S::kThreads, launch, p, S::kBytes,
-                 static_cast<unsigned>(cluster));
+// What |make| makes of the Shape for compressed products of |rows| rows.
+template <typename Make>
+auto WithCompressedShape(int rows, int cluster, Make make) {
+  constexpr Form kForm = Form::kCompressed;
+  if (rows > kMaxSharedRows) {
+    switch (rows) {
+      case 160: return make(Shape<160, kForm, false>());
+      case 192: return make(Shape<192, kForm, false>());
+      default: return make(Shape<256, kForm, false>());
+    }
+  }
+  switch (rows) {
+    case 8: return make(Shape<8, kForm, true>());
+    case 16: return make(Shape<16, kForm, true>());
+    case 32: return make(Shape<32, kForm, true>());
+    case 64: return make(Shape<64, kForm, true>());
+    case 96: return cluster > 1 ? make(Shape<96, kForm, true>()) : make(Shape<96, kForm, false>());
+    default:
+      return cluster > 1 ? make(Shape<128, kForm, true>()) : make(Shape<128, kForm, false>());
+  }
 }
 
-template <typename Out>
-LaunchStatus StartPlain(const Arguments& p, int rows, int blocks, int cluster,
-                        const Launch& launch) {
+template <typename Make>
+auto WithPlainShape(int rows, Make make) {
   constexpr Form kForm = Form::kPlain;
   switch (rows) {
-    case 8: return Start<8, kForm, Out>(p, blocks, cluster, launch);
-    case 16: return Start<16, kForm, Out>(p, blocks, cluster, launch);
-    case 32: return Start<32, kForm, Out>(p, blocks, cluster, launch);
-    default: return Start<64, kForm, Out>(p, blocks, cluster, launch);
+    case 8: return make(Shape<8, kForm, true>());
+    case 16: return make(Shape<16, kForm, true>());
+    case 32: return make(Shape<32, kForm, true>());
+    default: return make(Shape<64, kForm, true>());
   }
 }
 
-LaunchStatus StartCompressed(const Arguments& p, int rows, int blocks, int cluster,
-                             const Launch& launch) {
-  constexpr Form kForm = Form::kCompressed;
-  switch (rows) {
-    case 8: return Start<8, kForm, Bf16>(p, blocks, cluster, launch);
-    case 16: return Start<16, kForm, Bf16>(p, blocks, cluster, launch);
-    case 32: return Start<32, kForm, Bf16>(p, blocks, cluster, launch);
-    case 64: return Start<64, kForm, Bf16>(p, blocks, cluster, launch);
-    case 96: return Start<96, kForm, Bf16>(p, blocks, cluster, launch);
-    case 128: return Start<128, kForm, Bf16>(p, blocks, cluster, launch);
-    case 160: return Start<160, kForm, Bf16>(p, blocks, cluster, launch);
-    case 192: return Start<192, kForm, Bf16>(p, blocks, cluster, launch);
-    default: return Start<256, kForm, Bf16>(p, blocks, cluster, launch);
-  }
+uint32_t TilesOf(const GemmKind& kind, int tile_rows) {
+  return static_cast<uint32_t>((kind.n + tile_rows - 1) / tile_rows);
 }
 
 }  // namespace
 
 LaunchStatus SkinnyGemm::Create(SkinnyGemm* skinny) {
-  constexpr auto kernel = skinny::Kernel<8, Form::kPlain, Bf16>;
+  using S = Shape<8, Form::kPlain, true>;
+  constexpr auto kernel = skinny::Kernel<S, Bf16>;
   cudaFuncAttributes attributes = {};
   // A build without sm_90a has kernels with nothing in them.
   if (DeviceArchitecture() != 90 || cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess ||
@@ -109,7 +104,7 @@ LaunchStatus SkinnyGemm::Create(SkinnyGemm* skinny) {
     cluster.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(static_cast<unsigned>(size * skinny->processors_));
-    config.blockDim = dim3(Shape<8, Form::kPlain>::kThreads);
+    config.blockDim = dim3(S::kThreads);
     config.dynamicSmemBytes = kAlone;
     config.attrs = &cluster;
     config.numAttrs = 1;
@@ -140,12 +135,16 @@ std::vector<int> SkinnyGemm::Clusters(const GemmKind& kind, int64_t m) const {
   constexpr double kAlone = 1.35;  // a block reads so much faster than its share
   constexpr double kAddUp = 1;     // blocks of k that are read in the time a tile is added up in
   constexpr double kClose = 1.3;
-  const int64_t tiles = TilesOf(kind);
+  const int rows = SkinnyRows(m);
   const int64_t k_blocks = KBlocksOf(kind);
   std::vector<std::pair<double, int>> found;
   for (int size = 1; size <= kMaxSkinnyCluster && size <= k_blocks; ++size) {
     const int held = clusters_[static_cast<size_t>(size)];
     if (held == 0) continue;
+    const auto rows_of = [](auto shape) { return shape.kTileRows; };
+    const int tile_rows = kind.compressed ? WithCompressedShape(rows, size, rows_of)
+                                          : WithPlainShape(rows, rows_of);
+    const int64_t tiles = TilesOf(kind, tile_rows);
     const auto round = [&](int64_t clusters) {
       const double busy = static_cast<double>(clusters * size) / processors_;
       return std::max(busy, 1 / kAlone);
@@ -153,7 +152,8 @@ std::vector<int> SkinnyGemm::Clusters(const GemmKind& kind, int64_t m) const {
     const int64_t rest = tiles % held;
     const double rounds =
         static_cast<double>(tiles / held) * round(held) + (rest == 0 ? 0 : round(rest));
-    const double time = rounds * (static_cast<double>((k_blocks + size - 1) / size) + kAddUp);
+    const double time =
+        rounds * tile_rows * (static_cast<double>((k_blocks + size - 1) / size) + kAddUp);
     found.emplace_back(time, size);
   }
   std::sort(found.begin(), found.end());
@@ -165,33 +165,42 @@ std::vector<int> SkinnyGemm::Clusters(const GemmKind& kind, int64_t m) const {
 }
 
 LaunchStatus SkinnyGemm::Run(const GemmParams& params, int cluster, const Launch& launch) const {
+  const GemmKind& kind = params.kind;
   const int rows = SkinnyRows(params.m);
   Arguments p{};
-  const auto encode = reinterpret_cast<EncodeTiled>(encode_);
-  if (params.kind.compressed) {
-    p.compressed = reinterpret_cast<const uint8_t*>(params.weights);
-  } else if (LaunchStatus s = MakeMap(encode, params.weights, params.kind.n, params.kind.k,
-                                      kTileRows, &p.weights);
-             !s.ok()) {
-    return s;
-  }
-  if (LaunchStatus s = MakeMap(encode, params.x, params.m, params.kind.k, rows, &p.x); !s.ok()) {
-    return s;
-  }
   p.y = params.y;
   p.bias = params.bias;
   p.gate = params.gate;
   p.m = static_cast<int32_t>(params.m);
-  p.n = static_cast<int32_t>(params.kind.n);
-  p.tiles = static_cast<uint32_t>(TilesOf(params.kind));
-  p.k_blocks = static_cast<uint32_t>(KBlocksOf(params.kind));
-  p.accumulate = params.kind.output == GemmOutput::kAccumulate;
-  const int blocks = cluster * static_cast<int>(std::min<int64_t>(
-                                   p.tiles, clusters_[static_cast<size_t>(cluster)]));
-  if (params.kind.compressed) return StartCompressed(p, rows, blocks, cluster, launch);
-  return params.kind.type == GemmOutputType::kF32
-             ? StartPlain<float>(p, rows, blocks, cluster, launch)
-             : StartPlain<Bf16>(p, rows, blocks, cluster, launch);
+  p.n = static_cast<int32_t>(kind.n);
+  p.k_blocks = static_cast<uint32_t>(KBlocksOf(kind));
+  p.accumulate = kind.output == GemmOutput::kAccumulate;
+  const auto encode = reinterpret_cast<EncodeTiled>(encode_);
+  if (LaunchStatus s = MakeMap(encode, params.x, params.m, kind.k, rows, &p.x); !s.ok()) return s;
+  const int held = clusters_[static_cast<size_t>(cluster)];
+  const auto start = [&]<typename S, typename Out>(S, Out) {
+    constexpr auto kernel = skinny::Kernel<S, Out>;
+    const cudaError_t set =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes);
+    if (set != cudaSuccess) return LaunchStatus::Of(set, "skinny gemm: shared memory");
+    p.tiles = TilesOf(kind, S::kTileRows);
+    const int blocks = cluster * std::min(static_cast<int>(p.tiles), held);
+    return Enqueue("skinny gemm", kernel, blocks, S::kThreads, launch, p, S::kBytes,
+                   static_cast<unsigned>(cluster));
+  };
+  if (kind.compressed) {
+    p.compressed = reinterpret_cast<const uint8_t*>(params.weights);
+    p.compressed_tiles = static_cast<uint32_t>(compressed::Tiles(kind.n));
+    return WithCompressedShape(rows, cluster, [&](auto shape) { return start(shape, Bf16()); });
+  }
+  constexpr int kTileRows = Shape<8, Form::kPlain, true>::kTileRows;
+  if (LaunchStatus s = MakeMap(encode, params.weights, kind.n, kind.k, kTileRows, &p.weights);
+      !s.ok()) {
+    return s;
+  }
+  return WithPlainShape(rows, [&](auto shape) {
+    return kind.type == GemmOutputType::kF32 ? start(shape, float()) : start(shape, Bf16());
+  });
 }
 
 }  // namespace weir::cuda

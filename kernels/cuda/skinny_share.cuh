@@ -10,12 +10,8 @@
 
 namespace weir::cuda::skinny {
 
-constexpr int kTileRows = 128;  // of W, two warpgroups
-constexpr int kBlockK = 64;     // 128 bytes, the width of a swizzled box
-constexpr int kConsumers = 256;
-constexpr int kWarps = kConsumers / 32;
-static_assert(kTileRows == compressed::kRows && kBlockK == compressed::kCols &&
-              kConsumers == compressed::kThreads);
+constexpr int kBlockK = 64;                      // 128 bytes, the width of a swizzled box
+static_assert(kBlockK == compressed::kCols);
 constexpr int kWarpBytes = 32 * sizeof(float4);  // four values of each thread of a warp
 constexpr int kAlignment = 1024;                 // of swizzled boxes
 constexpr int kBarrierBytes = 320;
@@ -26,28 +22,46 @@ constexpr int kSharedBytes = 222 * 1024;
 // How W lies in memory.
 enum class Form : uint8_t { kPlain, kCompressed };
 
-// A tile has kM * kWarpBytes of values: piece i * kWarps + w are the values 4 i to 4 i + 3 of warp
-// w (hopper::Product). Of a cluster's block |rank| adds up the pieces from first_piece[rank] on.
+// A tile has kPieces of values: piece i * kWarps + w are the values 4 i to 4 i + 3 of warp w
+// (hopper::Product). Of a cluster's block |rank| adds up the pieces from first_piece[rank] on.
+// |kShares|: the blocks of a cluster share tiles; otherwise there are no clusters.
 //
 // Behind the reading of W instructions are in no cache: what is done once a tile stands in short
 // loops (unrolled, 64 rows: 2 % of a step more).
-template <int kM, Form kForm>
+template <int rows, Form form, bool shares>
 struct Shape {
-  // So many rows that registers are short: more for those who add up, and blocks that share no
-  // tile.
-  static constexpr bool kWide = kM > kMaxSharedRows;
-  // The last warp, or of wide shapes warpgroup, asks for copies.
-  static constexpr int kThreads = kConsumers + (kWide ? 128 : 32);
-  static constexpr int kWeightBytes =
-      kForm == Form::kCompressed ? compressed::kBlockBytes : kTileRows * kBlockK * 2;
+  static constexpr int kM = rows;
+  static constexpr Form kForm = form;
+  static constexpr bool kShares = shares;
+  static_assert(kShares || kForm == Form::kCompressed);
+  // Warpgroups that multiply, each 64 rows of W. Two that unpack what they multiply are no match
+  // for memory (docs/gpu.md). Four are where registers and space for what blocks send each other
+  // are enough.
+  static constexpr int kGroups = kForm == Form::kCompressed && kM <= (kShares ? 64 : 128) ? 4 : 2;
+  static constexpr int kTileRows = 64 * kGroups;  // of W
+  static constexpr int kConsumers = 128 * kGroups;
+  static constexpr int kWarps = kConsumers / 32;
+  static constexpr int kPieces = kM / 8 * kWarps;
+  // So many threads or rows that registers are short: those that multiply get more.
+  static constexpr bool kShort = kGroups == 4 || kM > 128;
+  static constexpr int kConsumerRegisters = kGroups == 4 ? 112 : 232;
+  static constexpr int kProducerRegisters = kGroups == 4 ? 32 : 40;
+  // The last warp asks for copies; only warpgroups can give registers.
+  static constexpr int kThreads = kConsumers + (kShort ? 128 : 32);
+  static constexpr uint32_t kCompressedBlocks = kTileRows / compressed::kRows;  // of a stage
+  static constexpr int kWeightBytes = kForm == Form::kCompressed
+                                          ? kCompressedBlocks * compressed::kBlockBytes
+                                          : kTileRows * kBlockK * 2;
   // Where a stage's X begins, since boxes are aligned.
   static constexpr int kWeightSpace = (kWeightBytes + kAlignment - 1) / kAlignment * kAlignment;
   static constexpr int kInputBytes = kM * kBlockK * 2;
   static constexpr int kStageBytes = kWeightSpace + kInputBytes;
-  // What the blocks of a cluster send to one of them; rounding adds a piece each at most.
-  static constexpr int kSentBytes = kWide ? 0 : (kM + kMaxSkinnyCluster) * kWarpBytes;
+  // What the blocks of a cluster send to one of them, rounding adds a piece each at most; or a
+  // piece of every warp.
+  static constexpr int kSentBytes =
+      (kShares ? kPieces + kMaxSkinnyCluster : kWarps) * kWarpBytes;
   // bf16; two blocks or more share
-  static constexpr int kOldBytes = kWide ? 0 : kM / 2 * kWarpBytes / 2;
+  static constexpr int kOldBytes = kShares ? kPieces / 2 * kWarpBytes / 2 : 0;
   static constexpr int kRest = kAlignment + kBarrierBytes + kSentBytes + kOldBytes;
   static constexpr int kStages = (kSharedBytes - kRest) / kStageBytes;
   static constexpr int kBytes = kRest + kStages * kStageBytes;
@@ -56,7 +70,7 @@ struct Shape {
 };
 
 struct Arguments {
-  CUtensorMap weights;        // [n, k], boxes of [kTileRows, kBlockK]; plain ones
+  CUtensorMap weights;        // [n, k], boxes of [128, kBlockK]; plain ones
   CUtensorMap x;              // [m, k], boxes of [kM, kBlockK]
   const uint8_t* compressed;  // the others
   void* y;
@@ -64,17 +78,18 @@ struct Arguments {
   WeightGate gate;
   int32_t m, n;
   uint32_t tiles;
+  uint32_t compressed_tiles;  // of compressed::kRows
   uint32_t k_blocks;
   bool accumulate;
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-template <int kM, Form kForm>
+template <typename S>  // a Shape
 struct Shared {
   uint8_t* weights;       // [stages][kWeightSpace]
   uint8_t* x;             // [stages][kInputBytes]
-  uint8_t* sent;          // [cluster][pieces][kWarpBytes]
+  uint8_t* sent;          // [cluster][pieces][kWarpBytes]; of a block alone [warps][kWarpBytes]
   uint2* old;             // [pieces][32]: of Y, what the tile's own pieces are added to
   uint64_t* full;         // [stages]
   uint64_t* empty;        // [stages]
@@ -83,7 +98,6 @@ struct Shared {
   uint32_t* first_piece;  // [cluster + 1]
 
   __device__ explicit Shared(uint8_t* raw) {
-    using S = Shape<kM, kForm>;
     weights = raw + (kAlignment - hopper::SharedAddress(raw) % kAlignment) % kAlignment;
     x = weights + S::kStages * S::kWeightSpace;
     sent = x + S::kStages * S::kInputBytes;
@@ -141,20 +155,25 @@ __device__ __forceinline__ bool MayReadWeights(const WeightGate& gate) {
 }
 
 // One thread: asks for the whole share, as stages become free.
-template <int kM, Form kForm>
-__device__ void Produce(const Arguments& p, const Shared<kM, kForm>& s, const Share& share) {
-  using S = Shape<kM, kForm>;
+template <typename S>
+__device__ void Produce(const Arguments& p, const Shared<S>& s, const Share& share) {
   const uint64_t once = hopper::PolicyEvictFirst();
   const uint64_t again = hopper::PolicyEvictLast();
   const auto copy_weights = [&](uint32_t tile, uint32_t block, uint32_t stage) {
-    hopper::ArriveExpecting(&s.full[stage], S::kWeightBytes + S::kInputBytes);
     uint8_t* to = s.weights + stage * S::kWeightSpace;
-    if constexpr (kForm == Form::kCompressed) {
-      const uint64_t from = (uint64_t{tile} * p.k_blocks + block) * S::kWeightBytes;
-      hopper::CopyBytes(to, p.compressed + from, S::kWeightBytes, &s.full[stage], once);
+    if constexpr (S::kForm == Form::kCompressed) {
+      // The last tile may be half outside.
+      const uint32_t first = tile * S::kCompressedBlocks;
+      const uint32_t count = min(S::kCompressedBlocks, p.compressed_tiles - first);
+      hopper::ArriveExpecting(&s.full[stage], count * compressed::kBlockBytes + S::kInputBytes);
+      for (uint32_t i = 0; i < count; ++i, to += compressed::kBlockBytes) {
+        const uint64_t from = (uint64_t{first + i} * p.k_blocks + block) * compressed::kBlockBytes;
+        hopper::CopyBytes(to, p.compressed + from, compressed::kBlockBytes, &s.full[stage], once);
+      }
     } else {
+      hopper::ArriveExpecting(&s.full[stage], S::kWeightBytes + S::kInputBytes);
       hopper::CopyBox(to, &p.weights, static_cast<int32_t>(block * kBlockK),
-                      static_cast<int32_t>(tile * kTileRows), &s.full[stage], once);
+                      static_cast<int32_t>(tile * S::kTileRows), &s.full[stage], once);
     }
   };
   const auto copy_x = [&](uint32_t block, uint32_t stage) {

@@ -221,31 +221,42 @@ TEST_F(CudaCompressedGemm, ABucketTakesFewerRowsAndWritesNoMore) {
   }
 }
 
-// Many tiles in several rounds, put together by clusters.
+// Many tiles in several rounds, by every size of cluster: of each row the bits that plain weights
+// give in clusters of that size, 64 rows at a time.
 TEST_F(CudaCompressedGemm, HasTheBitsOfTheProductOfPlainWeights) {
   struct Shape {
     int64_t n, k;
+  };
+  SkinnyGemm skinny;
+  ASSERT_TRUE(Launched(SkinnyGemm::Create(&skinny)));
+  const auto product = [&](const GemmParams& params, int cluster) {
+    ASSERT_TRUE(Launched(skinny.Run(params, cluster, {.stream = stream_})));
+    ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
   };
   uint32_t seed = 40;
   for (const Shape& shape : {Shape{384, 128}, {1000, 576}, {2000, 4096}, {40000, 192}}) {
     const auto [n, k] = shape;
     Random random(seed++);
     const Weights w(n, k, random.Bf16s(n * k));
-    const Values before = random.Bf16s(kMaxSkinnyRows * n);
-    const DeviceBuffer<uint16_t> x(random.Bf16s(kMaxSkinnyRows * k)), bias(random.Bf16s(n));
-    const auto planner = Planner(SkinnyUse::kAlways);
+    const Values before = random.Bf16s(kMaxCompressedRows * n);
+    const DeviceBuffer<uint16_t> x(random.Bf16s(kMaxCompressedRows * k)), bias(random.Bf16s(n));
     for (const GemmKind& kind : CompressedKinds(n, k)) {
       GemmKind plain = kind;
       plain.compressed = false;
-      for (const int64_t m : {1, 7, 8, 16, 32, 33, 64}) {
-        SCOPED_TRACE(::testing::Message()
-                     << m << " rows, [" << n << ", " << k << "], bias " << kind.bias << ", output "
-                     << static_cast<int>(kind.output));
-        const Rows rows{&x, &bias, m};
-        ASSERT_NO_FATAL_FAILURE(Prepare(*planner, kind, w, rows));
-        ASSERT_NO_FATAL_FAILURE(Prepare(*planner, plain, w, rows));
-        ASSERT_TRUE(ProductOf(*planner, kind, w, rows, before) ==
-                    ProductOf(*planner, plain, w, rows, before));
+      for (const int64_t m : {1, 7, 16, 33, 64, 65, 96, 100, 128, 150, 192, 256}) {
+        for (const int cluster : skinny.Clusters(kind, m)) {
+          SCOPED_TRACE(::testing::Message()
+                       << m << " rows, [" << n << ", " << k << "], bias " << kind.bias
+                       << ", output " << static_cast<int>(kind.output) << ", clusters of "
+                       << cluster);
+          const DeviceBuffer<uint16_t> got(before), want(before);
+          product(Params(kind, w, {&x, &bias, m}, got.get()), cluster);
+          for (int64_t first = 0; first < m; first += kMaxSkinnyRows) {
+            const int64_t rows = std::min(kMaxSkinnyRows, m - first);
+            product(Params(plain, w, {&x, &bias, rows, first}, want.get() + first * n), cluster);
+          }
+          ASSERT_TRUE(got.Download() == want.Download());
+        }
       }
     }
   }
