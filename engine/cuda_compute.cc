@@ -241,11 +241,14 @@ Status CudaCompute::Impl::Build(const std::function<void(uint64_t, uint64_t)>& p
       reinterpret_cast<std::byte*>(memory.weights), kv, scratch(),
       reinterpret_cast<uint64_t*>(memory.produced), reinterpret_cast<uint64_t*>(memory.consumed),
       ExchangeOfSlots(), memory.stream);
-  WEIR_TRY(ToStatus(cuda::GemmPlanner::Create({.workspace = scratch() + layout.gemm_workspace,
-                                               .workspace_bytes = kGemmWorkspaceBytes,
-                                               .candidates = 6,
-                                               .rounds = 3},
-                                              &gemm)));
+  WEIR_TRY(ToStatus(cuda::GemmPlanner::Create(
+      {.workspace = scratch() + layout.gemm_workspace,
+       .workspace_bytes = kGemmWorkspaceBytes,
+       .expanded = reinterpret_cast<cuda::Bf16*>(scratch() + layout.expanded),
+       .expanded_bytes = layout.expanded_bytes,
+       .candidates = 6,
+       .rounds = 3},
+      &gemm)));
   // Choices of another library version or GPU are of no use; then all are made anew.
   if (!options.algorithms.empty()) (void)gemm->Import(options.algorithms);
   const std::vector<uint32_t> rows = RowBuckets(layout.decode_buckets, limits.max_rows);

@@ -136,7 +136,9 @@ Result<CudaLayout> CudaLayout::Make(const ModelConfig& c, const WeightMap& map,
   l.gate_up = at.Take(rows * 2 * c.intermediate_size * 2);
   l.activated = at.Take(rows * c.intermediate_size * 2);
   l.gathered = at.Take(sequences * c.hidden_size * 2);
-  l.logits = at.Take(sequences * vocab * 4);
+  // Weights are expanded before there are logits.
+  l.expanded_bytes = std::max(sequences * vocab * 4, map.compressed ? kLeastExpandedBytes : 0);
+  l.logits = l.expanded = at.Take(l.expanded_bytes);
   l.rope_cos = at.Take(uint64_t{limits.max_context} * (c.head_dim / 2) * 4);
   l.rope_sin = at.Take(uint64_t{limits.max_context} * (c.head_dim / 2) * 4);
   l.gemm_workspace = at.Take(kGemmWorkspaceBytes);

@@ -44,10 +44,12 @@ struct CudaLayout {
   uint64_t hidden = 0, normed = 0, qkv = 0, attended = 0, gate_up = 0, activated = 0;
   uint64_t gathered = 0, logits = 0, rope_cos = 0, rope_sin = 0;
   uint64_t gemm_workspace = 0;
+  uint64_t expanded = 0;  // a part of compressed weights as it was
   uint64_t plan_float = 0, decode_int = 0, prefill_int = 0;
   uint64_t decode_workspace = 0;  // of our own decode attention; zeroed once
   uint64_t bytes = 0;
 
+  uint64_t expanded_bytes = 0;
   uint64_t plan_float_bytes = 0, decode_int_bytes = 0, prefill_int_bytes = 0;
   uint64_t decode_workspace_bytes = 0;  // 0: this GPU or shape has no such kernel
   uint64_t max_edits = 0;
@@ -59,6 +61,7 @@ struct CudaLayout {
 };
 
 inline constexpr uint64_t kGemmWorkspaceBytes = 32 * kMiB;  // NVIDIA's advice for Hopper
+inline constexpr uint64_t kLeastExpandedBytes = 32 * kMiB;
 
 cuda::AttentionShape AttentionShapeOf(const ModelConfig& config, const WeightMap& map);
 cuda::KvLayout CudaKvLayoutOf(const ModelConfig& config, const WeightMap& map);

@@ -1,5 +1,6 @@
 #include "kernels/cuda/compressed_weights.h"
 
+#include "kernels/cuda/compressed_block.cuh"
 #include "kernels/cuda/enqueue.cuh"
 
 namespace weir::cuda {
@@ -160,15 +161,52 @@ __global__ void __launch_bounds__(kThreads) CompressKernel(const CompressParams 
   if (patches > kMostPatches && threadIdx.x == 0) atomicAdd(p.failed, 1u);
 }
 
+// A block goes through shared memory, so that whole lines are written.
+__global__ void __launch_bounds__(kThreads) ExpandKernel(const ExpandParams p) {
+  constexpr uint32_t kVectors = kCols * sizeof(Bf16) / sizeof(uint4);  // of a row
+  constexpr uint32_t kRowWords = kVectors * 4 + 4;  // one vector more: rows begin in other banks
+  __shared__ alignas(16) uint32_t rows[kRows * kRowWords];
+  TriggerDependents();
+  WaitForPredecessor();
+  const int64_t column_blocks = p.cols / kCols;
+  const int64_t tile = blockIdx.x / column_blocks;
+  uint32_t a[kPairs];
+  Unpack(p.compressed + int64_t{blockIdx.x} * kBlockBytes, a);
+  const auto t = static_cast<int>(threadIdx.x);
+#pragma unroll
+  for (int j = 0; j < kPairs; ++j) rows[RowOf(t, 2 * j) * kRowWords + ColOf(t, 2 * j) / 2] = a[j];
+  __syncthreads();
+  Bf16* block = p.weights + tile * kRows * p.cols + blockIdx.x % column_blocks * kCols;
+#pragma unroll
+  for (uint32_t i = threadIdx.x; i < kRows * kVectors; i += kThreads) {
+    const uint32_t row = i / kVectors;
+    if (tile * kRows + row >= p.rows) return;
+    reinterpret_cast<uint4*>(block + row * p.cols)[i % kVectors] =
+        reinterpret_cast<const uint4*>(rows + row * kRowWords)[i % kVectors];
+  }
+}
+
+LaunchStatus CheckShape(const char* what, int64_t rows, int64_t cols) {
+  constexpr int64_t kMost = int64_t{1} << 31;  // products of them are no concern
+  if (rows >= 1 && rows <= kMost && cols <= kMost && compressed::Fits(cols)) return {};
+  return LaunchStatus::Invalid(std::string(what) +
+                               ": rows at least 1 and cols a multiple of 64, at most 2^31, got " +
+                               std::to_string(rows) + ", " + std::to_string(cols));
+}
+
 }  // namespace
 
-LaunchStatus CompressWeights(const CompressParams& p, const Launch& launch) {
-  constexpr int64_t kMost = int64_t{1} << 31;  // products of them are no concern
-  if (p.rows < 1 || p.rows > kMost || p.cols > kMost || !compressed::Fits(p.cols)) {
-    return LaunchStatus::Invalid(
-        "compress: rows at least 1 and cols a multiple of 64, at most 2^31, got " +
-        std::to_string(p.rows) + ", " + std::to_string(p.cols));
+LaunchStatus ExpandWeights(const ExpandParams& p, const Launch& launch) {
+  if (LaunchStatus s = CheckShape("expand", p.rows, p.cols); !s.ok()) return s;
+  if (!Aligned16(p.weights, p.compressed)) {
+    return LaunchStatus::Invalid("expand: compressed and weights must be 16-byte aligned");
   }
+  return Enqueue("expand", ExpandKernel, compressed::Tiles(p.rows) * (p.cols / kCols), kThreads,
+                 launch, p);
+}
+
+LaunchStatus CompressWeights(const CompressParams& p, const Launch& launch) {
+  if (LaunchStatus s = CheckShape("compress", p.rows, p.cols); !s.ok()) return s;
   if (!Aligned16(p.weights, p.out)) {
     return LaunchStatus::Invalid("compress: weights and out must be 16-byte aligned");
   }

@@ -96,7 +96,7 @@ LaunchStatus LtProduct::Create(const CublasLtApi& api, cublasLtHandle_t handle, 
   }
   results[i++] = api.cublasLtMatrixLayoutCreate(&made->a_, CUDA_R_16BF, k, n, p.kind.k);
   results[i++] = api.cublasLtMatrixLayoutCreate(&made->b_, CUDA_R_16BF, k, m, p.kind.k);
-  results[i++] = api.cublasLtMatrixLayoutCreate(&made->d_, out, n, m, p.kind.n);
+  results[i++] = api.cublasLtMatrixLayoutCreate(&made->d_, out, n, m, p.kind.YStride());
   for (const cublasStatus_t status : results) {
     if (status != CUBLAS_STATUS_SUCCESS) return FromCublas(status, "describing a product");
   }

@@ -51,7 +51,7 @@ class LtProduct {
   const CublasLtApi& api_;
   cublasLtHandle_t handle_;
   const GemmKind kind_;
-  // In cuBLASLt's column-major terms D[n, m] = Aᵀ·B with A = W (ld k), B = X (ld k), D = Y (ld n).
+  // In cuBLASLt's column-major terms D[n, m] = Aᵀ·B with A = W (ld k), B = X (ld k), D = Y.
   cublasLtMatmulDesc_t op_ = nullptr;
   cublasLtMatrixLayout_t a_ = nullptr, b_ = nullptr, d_ = nullptr;
   int64_t rows_ = 0;  // that b and d are set to now

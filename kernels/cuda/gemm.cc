@@ -7,6 +7,7 @@
 #include <sstream>
 #include <vector>
 
+#include "kernels/cuda/compressed_weights.h"
 #include "kernels/cuda/cublaslt_product.h"
 #include "kernels/cuda/skinny_gemm.h"
 
@@ -24,6 +25,10 @@ bool Shares(int64_t m) {
   return m >= kSharedFrom && m <= kSharedTo;
 }
 constexpr int kSharedTimed = 3;  // of these, the fastest when each is tried once
+
+// From so many rows on products of compressed weights are made by cuBLASLt, of weights that were
+// expanded: what that costs is made up by its products being faster.
+constexpr int64_t kExpandedFrom = 4 * kMaxCompressedRows + 1;
 
 // Some algorithms clear memory before their kernel. 32 of these make the launch of a step's graph
 // take 100 us of the host's time instead of 5.
@@ -65,9 +70,12 @@ LaunchStatus GemmPlanner::Create(const GemmPlannerOptions& options,
                                  std::unique_ptr<GemmPlanner>* planner) {
   if (options.candidates < 1 || options.rounds < 1 ||
       (options.workspace_bytes > 0 && options.workspace == nullptr) ||
-      reinterpret_cast<uintptr_t>(options.workspace) % 256 != 0) {
+      (options.expanded_bytes > 0 && options.expanded == nullptr) ||
+      reinterpret_cast<uintptr_t>(options.workspace) % 256 != 0 ||
+      reinterpret_cast<uintptr_t>(options.expanded) % 256 != 0) {
     return LaunchStatus::Invalid(
-        "gemm: candidates and rounds are at least 1, and the workspace is 256-byte aligned");
+        "gemm: candidates and rounds are at least 1, and the workspace and the memory for expanded "
+        "weights are 256-byte aligned");
   }
   std::unique_ptr<GemmPlanner> made(new GemmPlanner(options));
   std::string reason;
@@ -101,6 +109,11 @@ LaunchStatus GemmPlanner::Check(const GemmParams& p) const {
     if (pointer == nullptr || reinterpret_cast<uintptr_t>(pointer) % 16 != 0) {
       return LaunchStatus::Invalid("gemm: x, weights and y must be 16-byte aligned pointers");
     }
+  }
+  if (kind.y_stride % 8 != 0 || kind.YStride() < kind.n || kind.y_stride > kMax) {
+    return LaunchStatus::Invalid(
+        "gemm: rows of y must be n or more elements apart, a multiple of 8, got " +
+        std::to_string(kind.y_stride));
   }
   if (kind.bias != (p.bias != nullptr)) {
     return LaunchStatus::Invalid(
@@ -313,11 +326,7 @@ LaunchStatus GemmPlanner::TimeSkinny(const GemmParams& p, std::span<const Bf16* 
 LaunchStatus GemmPlanner::Prepare(const GemmParams& p, std::span<const Bf16* const> weights,
                                   cudaStream_t stream) {
   if (LaunchStatus s = Check(p); !s.ok()) return s;
-  if (p.kind.compressed && p.m > kMaxCompressedRows) {  // made so many rows at a time
-    GemmParams part = p;
-    part.m = kMaxCompressedRows;
-    return Prepare(part, weights, stream);
-  }
+  if (p.kind.compressed && p.m > kMaxCompressedRows) return PrepareMany(p, weights, stream);
   const Bf16* const own[] = {p.weights};
   if (weights.empty()) weights = own;
   std::unique_ptr<Bucket>& slot = buckets_[{p.kind, p.m}];
@@ -348,18 +357,73 @@ LaunchStatus GemmPlanner::Prepare(const GemmParams& p, std::span<const Bf16* con
   return status;
 }
 
-LaunchStatus GemmPlanner::Run(const GemmParams& p, const Launch& launch) {
-  if (LaunchStatus s = Check(p); !s.ok()) return s;
-  if (p.kind.compressed && p.m > kMaxCompressedRows) {
-    GemmParams part = p;
-    for (int64_t row = 0; row < p.m; row += part.m) {
-      part.m = std::min(kMaxCompressedRows, p.m - row);
-      part.x = p.x + row * p.kind.k;
-      part.y = static_cast<Bf16*>(p.y) + row * p.kind.n;
-      if (LaunchStatus s = Run(part, launch); !s.ok()) return s;
+// Rows of compressed weights that are expanded at a time, all parts alike; 0: the product is not
+// made of expanded weights.
+int64_t GemmPlanner::PartRows(const GemmParams& p) const {
+  constexpr int64_t kLeast = 1024;  // fewer do not fill a GPU
+  if (p.m < kExpandedFrom || p.kind.n % compressed::kRows != 0) return 0;
+  const int64_t tiles = p.kind.n / compressed::kRows;
+  const int64_t room = static_cast<int64_t>(options_.expanded_bytes) /
+                       (compressed::kRows * p.kind.k * static_cast<int64_t>(sizeof(Bf16)));
+  for (int64_t part = std::min(tiles, room); part * compressed::kRows >= kLeast; --part) {
+    if (tiles % part == 0) return part * compressed::kRows;
+  }
+  return 0;
+}
+
+// Expands |rows| rows of the weights from |first| on, and gives the product of these.
+LaunchStatus GemmPlanner::Expand(const GemmParams& p, int64_t first, int64_t rows,
+                                 cudaStream_t stream, GemmParams* part) const {
+  *part = p;
+  part->kind.n = rows;
+  part->kind.compressed = false;
+  part->kind.y_stride = p.kind.n;
+  part->weights = options_.expanded;
+  if (p.kind.bias) part->bias = p.bias + first;
+  part->y = static_cast<Bf16*>(p.y) + first;
+  const auto* all = reinterpret_cast<const uint8_t*>(p.weights);
+  return ExpandWeights({.compressed = all + compressed::Bytes(first, p.kind.k),
+                        .rows = rows,
+                        .cols = p.kind.k,
+                        .weights = options_.expanded},
+                       {.stream = stream});
+}
+
+LaunchStatus GemmPlanner::PrepareMany(const GemmParams& p, std::span<const Bf16* const> weights,
+                                      cudaStream_t stream) {
+  GemmParams part = p;
+  part.m = kMaxCompressedRows;
+  LaunchStatus status = Prepare(part, weights, stream);
+  if (const int64_t rows = PartRows(p); rows > 0 && status.ok()) {
+    status = Expand(p, 0, rows, stream, &part);
+    if (status.ok()) status = Prepare(part, {}, stream);
+  }
+  return status;
+}
+
+// Products of more rows than our own kernel makes at a time.
+LaunchStatus GemmPlanner::RunMany(const GemmParams& p, const Launch& launch) {
+  GemmParams part = p;
+  if (const int64_t rows = PartRows(p); rows > 0) {
+    for (int64_t first = 0; first < p.kind.n; first += rows) {
+      LaunchStatus status = Expand(p, first, rows, launch.stream, &part);
+      if (status.ok()) status = Run(part, launch);
+      if (!status.ok()) return status;
     }
     return {};
   }
+  for (int64_t row = 0; row < p.m; row += part.m) {
+    part.m = std::min(kMaxCompressedRows, p.m - row);
+    part.x = p.x + row * p.kind.k;
+    part.y = static_cast<Bf16*>(p.y) + row * p.kind.n;
+    if (LaunchStatus s = Run(part, launch); !s.ok()) return s;
+  }
+  return {};
+}
+
+LaunchStatus GemmPlanner::Run(const GemmParams& p, const Launch& launch) {
+  if (LaunchStatus s = Check(p); !s.ok()) return s;
+  if (p.kind.compressed && p.m > kMaxCompressedRows) return RunMany(p, launch);
   auto at = buckets_.lower_bound({p.kind, p.m});
   while (at != buckets_.end() && !at->second->prepared) ++at;  // imported only
   if (at == buckets_.end() || std::get<0>(at->first) != p.kind) {
@@ -384,7 +448,8 @@ std::string GemmPlanner::Export() const {
     if (!bucket->chosen) continue;
     text += std::to_string(m) + " " + std::to_string(kind.n) + " " + std::to_string(kind.k) + " " +
             std::to_string(kind.bias) + " " + std::to_string(static_cast<int>(kind.output)) + " " +
-            std::to_string(static_cast<int>(kind.type)) + " " + std::to_string(kind.compressed);
+            std::to_string(static_cast<int>(kind.type)) + " " + std::to_string(kind.compressed) +
+            " " + std::to_string(kind.y_stride);
     // Our own kernel is a cluster size and zeros, which no algorithm of cuBLASLt is.
     cublasLtMatmulAlgo_t algorithm = bucket->algorithm;
     if (bucket->cluster > 0) algorithm.data[0] = static_cast<uint64_t>(bucket->cluster);
@@ -412,11 +477,12 @@ LaunchStatus GemmPlanner::Import(const std::string& text) {
     int64_t m = 0;
     int bias = -1, output = -1, type = -1, compressed = -1;
     auto bucket = std::make_unique<Bucket>();
-    in >> m >> kind.n >> kind.k >> bias >> output >> type >> compressed >> std::hex;
+    in >> m >> kind.n >> kind.k >> bias >> output >> type >> compressed >> kind.y_stride >>
+        std::hex;
     for (size_t i = 0; i < kAlgorithmWords; ++i) in >> bucket->algorithm.data[i];
     std::string rest;
     if (in.fail() || in >> rest || bias < 0 || bias > 1 || output < 0 || output > 1 || type < 0 ||
-        type > 1 || compressed < 0 || compressed > 1) {
+        type > 1 || compressed < 0 || compressed > 1 || kind.y_stride < 0) {
       return LaunchStatus::Invalid("gemm: not a line of exported algorithms: " +
                                    line.substr(0, 120));
     }

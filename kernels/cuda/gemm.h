@@ -45,7 +45,9 @@ struct GemmKind {
   GemmOutput output = GemmOutput::kOverwrite;
   GemmOutputType type = GemmOutputType::kBf16;
   bool compressed = false;  // W (kernels/compressed_weights.h); bf16 output only
+  int64_t y_stride = 0;     // elements from row to row of y, a multiple of 8; 0: n
   int64_t WeightBytes() const { return compressed ? compressed::Bytes(n, k) : n * k * 2; }
+  int64_t YStride() const { return y_stride == 0 ? n : y_stride; }
   friend auto operator<=>(const GemmKind&, const GemmKind&) = default;
 };
 
@@ -54,7 +56,7 @@ struct GemmParams {
   const Bf16* x = nullptr;        // [m, k]; pointers are 16-byte aligned, rows contiguous
   const Bf16* weights = nullptr;  // [n, k]; compressed: its bytes
   const Bf16* bias = nullptr;     // [n], iff kind.bias
-  void* y = nullptr;              // [m, n] of kind.type
+  void* y = nullptr;              // [m, n] of kind.type, rows kind.YStride() apart
   int64_t m = 0;
   WeightGate gate;  // before the weights; for launches that read them early
 };
@@ -67,6 +69,10 @@ struct GemmPlannerOptions {
   // It stays alive as long as any graph with one of these products. One stream at a time.
   void* workspace = nullptr;
   size_t workspace_bytes = 0;
+  // Device memory that products of many rows expand compressed weights into, a part at a time; free
+  // for other uses between products. Too little for a thousand rows of weights: they do without.
+  Bf16* expanded = nullptr;
+  size_t expanded_bytes = 0;
   bool allow_split_k = true;
   // Algorithms that are timed, at most; more may be tried once to find these. 1: cuBLASLt's own
   // first choice, untimed.
@@ -129,6 +135,12 @@ class GemmPlanner {
   LaunchStatus TimeSkinny(const GemmParams& params, std::span<const Bf16* const> weights,
                           cudaStream_t stream, Bucket* bucket, float* ms);
   bool CanMake(const GemmParams& params, int cluster) const;
+  int64_t PartRows(const GemmParams& params) const;
+  LaunchStatus Expand(const GemmParams& params, int64_t first, int64_t rows, cudaStream_t stream,
+                      GemmParams* part) const;
+  LaunchStatus PrepareMany(const GemmParams& params, std::span<const Bf16* const> weights,
+                           cudaStream_t stream);
+  LaunchStatus RunMany(const GemmParams& params, const Launch& launch);
   LaunchStatus Enqueue(Bucket& bucket, const GemmParams& params, const Launch& launch) const;
   std::string Header() const;
 

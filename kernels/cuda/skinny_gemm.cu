@@ -1,6 +1,7 @@
 #include "kernels/cuda/skinny_gemm.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda/skinny_kernel.cuh"
 
@@ -45,19 +46,24 @@ auto WithCompressedShape(int rows, int cluster, Make make) {
   constexpr Form kForm = Form::kCompressed;
   if (rows > kMaxSharedRows) {
     switch (rows) {
+      case 144: return make(Shape<144, kForm, false>());
       case 160: return make(Shape<160, kForm, false>());
       case 192: return make(Shape<192, kForm, false>());
       default: return make(Shape<256, kForm, false>());
     }
   }
+  const auto alone_or_not = [&]<int kM>(std::integral_constant<int, kM>) {
+    return cluster == 1 ? make(Shape<kM, kForm, false>()) : make(Shape<kM, kForm, true>());
+  };
   switch (rows) {
     case 8: return make(Shape<8, kForm, true>());
     case 16: return make(Shape<16, kForm, true>());
     case 32: return make(Shape<32, kForm, true>());
     case 64: return make(Shape<64, kForm, true>());
-    case 96: return cluster > 1 ? make(Shape<96, kForm, true>()) : make(Shape<96, kForm, false>());
-    default:
-      return cluster > 1 ? make(Shape<128, kForm, true>()) : make(Shape<128, kForm, false>());
+    case 80: return alone_or_not(std::integral_constant<int, 80>());
+    case 96: return alone_or_not(std::integral_constant<int, 96>());
+    case 112: return alone_or_not(std::integral_constant<int, 112>());
+    default: return alone_or_not(std::integral_constant<int, 128>());
   }
 }
 

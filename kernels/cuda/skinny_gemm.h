@@ -19,8 +19,8 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cstdint>
+#include <iterator>
 #include <vector>
 
 #include "kernels/compressed_weights.h"
@@ -33,12 +33,13 @@ inline constexpr int64_t kMaxCompressedRows = 256;  // the same, of compressed w
 inline constexpr int64_t kMaxSharedRows = 128;      // of products whose tiles blocks can share
 inline constexpr int kMaxSkinnyCluster = 8;         // blocks; what every Hopper GPU can place
 
-// Rows that the kernel for |m| computes: 8, 16, 32, 64, 96, 128, 160, 192 or 256.
+// Rows that kernels compute; the last for as many as there may be.
+inline constexpr int kSkinnyRows[] = {8, 16, 32, 64, 80, 96, 112, 128, 144, 160, 192, 256};
+static_assert(std::end(kSkinnyRows)[-1] == kMaxCompressedRows);
+
+// Those of the kernel for |m|.
 inline int SkinnyRows(int64_t m) {
-  for (const int rows : {96, 160, 192}) {
-    if (m <= rows && m > rows - 32) return rows;
-  }
-  return static_cast<int>(std::bit_ceil(std::max<uint64_t>(8, static_cast<uint64_t>(m))));
+  return *std::lower_bound(std::begin(kSkinnyRows), std::end(kSkinnyRows) - 1, m);
 }
 
 // Represents what such products need of a device; made once, outside captures.
@@ -49,7 +50,7 @@ class SkinnyGemm {
   static LaunchStatus Create(SkinnyGemm* skinny);
 
   bool Supports(const GemmKind& kind, int64_t m) const {
-    if (processors_ == 0 || m < 1 || kind.n % 4 != 0) return false;
+    if (processors_ == 0 || m < 1 || kind.n % 4 != 0 || kind.y_stride != 0) return false;
     if (!kind.compressed) return m <= kMaxSkinnyRows && kind.k % 8 == 0;
     return m <= kMaxCompressedRows && compressed::Fits(kind.k) &&
            kind.type == GemmOutputType::kBf16;

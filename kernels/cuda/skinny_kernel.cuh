@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/compressed_block.cuh"
+#include "kernels/cuda/hopper_product.cuh"
 #include "kernels/cuda/skinny_sum.cuh"
 
 namespace weir::cuda::skinny {

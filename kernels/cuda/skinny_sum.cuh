@@ -128,7 +128,9 @@ __device__ __forceinline__ void PutWhole(const Arguments& p, const Shared<S>& s,
     __syncwarp();
     const FourAt<S> at(tile, i * S::kWarps + warp);
     uint2 old = {};
-    if (p.accumulate && at.Inside(p)) old = *reinterpret_cast<const uint2*>(at.template In<Bf16>(p));
+    if (p.accumulate && at.Inside(p)) {
+      old = *reinterpret_cast<const uint2*>(at.template In<Bf16>(p));
+    }
     PutFour<Out>(p, at, FourOf(piece), old);
     __syncwarp();
   }

@@ -86,11 +86,15 @@ class CudaCompressedGemm : public testing::GpuTest {
     testing::GpuTest::TearDown();
   }
 
-  std::unique_ptr<GemmPlanner> Planner(SkinnyUse skinny) const {
+  std::unique_ptr<GemmPlanner> Planner(SkinnyUse skinny, Bf16* expanded = nullptr,
+                                       size_t expanded_bytes = 0) const {
     std::unique_ptr<GemmPlanner> planner;
-    EXPECT_TRUE(Launched(GemmPlanner::Create(
-        {.workspace = workspace_->get(), .workspace_bytes = workspace_->Bytes(), .skinny = skinny},
-        &planner)));
+    EXPECT_TRUE(Launched(GemmPlanner::Create({.workspace = workspace_->get(),
+                                              .workspace_bytes = workspace_->Bytes(),
+                                              .expanded = expanded,
+                                              .expanded_bytes = expanded_bytes,
+                                              .skinny = skinny},
+                                             &planner)));
     return planner;
   }
 
@@ -218,6 +222,41 @@ TEST_F(CudaCompressedGemm, ABucketTakesFewerRowsAndWritesNoMore) {
     SCOPED_TRACE(m);
     const Values got = ProductOf(*planner, kind, w, {&dx, nullptr, m}, before);
     ASSERT_NO_FATAL_FAILURE(ExpectProduct(got, reference, kind, m, {}, before));
+  }
+}
+
+TEST_F(CudaCompressedGemm, ManyRowsAreMadeOfExpandedParts) {
+  constexpr int64_t kN = 3072, kK = 128, kRows = 1200;
+  constexpr int64_t kTileBytes = compressed::kRows * kK * 2;
+  Random random(30);
+  const Values x = random.Bf16s(kRows * kK), bias = random.Bf16s(kN);
+  const Values before = random.Bf16s((kRows + 1) * kN);
+  const Weights w(kN, kK, random.Bf16s(kN * kK));
+  const Reference reference(x, w.bits, kRows, kN, kK);
+  const DeviceBuffer<uint16_t> dx(x), db(bias);
+  const DeviceBuffer<uint16_t> expanded(Values(Size(kN * kK), 0xffff));
+  // All at once, three parts of 8 tiles of 24, and too few.
+  for (const int64_t tiles : {24, 11, 7}) {
+    const auto planner =
+        Planner(SkinnyUse::kTimed, AsBf16(expanded.get()), Size(tiles * kTileBytes));
+    for (const GemmKind& kind : CompressedKinds(kN, kK)) {
+      ASSERT_NO_FATAL_FAILURE(Prepare(*planner, kind, w, {&dx, &db, kRows}));
+      for (const int64_t m : {257, 1024, 1025, 1200}) {
+        SCOPED_TRACE(::testing::Message()
+                     << m << " rows, room for " << tiles << " tiles, bias " << kind.bias
+                     << ", output " << static_cast<int>(kind.output));
+        const Values got = ProductOf(*planner, kind, w, {&dx, &db, m}, before);
+        ASSERT_NO_FATAL_FAILURE(ExpectProduct(got, reference, kind, m, bias, before));
+      }
+    }
+    const Values part = expanded.Download();
+    const int64_t rows = tiles == 24 ? kN : tiles == 11 ? kN / 3 : 0;
+    EXPECT_EQ(std::memcmp(part.data(), w.bits.data() + (kN - rows) * kK, Size(rows * kK) * 2), 0);
+    if (rows > 0) {
+      ASSERT_EQ(cudaMemset(expanded.get(), 0xff, expanded.Bytes()), cudaSuccess);
+    } else {
+      EXPECT_EQ(part, Values(Size(kN * kK), 0xffff));
+    }
   }
 }
 

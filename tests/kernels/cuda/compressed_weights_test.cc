@@ -75,6 +75,25 @@ TEST_F(CudaCompressedWeights, HaveTheBytesOfTheReference) {
   }
 }
 
+TEST_F(CudaCompressedWeights, ExpandToWhatTheyWere) {
+  uint32_t seed = 30;
+  for (const Shape& shape : kShapes) {
+    for (const int odd : {0, 1, 20}) {
+      SCOPED_TRACE(::testing::Message() << "[" << shape.rows << ", " << shape.cols << "], seed "
+                                        << seed << ", " << odd << " odd weights a block");
+      const Matrix m = RandomMatrix(shape.rows, shape.cols, seed++, odd);
+      std::vector<uint16_t> want = m.bits;
+      want.resize(want.size() + 8, 0xffff);  // and nothing behind
+      const DeviceBuffer<uint8_t> bytes(Compressed(m));
+      const DeviceBuffer<uint16_t> weights(std::vector<uint16_t>(want.size(), 0xffff));
+      ASSERT_TRUE(Launched(ExpandWeights(
+          {bytes.get(), m.rows, m.cols, AsBf16(weights.get())}, {stream_})));
+      ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+      EXPECT_TRUE(weights.Download() == want);
+    }
+  }
+}
+
 TEST_F(CudaCompressedWeights, CountsTheBlocksThatFail) {
   // 31 patches in one block, 32 in two: all of a thread's, and one in each of several warps.
   Matrix m{256, 128, std::vector<uint16_t>(256 * 128, 0x3f80)};
