@@ -39,10 +39,10 @@ __device__ __forceinline__ void ProductWait() {
 #define WEIR_VALUES_72 WEIR_VALUES_64, WEIR_D4(64), WEIR_D4(68)
 #define WEIR_NAMES_80 WEIR_NAMES_72 ", %72, %73, %74, %75, %76, %77, %78, %79"
 #define WEIR_VALUES_80 WEIR_VALUES_72, WEIR_D4(72), WEIR_D4(76)
-#define WEIR_NAMES_96 \
-  WEIR_NAMES_80 ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, " \
-  "%94, %95"
-#define WEIR_VALUES_96 WEIR_VALUES_80, WEIR_D4(80), WEIR_D4(84), WEIR_D4(88), WEIR_D4(92)
+#define WEIR_NAMES_88 WEIR_NAMES_80 ", %80, %81, %82, %83, %84, %85, %86, %87"
+#define WEIR_VALUES_88 WEIR_VALUES_80, WEIR_D4(80), WEIR_D4(84)
+#define WEIR_NAMES_96 WEIR_NAMES_88 ", %88, %89, %90, %91, %92, %93, %94, %95"
+#define WEIR_VALUES_96 WEIR_VALUES_88, WEIR_D4(88), WEIR_D4(92)
 #define WEIR_NAMES_128 \
   WEIR_NAMES_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, " \
   "%109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, "   \
@@ -74,8 +74,8 @@ __device__ __forceinline__ void Product(float (&d)[kN / 2], uint64_t a, uint64_t
 // rows 16 (t / 32) + t % 32 / 4, + 8, and of columns 8 further of both rows.
 template <int kN>
 __device__ __forceinline__ void Product(float (&d)[kN / 2], const uint32_t* a, uint64_t b) {
-  static_assert(kN == 8 || kN == 16 || kN == 32 || (kN >= 64 && kN <= 160 && kN % 16 == 0) ||
-                kN == 192 || kN == 256);
+  static_assert(kN == 8 || kN == 16 || kN == 32 || (kN >= 64 && kN <= 192 && kN % 16 == 0) ||
+                kN == 256);
 #define WEIR_PRODUCT(n, count, a0, a1, a2, a3, b_name)                                           \
   if constexpr (kN == n) {                                                                       \
     asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" WEIR_NAMES_##count \
@@ -93,6 +93,7 @@ __device__ __forceinline__ void Product(float (&d)[kN / 2], const uint32_t* a, u
   WEIR_PRODUCT(128, 64, 64, 65, 66, 67, 68)
   WEIR_PRODUCT(144, 72, 72, 73, 74, 75, 76)
   WEIR_PRODUCT(160, 80, 80, 81, 82, 83, 84)
+  WEIR_PRODUCT(176, 88, 88, 89, 90, 91, 92)
   WEIR_PRODUCT(192, 96, 96, 97, 98, 99, 100)
   WEIR_PRODUCT(256, 128, 128, 129, 130, 131, 132)
 #undef WEIR_PRODUCT
@@ -119,6 +120,8 @@ __device__ __forceinline__ void Product(float (&d)[kN / 2], const uint32_t* a, u
 #undef WEIR_VALUES_72
 #undef WEIR_NAMES_80
 #undef WEIR_VALUES_80
+#undef WEIR_NAMES_88
+#undef WEIR_VALUES_88
 #undef WEIR_NAMES_96
 #undef WEIR_VALUES_96
 #undef WEIR_NAMES_128

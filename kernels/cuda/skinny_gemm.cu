@@ -48,6 +48,7 @@ auto WithCompressedShape(int rows, int cluster, Make make) {
     switch (rows) {
       case 144: return make(Shape<144, kForm, false>());
       case 160: return make(Shape<160, kForm, false>());
+      case 176: return make(Shape<176, kForm, false>());
       case 192: return make(Shape<192, kForm, false>());
       default: return make(Shape<256, kForm, false>());
     }

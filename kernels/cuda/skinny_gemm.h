@@ -34,7 +34,7 @@ inline constexpr int64_t kMaxSharedRows = 128;      // of products whose tiles b
 inline constexpr int kMaxSkinnyCluster = 8;         // blocks; what every Hopper GPU can place
 
 // Rows that kernels compute; the last for as many as there may be.
-inline constexpr int kSkinnyRows[] = {8, 16, 32, 64, 80, 96, 112, 128, 144, 160, 192, 256};
+inline constexpr int kSkinnyRows[] = {8, 16, 32, 64, 80, 96, 112, 128, 144, 160, 176, 192, 256};
 static_assert(std::end(kSkinnyRows)[-1] == kMaxCompressedRows);
 
 // Those of the kernel for |m|.

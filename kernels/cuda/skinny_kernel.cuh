@@ -9,6 +9,12 @@ namespace weir::cuda::skinny {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+// |value|, which is the same for all threads of a warp, so that the compiler knows. Where it does
+// not, descriptors of products go into uniform registers one by one, each before its product.
+__device__ __forceinline__ uint32_t UniformOf(uint32_t value) {
+  return __shfl_sync(0xffffffffu, value, 0);
+}
+
 // Which stage is next, and the parity of its barrier's phase.
 template <int kStages>
 struct Turn {
@@ -24,7 +30,7 @@ struct Turn {
 template <typename S>
 __device__ __forceinline__ void AddPlain(const Shared<S>& s, uint32_t blocks,
                                          Turn<S::kStages>* turn, float (&d)[S::kM / 2]) {
-  const uint32_t half = threadIdx.x / 128 * (S::kWeightBytes / 2);
+  const uint32_t half = UniformOf(threadIdx.x / 128) * (S::kWeightBytes / 2);
   for (uint32_t block = 0; block < blocks; ++block) {
     hopper::Await(&s.full[turn->stage], turn->parity);
     const uint64_t a = hopper::SwizzledOperand(s.weights + turn->stage * S::kWeightSpace + half);
@@ -41,37 +47,49 @@ __device__ __forceinline__ void AddPlain(const Shared<S>& s, uint32_t blocks,
   }
 }
 
+// A block alone whose warps ask for copies in turn, one after each block of k: for what takes the
+// place of the block before, which nearly all have done with by then. |at|, |turn|: the block just
+// done with.
+template <typename S>
+__device__ __forceinline__ void AskInTurn(const Arguments& p, const Shared<S>& s,
+                                          const Share& share, Walk at,
+                                          const Turn<S::kStages>& turn) {
+  if (threadIdx.x == at.block % S::kWarps * 32 &&
+      (at.block > 0 || at.tile != share.first_tile)) {
+    const bool wraps = turn.stage == 0;
+    const uint32_t stage = wraps ? S::kStages - 1 : turn.stage - 1;
+    for (at.block += S::kStages - 1; at.block >= p.k_blocks; at.block -= p.k_blocks) {
+      at.tile += share.clusters;
+    }
+    if (at.tile < p.tiles) {
+      hopper::Await(&s.empty[stage], turn.parity ^ (wraps ? 1 : 0));
+      CopyWeights(p, s, at, stage);
+      CopyX(p, s, at, stage);
+    }
+  }
+  __syncwarp();
+}
+
 // The same of compressed weights, which go from shared memory into registers as operand A. Products
 // with A in registers keep their warp waiting: what unpacks meanwhile is other warpgroups.
-//
-// |own|: which of a stage's blocks is this thread's. Of the last tile it may be outside, and what
-// lies there then is no block.
 template <typename S>
-__device__ __forceinline__ void AddCompressed(const Shared<S>& s, uint32_t blocks, uint32_t own,
-                                              bool outside, Turn<S::kStages>* turn,
-                                              float (&d)[S::kM / 2]) {
-  const auto pass = [&] {
-    if (threadIdx.x % 32 == 0) hopper::Arrive(&s.empty[turn->stage]);
-    turn->Next();
-  };
-  if (outside) {
-    for (uint32_t block = 0; block < blocks; ++block) {
-      hopper::Await(&s.full[turn->stage], turn->parity);
-      pass();
-    }
-    return;
-  }
-  for (uint32_t block = 0; block < blocks; ++block) {
+__device__ __forceinline__ void AddCompressed(const Arguments& p, const Shared<S>& s,
+                                              const Share& share, uint32_t tile,
+                                              Turn<S::kStages>* turn, float (&d)[S::kM / 2]) {
+  const uint32_t own = threadIdx.x / compressed::kThreads * compressed::kBlockBytes;
+  for (uint32_t block = share.first; block < share.end; ++block) {
     uint32_t a[compressed::kWeightsPerThread / 2];
     hopper::Await(&s.full[turn->stage], turn->parity);
-    Unpack(s.weights + turn->stage * S::kWeightSpace + own * compressed::kBlockBytes, a);
+    Unpack(s.weights + turn->stage * S::kWeightSpace + own, a);
     const uint64_t b = hopper::SwizzledOperand(s.x + turn->stage * S::kInputBytes);
     hopper::ProductFence();
 #pragma unroll
     for (int k = 0; k < kBlockK / 16; ++k) hopper::Product<S::kM>(d, a + 4 * k, b + 2 * k);
     hopper::ProductCommit();
+    if constexpr (S::kInTurn) AskInTurn(p, s, share, {tile, block}, *turn);
     hopper::ProductWait();
-    pass();
+    if (threadIdx.x % 32 == 0) hopper::Arrive(&s.empty[turn->stage]);
+    turn->Next();
   }
 }
 
@@ -80,6 +98,10 @@ __device__ void Consume(const Arguments& p, const Shared<S>& s, const Share& sha
   const uint32_t thread = threadIdx.x;
   const uint32_t first_piece = s.first_piece[share.rank];
   const uint32_t pieces = s.first_piece[share.rank + 1] - first_piece;
+  if constexpr (S::kInTurn) {
+    if (thread == 0) (void)AskForFirst(p, s, share);
+    __syncwarp();
+  }
   WaitForPredecessor();
   Turn<S::kStages> turn;
   uint32_t round = 0;
@@ -93,9 +115,7 @@ __device__ void Consume(const Arguments& p, const Shared<S>& s, const Share& sha
     if constexpr (S::kForm == Form::kPlain) {
       AddPlain(s, share.end - share.first, &turn, d);
     } else {
-      const uint32_t own = thread / compressed::kThreads;
-      const bool outside = tile * S::kCompressedBlocks + own >= p.compressed_tiles;
-      AddCompressed(s, share.end - share.first, own, outside, &turn, d);
+      AddCompressed(p, s, share, tile, &turn, d);
     }
     if (!S::kShares || share.cluster == 1) {
       PutWhole<Out>(p, s, tile, d);
@@ -121,8 +141,9 @@ __global__ void __launch_bounds__(S::kThreads, 1) Kernel(const __grid_constant__
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
   const Shared<S> s(raw);
-  const Share share(p);
-  if (threadIdx.x == S::kConsumers) {
+  const Share share(p, S::kShares);
+  constexpr uint32_t kFirst = S::kInTurn ? 0 : S::kConsumers;  // of the threads that ask
+  if (threadIdx.x == kFirst) {
     for (int i = 0; i < S::kStages; ++i) {
       hopper::InitBarrier(&s.full[i], 1);
       hopper::InitBarrier(&s.empty[i], S::kWarps);
@@ -133,8 +154,8 @@ __global__ void __launch_bounds__(S::kThreads, 1) Kernel(const __grid_constant__
     if (S::kForm == Form::kPlain) hopper::PrefetchMap(&p.weights);
     hopper::PrefetchMap(&p.x);
   }
-  const uint32_t rank = threadIdx.x - (S::kConsumers + 1);
-  if (threadIdx.x > S::kConsumers && rank <= share.cluster) {
+  const uint32_t rank = threadIdx.x - (kFirst + 1);
+  if (threadIdx.x > kFirst && rank <= share.cluster) {
     s.first_piece[rank] = (S::kPieces * rank + share.cluster - 1) / share.cluster;
   }
   TriggerDependents();
@@ -142,12 +163,12 @@ __global__ void __launch_bounds__(S::kThreads, 1) Kernel(const __grid_constant__
   const bool alone = share.cluster == 1;  // cluster barriers are for clusters of two or more
   // Barriers are behind their fence, and W need not be asked for behind another.
   if (!alone) hopper::ClusterArriveRelaxed();
-  if (threadIdx.x < S::kConsumers) {
+  if (S::kInTurn || UniformOf(threadIdx.x / 32) < S::kWarps) {
     if constexpr (S::kShort) hopper::TakeRegisters<S::kConsumerRegisters>();
     Consume<Out>(p, s, share);
   } else {
     if constexpr (S::kShort) hopper::GiveRegisters<S::kProducerRegisters>();
-    if (threadIdx.x == S::kConsumers) Produce(p, s, share);
+    if (threadIdx.x == kFirst) Produce(p, s, share);
     __syncwarp();
     if (!alone) hopper::ClusterWait();
   }

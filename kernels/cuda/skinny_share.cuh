@@ -37,17 +37,19 @@ struct Shape {
   // Warpgroups that multiply, each 64 rows of W. Two that unpack what they multiply are no match
   // for memory (docs/gpu.md). Four are where registers and space for what blocks send each other
   // are enough.
-  static constexpr int kGroups = kForm == Form::kCompressed && kM <= (kShares ? 64 : 128) ? 4 : 2;
+  static constexpr int kGroups = kForm == Form::kCompressed && kM <= (kShares ? 64 : 160) ? 4 : 2;
   static constexpr int kTileRows = 64 * kGroups;  // of W
   static constexpr int kConsumers = 128 * kGroups;
   static constexpr int kWarps = kConsumers / 32;
   static constexpr int kPieces = kM / 8 * kWarps;
+  // Four warpgroups alone leave no registers for a fifth: their warps ask for copies in turn.
+  static constexpr bool kInTurn = kGroups == 4 && kM > 128;
   // So many threads or rows that registers are short: those that multiply get more.
-  static constexpr bool kShort = kGroups == 4 || kM > 128;
+  static constexpr bool kShort = !kInTurn && (kGroups == 4 || kM > 128);
   static constexpr int kConsumerRegisters = kGroups == 4 ? 112 : 232;
   static constexpr int kProducerRegisters = kGroups == 4 ? 32 : 40;
   // The last warp asks for copies; only warpgroups can give registers.
-  static constexpr int kThreads = kConsumers + (kShort ? 128 : 32);
+  static constexpr int kThreads = kConsumers + (kInTurn ? 0 : kShort ? 128 : 32);
   static constexpr uint32_t kCompressedBlocks = kTileRows / compressed::kRows;  // of a stage
   static constexpr int kWeightBytes = kForm == Form::kCompressed
                                           ? kCompressedBlocks * compressed::kBlockBytes
@@ -112,20 +114,23 @@ struct Shared {
 
 // What a block does: blocks of k [first, end) of every tile of its cluster.
 struct Share {
-  uint32_t rank = hopper::ClusterRank();
-  uint32_t cluster = hopper::ClusterSize();
-  uint32_t first_tile = blockIdx.x / cluster;
-  uint32_t clusters = gridDim.x / cluster;
-  uint32_t first, end;
+  uint32_t rank, cluster, first_tile, clusters, first, end;
 
-  __device__ explicit Share(const Arguments& p)
-      : first(p.k_blocks * rank / cluster), end(p.k_blocks * (rank + 1) / cluster) {}
+  // |shares|: there are clusters; a block alone is one of one.
+  __device__ __forceinline__ Share(const Arguments& p, bool shares)
+      : rank(shares ? hopper::ClusterRank() : 0),
+        cluster(shares ? hopper::ClusterSize() : 1),
+        first_tile(blockIdx.x / cluster),
+        clusters(gridDim.x / cluster),
+        first(p.k_blocks * rank / cluster),
+        end(p.k_blocks * (rank + 1) / cluster) {}
 };
 
 // The blocks of k that a share reads, tile by tile.
 struct Walk {
   uint32_t tile, block;
-  __device__ explicit Walk(const Share& share) : tile(share.first_tile), block(share.first) {}
+  __device__ explicit Walk(const Share& share) : Walk(share.first_tile, share.first) {}
+  __device__ Walk(uint32_t tile_, uint32_t block_) : tile(tile_), block(block_) {}
   __device__ void Next(const Share& share) {
     if (++block < share.end) return;
     block = share.first;
@@ -154,48 +159,61 @@ __device__ __forceinline__ bool MayReadWeights(const WeightGate& gate) {
   return true;
 }
 
-// One thread: asks for the whole share, as stages become free.
 template <typename S>
-__device__ void Produce(const Arguments& p, const Shared<S>& s, const Share& share) {
+__device__ __forceinline__ void CopyWeights(const Arguments& p, const Shared<S>& s, Walk at,
+                                            uint32_t stage) {
   const uint64_t once = hopper::PolicyEvictFirst();
-  const uint64_t again = hopper::PolicyEvictLast();
-  const auto copy_weights = [&](uint32_t tile, uint32_t block, uint32_t stage) {
-    uint8_t* to = s.weights + stage * S::kWeightSpace;
-    if constexpr (S::kForm == Form::kCompressed) {
-      // The last tile may be half outside.
-      const uint32_t first = tile * S::kCompressedBlocks;
-      const uint32_t count = min(S::kCompressedBlocks, p.compressed_tiles - first);
-      hopper::ArriveExpecting(&s.full[stage], count * compressed::kBlockBytes + S::kInputBytes);
-      for (uint32_t i = 0; i < count; ++i, to += compressed::kBlockBytes) {
-        const uint64_t from = (uint64_t{first + i} * p.k_blocks + block) * compressed::kBlockBytes;
-        hopper::CopyBytes(to, p.compressed + from, compressed::kBlockBytes, &s.full[stage], once);
-      }
-    } else {
-      hopper::ArriveExpecting(&s.full[stage], S::kWeightBytes + S::kInputBytes);
-      hopper::CopyBox(to, &p.weights, static_cast<int32_t>(block * kBlockK),
-                      static_cast<int32_t>(tile * S::kTileRows), &s.full[stage], once);
+  uint8_t* to = s.weights + stage * S::kWeightSpace;
+  hopper::ArriveExpecting(&s.full[stage], S::kWeightBytes + S::kInputBytes);
+  if constexpr (S::kForm == Form::kCompressed) {
+#pragma unroll
+    for (uint32_t i = 0; i < S::kCompressedBlocks; ++i) {
+      // Half of the last tile may be outside. Its other half stands there instead, so that there
+      // is one way for all; what comes of it is not written.
+      const uint32_t tile = min(at.tile * S::kCompressedBlocks + i, p.compressed_tiles - 1);
+      const uint64_t from = (uint64_t{tile} * p.k_blocks + at.block) * compressed::kBlockBytes;
+      hopper::CopyBytes(to + i * compressed::kBlockBytes, p.compressed + from,
+                        compressed::kBlockBytes, &s.full[stage], once);
     }
-  };
-  const auto copy_x = [&](uint32_t block, uint32_t stage) {
-    hopper::CopyBox(s.x + stage * S::kInputBytes, &p.x, static_cast<int32_t>(block * kBlockK), 0,
-                    &s.full[stage], again);
-  };
+  } else {
+    hopper::CopyBox(to, &p.weights, static_cast<int32_t>(at.block * kBlockK),
+                    static_cast<int32_t>(at.tile * S::kTileRows), &s.full[stage], once);
+  }
+}
+
+template <typename S>
+__device__ __forceinline__ void CopyX(const Arguments& p, const Shared<S>& s, Walk at,
+                                      uint32_t stage) {
+  hopper::CopyBox(s.x + stage * S::kInputBytes, &p.x, static_cast<int32_t>(at.block * kBlockK), 0,
+                  &s.full[stage], hopper::PolicyEvictLast());
+}
+
+// One thread: asks for the first stages. Gives what is next.
+template <typename S>
+__device__ __forceinline__ Walk AskForFirst(const Arguments& p, const Shared<S>& s,
+                                            const Share& share) {
   // Before the wait nothing of a predecessor may be touched.
   const bool early = MayReadWeights(p.gate);
   if (!early) WaitForPredecessor();
   Walk next(share);
   uint32_t ahead = 0;
   for (; ahead < S::kStages && next.tile < p.tiles; ++ahead, next.Next(share)) {
-    copy_weights(next.tile, next.block, ahead);
+    CopyWeights(p, s, next, ahead);
   }
   if (early) WaitForPredecessor();
   Walk x(share);
-  for (uint32_t stage = 0; stage < ahead; ++stage, x.Next(share)) copy_x(x.block, stage);
+  for (uint32_t stage = 0; stage < ahead; ++stage, x.Next(share)) CopyX(p, s, x, stage);
+  return next;
+}
+
+// One thread: asks for the whole share, as stages become free.
+template <typename S>
+__device__ void Produce(const Arguments& p, const Shared<S>& s, const Share& share) {
   uint32_t stage = 0, parity = 0;  // where there is more, all stages are in use
-  for (; next.tile < p.tiles; next.Next(share)) {
+  for (Walk next = AskForFirst(p, s, share); next.tile < p.tiles; next.Next(share)) {
     hopper::Await(&s.empty[stage], parity);
-    copy_weights(next.tile, next.block, stage);
-    copy_x(next.block, stage);
+    CopyWeights(p, s, next, stage);
+    CopyX(p, s, next, stage);
     if (++stage == S::kStages) {
       stage = 0;
       parity ^= 1;
