@@ -28,7 +28,7 @@ constexpr int kSharedTimed = 3;  // of these, the fastest when each is tried onc
 
 // From so many rows on products of compressed weights are made by cuBLASLt, of weights that were
 // expanded: what that costs is made up by its products being faster.
-constexpr int64_t kExpandedFrom = 4 * kMaxCompressedRows + 1;
+constexpr int64_t kExpandedFrom = 1537;
 
 // Some algorithms clear memory before their kernel. 32 of these make the launch of a step's graph
 // take 100 us of the host's time instead of 5.
@@ -326,7 +326,7 @@ LaunchStatus GemmPlanner::TimeSkinny(const GemmParams& p, std::span<const Bf16* 
 LaunchStatus GemmPlanner::Prepare(const GemmParams& p, std::span<const Bf16* const> weights,
                                   cudaStream_t stream) {
   if (LaunchStatus s = Check(p); !s.ok()) return s;
-  if (p.kind.compressed && p.m > kMaxCompressedRows) return PrepareMany(p, weights, stream);
+  if (PartRows(p) > 0) return PrepareMany(p, weights, stream);
   const Bf16* const own[] = {p.weights};
   if (weights.empty()) weights = own;
   std::unique_ptr<Bucket>& slot = buckets_[{p.kind, p.m}];
@@ -361,7 +361,7 @@ LaunchStatus GemmPlanner::Prepare(const GemmParams& p, std::span<const Bf16* con
 // made of expanded weights.
 int64_t GemmPlanner::PartRows(const GemmParams& p) const {
   constexpr int64_t kLeast = 1024;  // fewer do not fill a GPU
-  if (p.m < kExpandedFrom || p.kind.n % compressed::kRows != 0) return 0;
+  if (!p.kind.compressed || p.m < kExpandedFrom || p.kind.n % compressed::kRows != 0) return 0;
   const int64_t tiles = p.kind.n / compressed::kRows;
   const int64_t room = static_cast<int64_t>(options_.expanded_bytes) /
                        (compressed::kRows * p.kind.k * static_cast<int64_t>(sizeof(Bf16)));
@@ -392,38 +392,26 @@ LaunchStatus GemmPlanner::Expand(const GemmParams& p, int64_t first, int64_t row
 LaunchStatus GemmPlanner::PrepareMany(const GemmParams& p, std::span<const Bf16* const> weights,
                                       cudaStream_t stream) {
   GemmParams part = p;
-  part.m = kMaxCompressedRows;
+  part.m = kExpandedFrom - 1;  // for fewer rows
   LaunchStatus status = Prepare(part, weights, stream);
-  if (const int64_t rows = PartRows(p); rows > 0 && status.ok()) {
-    status = Expand(p, 0, rows, stream, &part);
-    if (status.ok()) status = Prepare(part, {}, stream);
-  }
-  return status;
+  if (status.ok()) status = Expand(p, 0, PartRows(p), stream, &part);
+  return status.ok() ? Prepare(part, {}, stream) : status;
 }
 
-// Products of more rows than our own kernel makes at a time.
 LaunchStatus GemmPlanner::RunMany(const GemmParams& p, const Launch& launch) {
   GemmParams part = p;
-  if (const int64_t rows = PartRows(p); rows > 0) {
-    for (int64_t first = 0; first < p.kind.n; first += rows) {
-      LaunchStatus status = Expand(p, first, rows, launch.stream, &part);
-      if (status.ok()) status = Run(part, launch);
-      if (!status.ok()) return status;
-    }
-    return {};
-  }
-  for (int64_t row = 0; row < p.m; row += part.m) {
-    part.m = std::min(kMaxCompressedRows, p.m - row);
-    part.x = p.x + row * p.kind.k;
-    part.y = static_cast<Bf16*>(p.y) + row * p.kind.n;
-    if (LaunchStatus s = Run(part, launch); !s.ok()) return s;
+  const int64_t rows = PartRows(p);
+  for (int64_t first = 0; first < p.kind.n; first += rows) {
+    LaunchStatus status = Expand(p, first, rows, launch.stream, &part);
+    if (status.ok()) status = Run(part, launch);
+    if (!status.ok()) return status;
   }
   return {};
 }
 
 LaunchStatus GemmPlanner::Run(const GemmParams& p, const Launch& launch) {
   if (LaunchStatus s = Check(p); !s.ok()) return s;
-  if (p.kind.compressed && p.m > kMaxCompressedRows) return RunMany(p, launch);
+  if (PartRows(p) > 0) return RunMany(p, launch);
   auto at = buckets_.lower_bound({p.kind, p.m});
   while (at != buckets_.end() && !at->second->prepared) ++at;  // imported only
   if (at == buckets_.end() || std::get<0>(at->first) != p.kind) {

@@ -49,6 +49,7 @@ auto WithCompressedShape(int rows, int cluster, Make make) {
       case 144: return make(Shape<144, kForm, false>());
       case 160: return make(Shape<160, kForm, false>());
       case 176: return make(Shape<176, kForm, false>());
+      case 224: return make(Shape<224, kForm, false>());
       case 192: return make(Shape<192, kForm, false>());
       default: return make(Shape<256, kForm, false>());
     }
@@ -190,7 +191,8 @@ LaunchStatus SkinnyGemm::Run(const GemmParams& params, int cluster, const Launch
     const cudaError_t set =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes);
     if (set != cudaSuccess) return LaunchStatus::Of(set, "skinny gemm: shared memory");
-    p.tiles = TilesOf(kind, S::kTileRows);
+    p.passes = static_cast<uint32_t>(SkinnyPasses(params.m));
+    p.tiles = TilesOf(kind, S::kTileRows) * p.passes;
     const int blocks = cluster * std::min(static_cast<int>(p.tiles), held);
     return Enqueue("skinny gemm", kernel, blocks, S::kThreads, launch, p, S::kBytes,
                    static_cast<unsigned>(cluster));

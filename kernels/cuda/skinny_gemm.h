@@ -9,9 +9,9 @@
 //     dependent launch): memory is busy while small kernels run. W is constant; where it is on its
 //     way (WeightGate) the kernel waits first.
 //
-// Of compressed weights (kernels/compressed_weights.h) m <= 256: they are read as they are, and
-// every thread unpacks into registers what its tensor core multiplies. Up to 64 rows they give the
-// bits of the same weights uncompressed, if clusters have the same size.
+// Of compressed weights (kernels/compressed_weights.h) m is any: they are read as they are, and
+// every thread unpacks into registers what its tensor core multiplies. In clusters of the same size
+// every row has the bits that the same weights give uncompressed, 64 rows at a time.
 //
 // Determinism: bits depend on the inputs, the shape and the size of the clusters alone; the order
 // of the sum does not depend on m.
@@ -29,17 +29,22 @@
 namespace weir::cuda {
 
 inline constexpr int64_t kMaxSkinnyRows = 64;
-inline constexpr int64_t kMaxCompressedRows = 256;  // the same, of compressed weights
-inline constexpr int64_t kMaxSharedRows = 128;      // of products whose tiles blocks can share
-inline constexpr int kMaxSkinnyCluster = 8;         // blocks; what every Hopper GPU can place
+inline constexpr int64_t kMaxSharedRows = 128;  // of products whose tiles blocks can share
+inline constexpr int kMaxSkinnyCluster = 8;     // blocks; what every Hopper GPU can place
 
-// Rows that kernels compute; the last for as many as there may be.
-inline constexpr int kSkinnyRows[] = {8, 16, 32, 64, 80, 96, 112, 128, 144, 160, 176, 192, 256};
-static_assert(std::end(kSkinnyRows)[-1] == kMaxCompressedRows);
+// Rows that kernels compute at a time.
+inline constexpr int kSkinnyRows[] = {8,   16,  32,  64,  80,  96,  112,
+                                      128, 144, 160, 176, 192, 224, 256};
 
-// Those of the kernel for |m|.
+// Passes over W that a product of |m| rows takes, and the rows of each.
+inline int64_t SkinnyPasses(int64_t m) {
+  constexpr int64_t kMost = std::end(kSkinnyRows)[-1];
+  return (m + kMost - 1) / kMost;
+}
 inline int SkinnyRows(int64_t m) {
-  return *std::lower_bound(std::begin(kSkinnyRows), std::end(kSkinnyRows) - 1, m);
+  const int64_t passes = SkinnyPasses(m);
+  return *std::lower_bound(std::begin(kSkinnyRows), std::end(kSkinnyRows),
+                           (m + passes - 1) / passes);
 }
 
 // Represents what such products need of a device; made once, outside captures.
@@ -52,8 +57,7 @@ class SkinnyGemm {
   bool Supports(const GemmKind& kind, int64_t m) const {
     if (processors_ == 0 || m < 1 || kind.n % 4 != 0 || kind.y_stride != 0) return false;
     if (!kind.compressed) return m <= kMaxSkinnyRows && kind.k % 8 == 0;
-    return m <= kMaxCompressedRows && compressed::Fits(kind.k) &&
-           kind.type == GemmOutputType::kBf16;
+    return compressed::Fits(kind.k) && kind.type == GemmOutputType::kBf16;
   }
   // Sizes of clusters worth trying for a supported |kind|, the most promising one first.
   std::vector<int> Clusters(const GemmKind& kind, int64_t m) const;

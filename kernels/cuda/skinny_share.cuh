@@ -79,7 +79,8 @@ struct Arguments {
   const Bf16* bias;
   WeightGate gate;
   int32_t m, n;
-  uint32_t tiles;
+  uint32_t tiles;   // each once for every pass
+  uint32_t passes;  // over W, with the next kM rows of X each; of blocks that share 1
   uint32_t compressed_tiles;  // of compressed::kRows
   uint32_t k_blocks;
   bool accumulate;
@@ -126,7 +127,8 @@ struct Share {
         end(p.k_blocks * (rank + 1) / cluster) {}
 };
 
-// The blocks of k that a share reads, tile by tile.
+// The blocks of k that a share reads, tile by tile. All passes over a tile are next to each other, so
+// that its weights come from L2 for all but one.
 struct Walk {
   uint32_t tile, block;
   __device__ explicit Walk(const Share& share) : Walk(share.first_tile, share.first) {}
@@ -170,7 +172,8 @@ __device__ __forceinline__ void CopyWeights(const Arguments& p, const Shared<S>&
     for (uint32_t i = 0; i < S::kCompressedBlocks; ++i) {
       // Half of the last tile may be outside. Its other half stands there instead, so that there
       // is one way for all; what comes of it is not written.
-      const uint32_t tile = min(at.tile * S::kCompressedBlocks + i, p.compressed_tiles - 1);
+      const uint32_t tile =
+          min(at.tile / p.passes * S::kCompressedBlocks + i, p.compressed_tiles - 1);
       const uint64_t from = (uint64_t{tile} * p.k_blocks + at.block) * compressed::kBlockBytes;
       hopper::CopyBytes(to + i * compressed::kBlockBytes, p.compressed + from,
                         compressed::kBlockBytes, &s.full[stage], once);
@@ -184,8 +187,9 @@ __device__ __forceinline__ void CopyWeights(const Arguments& p, const Shared<S>&
 template <typename S>
 __device__ __forceinline__ void CopyX(const Arguments& p, const Shared<S>& s, Walk at,
                                       uint32_t stage) {
-  hopper::CopyBox(s.x + stage * S::kInputBytes, &p.x, static_cast<int32_t>(at.block * kBlockK), 0,
-                  &s.full[stage], hopper::PolicyEvictLast());
+  const uint32_t row = S::kShares ? 0 : at.tile % p.passes * S::kM;
+  hopper::CopyBox(s.x + stage * S::kInputBytes, &p.x, static_cast<int32_t>(at.block * kBlockK),
+                  static_cast<int32_t>(row), &s.full[stage], hopper::PolicyEvictLast());
 }
 
 // One thread: asks for the first stages. Gives what is next.

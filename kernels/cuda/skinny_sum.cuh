@@ -13,10 +13,10 @@ namespace weir::cuda::skinny {
 template <typename S>
 struct FourAt {
   int32_t n, m;
-  __device__ FourAt(uint32_t tile, uint32_t piece)
+  __device__ FourAt(uint32_t tile, uint32_t piece, uint32_t first_row = 0)
       : n(static_cast<int32_t>(tile * S::kTileRows + piece % S::kWarps * 16 +
                                threadIdx.x % 4 * 4)),
-        m(static_cast<int32_t>(piece / S::kWarps * 8 + threadIdx.x % 32 / 4)) {}
+        m(static_cast<int32_t>(first_row + piece / S::kWarps * 8 + threadIdx.x % 32 / 4)) {}
   __device__ bool Inside(const Arguments& p) const { return n < p.n && m < p.m; }
   template <typename Out>
   __device__ Out* In(const Arguments& p) const {
@@ -126,7 +126,7 @@ __device__ __forceinline__ void PutWhole(const Arguments& p, const Shared<S>& s,
     reinterpret_cast<float4*>(piece)[threadIdx.x % 32] = {d[4 * i], d[4 * i + 1], d[4 * i + 2],
                                                           d[4 * i + 3]};
     __syncwarp();
-    const FourAt<S> at(tile, i * S::kWarps + warp);
+    const FourAt<S> at(tile / p.passes, i * S::kWarps + warp, tile % p.passes * S::kM);
     uint2 old = {};
     if (p.accumulate && at.Inside(p)) {
       old = *reinterpret_cast<const uint2*>(at.template In<Bf16>(p));

@@ -16,7 +16,8 @@ using testing::Launched;
 using testing::Random;
 using Values = std::vector<uint16_t>;
 
-constexpr int64_t kRowCounts[] = {1, 7, 16, 33, 64, 65, 96, 100, 128, 129, 200, 256, 257, 700};
+constexpr int64_t kRowCounts[] = {1,   7,   16,  33,  64,  65,  96,  100, 128,
+                                  129, 170, 200, 210, 256, 257, 500, 700};
 constexpr int64_t kMostRows = 700;
 
 size_t Size(int64_t count) {
@@ -226,7 +227,7 @@ TEST_F(CudaCompressedGemm, ABucketTakesFewerRowsAndWritesNoMore) {
 }
 
 TEST_F(CudaCompressedGemm, ManyRowsAreMadeOfExpandedParts) {
-  constexpr int64_t kN = 3072, kK = 128, kRows = 1200;
+  constexpr int64_t kN = 3072, kK = 128, kRows = 1600;
   constexpr int64_t kTileBytes = compressed::kRows * kK * 2;
   Random random(30);
   const Values x = random.Bf16s(kRows * kK), bias = random.Bf16s(kN);
@@ -241,7 +242,7 @@ TEST_F(CudaCompressedGemm, ManyRowsAreMadeOfExpandedParts) {
         Planner(SkinnyUse::kTimed, AsBf16(expanded.get()), Size(tiles * kTileBytes));
     for (const GemmKind& kind : CompressedKinds(kN, kK)) {
       ASSERT_NO_FATAL_FAILURE(Prepare(*planner, kind, w, {&dx, &db, kRows}));
-      for (const int64_t m : {257, 1024, 1025, 1200}) {
+      for (const int64_t m : {257, 1536, 1537, 1600}) {
         SCOPED_TRACE(::testing::Message()
                      << m << " rows, room for " << tiles << " tiles, bias " << kind.bias
                      << ", output " << static_cast<int>(kind.output));
@@ -277,12 +278,12 @@ TEST_F(CudaCompressedGemm, HasTheBitsOfTheProductOfPlainWeights) {
     const auto [n, k] = shape;
     Random random(seed++);
     const Weights w(n, k, random.Bf16s(n * k));
-    const Values before = random.Bf16s(kMaxCompressedRows * n);
-    const DeviceBuffer<uint16_t> x(random.Bf16s(kMaxCompressedRows * k)), bias(random.Bf16s(n));
+    const Values before = random.Bf16s(kMostRows * n);
+    const DeviceBuffer<uint16_t> x(random.Bf16s(kMostRows * k)), bias(random.Bf16s(n));
     for (const GemmKind& kind : CompressedKinds(n, k)) {
       GemmKind plain = kind;
       plain.compressed = false;
-      for (const int64_t m : {1, 7, 16, 33, 64, 65, 96, 100, 128, 150, 192, 256}) {
+      for (const int64_t m : kRowCounts) {
         for (const int cluster : skinny.Clusters(kind, m)) {
           SCOPED_TRACE(::testing::Message()
                        << m << " rows, [" << n << ", " << k << "], bias " << kind.bias
