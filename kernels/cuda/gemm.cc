@@ -19,10 +19,16 @@ constexpr size_t kAlgorithmWords = sizeof(cublasLtMatmulAlgo_t::data) / sizeof(u
 // What cuBLASLt proposes for one number of rows often lacks the best algorithm, which it proposes
 // for others (H100, Llama-3.1-8B, 832 rows: 545 us a layer, with others' 482). Products of so many
 // rows choose among what it proposes for all of these numbers.
-constexpr int64_t kSharedFrom = 528, kSharedTo = 2048, kSharedStep = 32;
+struct SharedRows {
+  int64_t from, to, step;
+};
+constexpr SharedRows kShared[] = {{136, 512, 24}, {528, 2048, 32}};
 constexpr int kSharedEach = 4;
-bool Shares(int64_t m) {
-  return m >= kSharedFrom && m <= kSharedTo;
+const SharedRows* SharedOf(int64_t m) {
+  const auto* found = std::find_if(std::begin(kShared), std::end(kShared), [m](const auto& rows) {
+    return m >= rows.from && m <= rows.to;
+  });
+  return found == std::end(kShared) ? nullptr : found;
 }
 constexpr int kSharedTimed = 3;  // of these, the fastest when each is tried once
 
@@ -42,7 +48,7 @@ struct GemmPlanner::Lt {
   std::string gpu;
   SkinnyGemm skinny;  // supports nothing unless created
   LtLimits limits;
-  std::map<GemmKind, Algorithms> shared;
+  std::map<std::pair<GemmKind, const SharedRows*>, Algorithms> shared;
   ~Lt() {
     if (handle != nullptr) api->cublasLtDestroy(handle);
   }
@@ -258,11 +264,12 @@ LaunchStatus GemmPlanner::Candidates(const GemmParams& p, std::span<const Bf16* 
   LtProduct& product = *bucket->product;
   Algorithms* candidates = &bucket->candidates;
   LaunchStatus status = product.Propose(lt_->limits, own, options_.candidates, candidates);
-  if (!status.ok() || options_.candidates == 1 || !Shares(p.m)) return status;
-  Algorithms& shared = lt_->shared[p.kind];
+  const SharedRows* sharing = SharedOf(p.m);
+  if (!status.ok() || options_.candidates == 1 || sharing == nullptr) return status;
+  Algorithms& shared = lt_->shared[{p.kind, sharing}];
   if (shared.empty()) {
     std::vector<int64_t> rows;
-    for (int64_t m = kSharedFrom; m <= kSharedTo; m += kSharedStep) rows.push_back(m);
+    for (int64_t m = sharing->from; m <= sharing->to; m += sharing->step) rows.push_back(m);
     if (status = product.Propose(lt_->limits, rows, kSharedEach, &shared); !status.ok()) {
       return status;
     }
