@@ -81,6 +81,8 @@ Result<std::unique_ptr<CudaStep>> CudaStep::Create(const ModelConfig& config,
   WEIR_TRY(ToStatus(
       cuda::GemmPlanner::Create({.workspace = step->Scratch<void>(step->layout_.gemm_workspace),
                                  .workspace_bytes = kGemmWorkspaceBytes,
+                                 .expanded = step->Scratch<cuda::Bf16>(step->layout_.expanded),
+                                 .expanded_bytes = step->layout_.expanded_bytes,
                                  .allow_split_k = options.split_k,
                                  .candidates = options.candidates,
                                  .rounds = 3,

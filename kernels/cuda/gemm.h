@@ -1,7 +1,7 @@
 // Dense products: Y[m, n] = X[m, k] · W[n, k]ᵀ (+ bias) (+ Y), all row-major, W as
 // Hugging Face stores it. Products of bf16 are summed in float; Y is rounded once. cuBLASLt makes
-// them, on Hopper some of few rows our own kernel (skinny_gemm.h), and all those of compressed
-// weights, 256 rows at a time.
+// them, on Hopper some of few rows our own kernel (skinny_gemm.h), which makes those of compressed
+// weights as well, unless they have so many rows that these are better expanded first.
 //
 // Tolerance: |y - reference| <= 2^-8 |y| (bf16 output) + 2^-22 * sqrt(k) * sum |x·w| (float sums in
 // another order than a double reference); accumulating, + 2^-8 |x·w|: some algorithms round the
@@ -138,9 +138,9 @@ class GemmPlanner {
   int64_t PartRows(const GemmParams& params) const;
   LaunchStatus Expand(const GemmParams& params, int64_t first, int64_t rows, cudaStream_t stream,
                       GemmParams* part) const;
-  LaunchStatus PrepareMany(const GemmParams& params, std::span<const Bf16* const> weights,
-                           cudaStream_t stream);
-  LaunchStatus RunMany(const GemmParams& params, const Launch& launch);
+  LaunchStatus PrepareExpanded(const GemmParams& params, std::span<const Bf16* const> weights,
+                               cudaStream_t stream);
+  LaunchStatus RunExpanded(const GemmParams& params, const Launch& launch);
   LaunchStatus Enqueue(Bucket& bucket, const GemmParams& params, const Launch& launch) const;
   std::string Header() const;
 

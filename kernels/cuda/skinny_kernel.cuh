@@ -47,9 +47,9 @@ __device__ __forceinline__ void AddPlain(const Shared<S>& s, uint32_t blocks,
   }
 }
 
-// A block alone whose warps ask for copies in turn, one after each block of k: for what takes the
-// place of the block before, which nearly all have done with by then. |at|, |turn|: the block just
-// done with.
+// A block alone whose warps ask for copies in turn, one during the products of each block of k: for
+// what takes the place of the block before, which nearly all have done with by then. |at|, |turn|:
+// the block that is being multiplied.
 template <typename S>
 __device__ __forceinline__ void AskInTurn(const Arguments& p, const Shared<S>& s,
                                           const Share& share, Walk at,

@@ -1,5 +1,5 @@
 // What a block of skinny_gemm.h's kernel has in shared memory, what its share of the work is, and
-// the thread that asks for it. Internal.
+// how that is asked for. Internal.
 #pragma once
 
 #include "kernels/compressed_weights.h"
@@ -60,8 +60,7 @@ struct Shape {
   static constexpr int kStageBytes = kWeightSpace + kInputBytes;
   // What the blocks of a cluster send to one of them, rounding adds a piece each at most; or a
   // piece of every warp.
-  static constexpr int kSentBytes =
-      (kShares ? kPieces + kMaxSkinnyCluster : kWarps) * kWarpBytes;
+  static constexpr int kSentBytes = (kShares ? kPieces + kMaxSkinnyCluster : kWarps) * kWarpBytes;
   // bf16; two blocks or more share
   static constexpr int kOldBytes = kShares ? kPieces / 2 * kWarpBytes / 2 : 0;
   static constexpr int kRest = kAlignment + kBarrierBytes + kSentBytes + kOldBytes;
@@ -72,15 +71,15 @@ struct Shape {
 };
 
 struct Arguments {
-  CUtensorMap weights;        // [n, k], boxes of [128, kBlockK]; plain ones
+  CUtensorMap weights;        // [n, k], boxes of [kTileRows, kBlockK]; plain ones
   CUtensorMap x;              // [m, k], boxes of [kM, kBlockK]
   const uint8_t* compressed;  // the others
   void* y;
   const Bf16* bias;
   WeightGate gate;
   int32_t m, n;
-  uint32_t tiles;   // each once for every pass
-  uint32_t passes;  // over W, with the next kM rows of X each; of blocks that share 1
+  uint32_t tiles;             // each once for every pass
+  uint32_t passes;            // over W, with the next kM rows of X each; of blocks that share 1
   uint32_t compressed_tiles;  // of compressed::kRows
   uint32_t k_blocks;
   bool accumulate;
@@ -127,8 +126,8 @@ struct Share {
         end(p.k_blocks * (rank + 1) / cluster) {}
 };
 
-// The blocks of k that a share reads, tile by tile. All passes over a tile are next to each other, so
-// that its weights come from L2 for all but one.
+// The blocks of k that a share reads, tile by tile. All passes over a tile are next to each other,
+// so that its weights come from L2 for all but one.
 struct Walk {
   uint32_t tile, block;
   __device__ explicit Walk(const Share& share) : Walk(share.first_tile, share.first) {}
