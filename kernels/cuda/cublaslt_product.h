@@ -1,5 +1,5 @@
 // One kind of dense product as cuBLASLt sees it: descriptors, what algorithms it proposes, and the
-// launch. Internal to gemm.cc, which chooses.
+// launch. Internal to GemmPlanner, which chooses.
 #pragma once
 
 #include <cstdint>
