@@ -113,7 +113,10 @@ class ApiServiceTest : public ::testing::Test {
 
   void Make() {
     options_.version = "1.2.3";
-    options_.on_request_end = [this](const RequestRecord& record) { records_.push_back(record); };
+    options_.on_request_end = [this](const RequestRecord& record) {
+      const std::lock_guard lock(records_mutex_);  // a request is reported after its reply
+      records_.push_back(record);
+    };
     auto api = ApiService::Create(
         engine_,
         {.id = "m", .created_s = 7, .max_model_len = 64, .vocab_size = 100, .fingerprint = "fp"},
@@ -146,7 +149,8 @@ class ApiServiceTest : public ::testing::Test {
 
   std::shared_ptr<FakeEngine> engine_ = std::make_shared<FakeEngine>();
   ApiOptions options_;
-  std::vector<RequestRecord> records_;
+  std::mutex records_mutex_;
+  std::vector<RequestRecord> records_;  // read when nobody reports any more
   std::unique_ptr<ApiService> api_;
 };
 
