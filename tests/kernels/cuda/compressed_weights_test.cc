@@ -86,8 +86,8 @@ TEST_F(CudaCompressedWeights, ExpandToWhatTheyWere) {
       want.resize(want.size() + 8, 0xffff);  // and nothing behind
       const DeviceBuffer<uint8_t> bytes(Compressed(m));
       const DeviceBuffer<uint16_t> weights(std::vector<uint16_t>(want.size(), 0xffff));
-      ASSERT_TRUE(Launched(ExpandWeights(
-          {bytes.get(), m.rows, m.cols, AsBf16(weights.get())}, {stream_})));
+      ASSERT_TRUE(
+          Launched(ExpandWeights({bytes.get(), m.rows, m.cols, AsBf16(weights.get())}, {stream_})));
       ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
       EXPECT_TRUE(weights.Download() == want);
     }
