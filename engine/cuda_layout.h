@@ -61,6 +61,7 @@ struct CudaLayout {
 };
 
 inline constexpr uint64_t kGemmWorkspaceBytes = 32 * kMiB;  // NVIDIA's advice for Hopper
+// Of compressed weights: a thousand rows of 16,384 columns.
 inline constexpr uint64_t kLeastExpandedBytes = 32 * kMiB;
 
 cuda::AttentionShape AttentionShapeOf(const ModelConfig& config, const WeightMap& map);

@@ -7,8 +7,8 @@
 
 namespace weir::cuda {
 
-// The 32 weights of thread threadIdx.x % 256 of 256: weight i = 2 p is the low half of a[p], i = 2 p + 1
-// the high half. |block|: 16-byte aligned, in shared or device memory.
+// The 32 weights of thread threadIdx.x % 256 of 256: weight i = 2 p is the low half of a[p],
+// i = 2 p + 1 the high half. |block|: 16-byte aligned, in shared or device memory.
 __device__ __forceinline__ void Unpack(const uint8_t* block,
                                        uint32_t (&a)[compressed::kWeightsPerThread / 2]) {
   constexpr int kPairs = compressed::kWeightsPerThread / 2;

@@ -44,16 +44,6 @@ LaunchStatus MakeMap(EncodeTiled encode, const void* matrix, int64_t rows, int64
 template <typename Make>
 auto WithCompressedShape(int rows, int cluster, Make make) {
   constexpr Form kForm = Form::kCompressed;
-  if (rows > kMaxSharedRows) {
-    switch (rows) {
-      case 144: return make(Shape<144, kForm, false>());
-      case 160: return make(Shape<160, kForm, false>());
-      case 176: return make(Shape<176, kForm, false>());
-      case 224: return make(Shape<224, kForm, false>());
-      case 192: return make(Shape<192, kForm, false>());
-      default: return make(Shape<256, kForm, false>());
-    }
-  }
   const auto alone_or_not = [&]<int kM>(std::integral_constant<int, kM>) {
     return cluster == 1 ? make(Shape<kM, kForm, false>()) : make(Shape<kM, kForm, true>());
   };
@@ -65,7 +55,13 @@ auto WithCompressedShape(int rows, int cluster, Make make) {
     case 80: return alone_or_not(std::integral_constant<int, 80>());
     case 96: return alone_or_not(std::integral_constant<int, 96>());
     case 112: return alone_or_not(std::integral_constant<int, 112>());
-    default: return alone_or_not(std::integral_constant<int, 128>());
+    case 128: return alone_or_not(std::integral_constant<int, 128>());
+    case 144: return make(Shape<144, kForm, false>());
+    case 160: return make(Shape<160, kForm, false>());
+    case 176: return make(Shape<176, kForm, false>());
+    case 192: return make(Shape<192, kForm, false>());
+    case 224: return make(Shape<224, kForm, false>());
+    default: return make(Shape<256, kForm, false>());
   }
 }
 

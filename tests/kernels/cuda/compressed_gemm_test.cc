@@ -16,8 +16,12 @@ using testing::Launched;
 using testing::Random;
 using Values = std::vector<uint16_t>;
 
-constexpr int64_t kRowCounts[] = {1,   7,   16,  33,  64,  65,  96,  100, 128,
-                                  129, 170, 200, 210, 256, 257, 500, 700};
+// All row counts that a kernel has a shape for, full or not, and several passes.
+const std::vector<int64_t> kRowCounts = [] {
+  std::vector<int64_t> counts = {1, 64, 128, 160, 256, 257, 500, 700};
+  for (const int rows : kSkinnyRows) counts.push_back(rows - 1);
+  return counts;
+}();
 constexpr int64_t kMostRows = 700;
 
 size_t Size(int64_t count) {

@@ -47,51 +47,52 @@ struct Shape {
 constexpr Shape kShapes[] = {{1, 64},    {8, 128},   {127, 64},   {128, 64},
                              {130, 192}, {300, 128}, {1000, 448}, {2048, 1024}};
 
-using CudaCompressedWeights = testing::GpuTest;
-
-TEST_F(CudaCompressedWeights, HaveTheBytesOfTheReference) {
+// Matrices of all shapes, with none, one and many odd weights a block.
+template <typename Check>
+void ForEachMatrix(Check check) {
   uint32_t seed = 1;
   for (const Shape& shape : kShapes) {
     for (const int odd : {0, 1, 20}) {
       SCOPED_TRACE(::testing::Message() << "[" << shape.rows << ", " << shape.cols << "], seed "
                                         << seed << ", " << odd << " odd weights a block");
-      const Matrix m = RandomMatrix(shape.rows, shape.cols, seed++, odd);
-      std::vector<uint8_t> want = Compressed(m);
-      want.resize(want.size() + 16, 0xff);  // and nothing behind
-      const DeviceBuffer<uint16_t> weights(m.bits);
-      const DeviceBuffer<uint8_t> out(want.size());
-      const DeviceBuffer<uint32_t> failed(std::vector<uint32_t>{0});
-      ASSERT_TRUE(
-          Launched(CompressWeights({AsBf16(weights.get()), m.rows, m.cols, out.get(), failed.get()},
-                                   {stream_, Overlap::kNone})));
-      ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
-      EXPECT_EQ(failed.Download()[0], 0u);
-      const auto got = out.Download();
-      for (size_t i = 0; i < want.size(); ++i) {
-        ASSERT_EQ(got[i], want[i]) << "byte " << i % compressed::kBlockBytes << " of block "
-                                   << i / compressed::kBlockBytes;
-      }
+      ASSERT_NO_FATAL_FAILURE(check(RandomMatrix(shape.rows, shape.cols, seed++, odd)));
     }
   }
 }
 
-TEST_F(CudaCompressedWeights, ExpandToWhatTheyWere) {
-  uint32_t seed = 30;
-  for (const Shape& shape : kShapes) {
-    for (const int odd : {0, 1, 20}) {
-      SCOPED_TRACE(::testing::Message() << "[" << shape.rows << ", " << shape.cols << "], seed "
-                                        << seed << ", " << odd << " odd weights a block");
-      const Matrix m = RandomMatrix(shape.rows, shape.cols, seed++, odd);
-      std::vector<uint16_t> want = m.bits;
-      want.resize(want.size() + 8, 0xffff);  // and nothing behind
-      const DeviceBuffer<uint8_t> bytes(Compressed(m));
-      const DeviceBuffer<uint16_t> weights(std::vector<uint16_t>(want.size(), 0xffff));
-      ASSERT_TRUE(
-          Launched(ExpandWeights({bytes.get(), m.rows, m.cols, AsBf16(weights.get())}, {stream_})));
-      ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
-      EXPECT_TRUE(weights.Download() == want);
+using CudaCompressedWeights = testing::GpuTest;
+
+TEST_F(CudaCompressedWeights, HaveTheBytesOfTheReference) {
+  ForEachMatrix([&](const Matrix& m) {
+    std::vector<uint8_t> want = Compressed(m);
+    want.resize(want.size() + 16, 0xff);  // and nothing behind
+    const DeviceBuffer<uint16_t> weights(m.bits);
+    const DeviceBuffer<uint8_t> out(want.size());
+    const DeviceBuffer<uint32_t> failed(std::vector<uint32_t>{0});
+    ASSERT_TRUE(
+        Launched(CompressWeights({AsBf16(weights.get()), m.rows, m.cols, out.get(), failed.get()},
+                                 {stream_, Overlap::kNone})));
+    ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+    EXPECT_EQ(failed.Download()[0], 0u);
+    const auto got = out.Download();
+    for (size_t i = 0; i < want.size(); ++i) {
+      ASSERT_EQ(got[i], want[i]) << "byte " << i % compressed::kBlockBytes << " of block "
+                                 << i / compressed::kBlockBytes;
     }
-  }
+  });
+}
+
+TEST_F(CudaCompressedWeights, ExpandToWhatTheyWere) {
+  ForEachMatrix([&](const Matrix& m) {
+    std::vector<uint16_t> want = m.bits;
+    want.resize(want.size() + 8, 0xffff);  // and nothing behind
+    const DeviceBuffer<uint8_t> bytes(Compressed(m));
+    const DeviceBuffer<uint16_t> weights(std::vector<uint16_t>(want.size(), 0xffff));
+    ASSERT_TRUE(
+        Launched(ExpandWeights({bytes.get(), m.rows, m.cols, AsBf16(weights.get())}, {stream_})));
+    ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+    EXPECT_TRUE(weights.Download() == want);
+  });
 }
 
 TEST_F(CudaCompressedWeights, CountsTheBlocksThatFail) {
