@@ -4,6 +4,9 @@
 //   profile   each kernel of a step alone, in a graph that replays it over the layers' weights and
 //             KV, so that they come from device memory as in a step
 //   step      the whole step in one graph, with and without early launches
+//   energy    the same kernels and the same step where the GPU runs without a pause: what they take
+//   at
+//             the clocks that its power limit leaves, and the energy of each
 //   gemm      the chosen algorithm of every bucket of rows
 //
 // Times are medians over replays. --help lists the options.
@@ -18,6 +21,7 @@
 #include <nlohmann/json.hpp>
 
 #include "bench/kernels/cuda_ceilings.h"
+#include "bench/kernels/cuda_energy.h"
 #include "bench/kernels/cuda_kernel_bench_options.h"
 #include "bench/kernels/cuda_step.h"
 #include "bench/kernels/cuda_timing.h"
@@ -165,15 +169,21 @@ Status EnqueueStep(const Bench& b, const std::vector<StepKernel>& kernels, uint3
   return run(StepPart::kEnd, 0);
 }
 
-Result<Timing> TimeKernel(const Bench& b, const StepKernel& k) {
+// A kernel alone, call after call.
+struct KernelCalls {
+  TimingOptions options;
+  std::function<Status(uint32_t)> enqueue;
+};
+
+KernelCalls CallsOf(const Bench& b, const StepKernel& k) {
   const bool of_layer = k.part == StepPart::kLayer || k.part == StepPart::kLayerAlternative;
   const uint32_t layers = of_layer ? b.step->layers() : 1;
-  const TimingOptions options{.rounds = b.options.rounds,
-                              .rotation = layers * k.copies,
-                              .least_calls = std::min(layers, 4U)};
-  return TimeCalls(b.stream, options, [&](uint32_t i) {
-    return k.enqueue(i % layers, i / layers % k.copies, b.options.overlap);
-  });
+  return {{.rounds = b.options.rounds,
+           .rotation = layers * k.copies,
+           .least_calls = std::min(layers, 4U)},
+          [&k, layers, overlap = b.options.overlap](uint32_t i) {
+            return k.enqueue(i % layers, i / layers % k.copies, overlap);
+          }};
 }
 
 void PrintRow(const Bench& b, const StepKernel& k, uint32_t calls, const Timing& t) {
@@ -197,7 +207,8 @@ Result<StepTotals> ProfileKernels(Bench* b, const std::vector<StepKernel>& kerne
   std::printf("%-14s %5s %10s %10s %9s %9s %9s %9s %8s %8s %6s\n", "kernel", "calls", "us/call",
               "us/step", "weight MB", "KV MB", "act. MB", "GFLOP", "GB/s", "TFLOP/s", "%ceil");
   for (const StepKernel& k : kernels) {
-    Result<Timing> timed = TimeKernel(*b, k);
+    const KernelCalls alone = CallsOf(*b, k);
+    Result<Timing> timed = TimeCalls(b->stream, alone.options, alone.enqueue);
     if (!timed.ok()) return timed.status().WithContext(k.name);
     const Timing t = timed.value();
     const uint32_t calls = CallsPerStep(*b, k);
@@ -264,6 +275,39 @@ Status TimeSteps(Bench* b, const StepSpec& spec, const std::vector<StepKernel>& 
   return OkStatus();
 }
 
+void PrintEnergy(const char* name, uint32_t calls, double bytes, double flops, const Sustained& s) {
+  std::printf("%-14s %5u %10.2f %10.1f %8.0f %9.2f %9.1f %8.0f %8.1f\n", name, calls,
+              s.seconds * 1e6, s.seconds * 1e6 * calls, s.joules / s.seconds, s.joules * 1e3,
+              s.joules * 1e3 * calls, bytes / s.seconds * 1e-9, flops / s.seconds * 1e-12);
+}
+
+Status MeasureEnergy(Bench* b, const std::vector<StepKernel>& kernels, Json* json) {
+  const EnergyCounter counter = WEIR_TRY(EnergyCounter::Open(b->options.device));
+  std::printf("%-14s %5s %10s %10s %8s %9s %9s %8s %8s\n", "without pause", "calls", "us/call",
+              "us/step", "W", "mJ/call", "mJ/step", "GB/s", "TFLOP/s");
+  double sum = 0;
+  for (const StepKernel& k : kernels) {
+    const KernelCalls alone = CallsOf(*b, k);
+    const Result<Sustained> measured =
+        SustainCalls(b->stream, alone.options, counter, alone.enqueue);
+    if (!measured.ok()) return measured.status().WithContext(k.name);
+    const Sustained& s = measured.value();
+    const uint32_t calls = CallsPerStep(*b, k);
+    PrintEnergy(k.name.c_str(), calls, k.bytes(), k.flops, s);
+    sum += s.joules * calls;
+    (*json)["energy"].push_back(
+        {{"name", k.name}, {"calls", calls}, {"us", s.seconds * 1e6}, {"mj", s.joules * 1e3}});
+  }
+  const Sustained step =
+      WEIR_TRY(SustainCalls(b->stream, {.rotation = 4}, counter, [&](uint32_t i) {
+        return EnqueueStep(*b, kernels, i, Overlap::kPrologue);
+      }));
+  std::printf("whole step %.1f us, %.0f W, %.1f mJ; its kernels alone %.1f mJ\n",
+              step.seconds * 1e6, step.joules / step.seconds, step.joules * 1e3, sum * 1e3);
+  (*json)["energy_step"] = {{"us", step.seconds * 1e6}, {"mj", step.joules * 1e3}};
+  return OkStatus();
+}
+
 Status RunSpec(Bench* b, const StepSpec& spec) {
   WEIR_TRY(b->step->Load(spec));
   std::printf("\n%s: %lld rows, KV of %u layers, %u copies; kernels alone with overlap %s\n",
@@ -285,6 +329,7 @@ Status RunSpec(Bench* b, const StepSpec& spec) {
   if (b->options.step) {
     WEIR_TRY(TimeSteps(b, spec, kernels, b->options.profile ? &parts : nullptr, &json));
   }
+  if (b->options.energy) WEIR_TRY(MeasureEnergy(b, kernels, &json));
   b->json["steps"].push_back(std::move(json));
   return OkStatus();
 }
@@ -363,10 +408,10 @@ Status Run(Bench* b) {
   WEIR_TRY(Open(b));
   WEIR_TRY(RunCeilings(b));
   const KernelBenchOptions& o = b->options;
-  if (!o.profile && !o.step && !o.gemm) return OkStatus();
+  if (!o.profile && !o.step && !o.energy && !o.gemm) return OkStatus();
   WEIR_TRY(MakeStep(b));
   for (const StepSpec& spec : o.specs) {
-    if (o.profile || o.step) WEIR_TRY(RunSpec(b, spec).WithContext(spec.Name()));
+    if (o.profile || o.step || o.energy) WEIR_TRY(RunSpec(b, spec).WithContext(spec.Name()));
     std::fflush(stdout);
   }
   return o.gemm ? RunGemm(b) : OkStatus();

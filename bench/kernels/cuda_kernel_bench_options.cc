@@ -79,16 +79,18 @@ Status AddPrefills(std::string_view text, std::vector<StepSpec>* specs) {
 }
 
 Status SetSections(std::string_view text, KernelBenchOptions* o) {
-  o->profile = o->step = o->gemm = false;
+  o->profile = o->step = o->energy = o->gemm = false;
   for (const std::string_view item : Split(text, ',')) {
     if (item == "profile") {
       o->profile = true;
     } else if (item == "step") {
       o->step = true;
+    } else if (item == "energy") {
+      o->energy = true;
     } else if (item == "gemm") {
       o->gemm = true;
     } else if (item != "ceilings") {  // always measured
-      return Wrong("--sections", "a list of ceilings, profile, step, gemm", item);
+      return Wrong("--sections", "a list of ceilings, profile, step, energy, gemm", item);
     }
   }
   return OkStatus();
@@ -152,8 +154,8 @@ std::string KernelBenchOptions::Usage() {
          "                             ~: behind 1 to twice as many\n"
          "  --prefill NxR[@C],...|none N sequences with R new tokens each, context C "
          "(1x2048,4x2048)\n"
-         "  --sections LIST            of ceilings, profile, step, gemm (all); ceilings always "
-         "run\n"
+         "  --sections LIST            of ceilings, profile, step, energy, gemm (all); "
+         "ceilings always run\n"
          "  --kv-order ORDER           token-head (default) or head-token\n"
          "  --overlap HOW              none (default) or prologue: kernels timed alone\n"
          "  --no-split-k               no split-K in products\n"

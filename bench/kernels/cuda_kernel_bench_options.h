@@ -12,7 +12,7 @@ namespace weir::bench {
 struct KernelBenchOptions {
   std::string config;  // a config.json, or a folder with one
   std::vector<StepSpec> specs;
-  bool profile = true, step = true, gemm = true;
+  bool profile = true, step = true, energy = true, gemm = true;
   cuda::Overlap overlap = cuda::Overlap::kNone;
   StepOptions model;
   uint32_t gemm_rows = 512;

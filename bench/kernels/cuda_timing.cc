@@ -3,11 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <memory>
-#include <type_traits>
 #include <vector>
-
-#include "engine/cuda_graph.h"
 
 namespace weir::bench {
 namespace {
@@ -19,18 +15,6 @@ Result<CudaGraph> Capture(cudaStream_t stream, uint32_t calls,
     for (uint32_t i = 0; i < calls && status.ok(); ++i) status = enqueue(i);
     return status;
   });
-}
-
-struct EventDeleter {
-  void operator()(cudaEvent_t event) const { (void)cudaEventDestroy(event); }
-};
-using CudaEvent = std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, EventDeleter>;
-
-// One that takes times.
-Result<CudaEvent> MakeCudaEvent() {
-  cudaEvent_t event = nullptr;
-  WEIR_TRY(FromCuda(cudaEventCreate(&event), "an event"));
-  return CudaEvent(event);
 }
 
 // Seconds of each of |rounds| replays. All are queued before the first is waited for.
@@ -73,8 +57,14 @@ uint32_t CallsFor(const TimingOptions& o, double seconds_a_call) {
 
 }  // namespace
 
-Result<Timing> TimeCalls(cudaStream_t stream, const TimingOptions& o,
-                         const std::function<Status(uint32_t)>& enqueue) {
+Result<CudaEvent> MakeCudaEvent() {
+  cudaEvent_t event = nullptr;
+  WEIR_TRY(FromCuda(cudaEventCreate(&event), "an event"));
+  return CudaEvent(event);
+}
+
+Result<RepeatedCalls> RepeatCalls(cudaStream_t stream, const TimingOptions& o,
+                                  const std::function<Status(uint32_t)>& enqueue) {
   WEIR_TRY(enqueue(0));
   WEIR_TRY(FromCuda(cudaStreamSynchronize(stream), "the first call"));
 
@@ -84,18 +74,25 @@ Result<Timing> TimeCalls(cudaStream_t stream, const TimingOptions& o,
     const CudaGraph trial = WEIR_TRY(Capture(stream, few, enqueue));
     estimate = Median(WEIR_TRY(Replay(stream, trial.get(), 3))) / few;
   }
-  Timing timing;
-  timing.calls = CallsFor(o, std::max(estimate, 1e-8));
-  const CudaGraph graph = WEIR_TRY(Capture(stream, timing.calls, enqueue));
+  RepeatedCalls repeated;
+  repeated.calls = CallsFor(o, std::max(estimate, 1e-8));
+  repeated.graph = WEIR_TRY(Capture(stream, repeated.calls, enqueue));
+  return repeated;
+}
 
+Result<Timing> TimeCalls(cudaStream_t stream, const TimingOptions& o,
+                         const std::function<Status(uint32_t)>& enqueue) {
+  const RepeatedCalls repeated = WEIR_TRY(RepeatCalls(stream, o, enqueue));
   using Clock = std::chrono::steady_clock;
   const Clock::time_point start = Clock::now();
   do {
-    WEIR_TRY(Replay(stream, graph.get(), 2));
+    WEIR_TRY(Replay(stream, repeated.graph.get(), 2));
   } while (std::chrono::duration<double>(Clock::now() - start).count() < o.warm_seconds);
 
-  std::vector<double> seconds = WEIR_TRY(Replay(stream, graph.get(), o.rounds));
-  for (double& s : seconds) s /= timing.calls;
+  std::vector<double> seconds = WEIR_TRY(Replay(stream, repeated.graph.get(), o.rounds));
+  for (double& s : seconds) s /= repeated.calls;
+  Timing timing;
+  timing.calls = repeated.calls;
   timing.median = Median(seconds);
   timing.least = *std::min_element(seconds.begin(), seconds.end());
   timing.most = *std::max_element(seconds.begin(), seconds.end());

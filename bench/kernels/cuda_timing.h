@@ -3,12 +3,23 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <type_traits>
 
 #include <cuda_runtime_api.h>
 
+#include "engine/cuda_graph.h"
 #include "vmm/status.h"
 
 namespace weir::bench {
+
+struct EventDeleter {
+  void operator()(cudaEvent_t event) const { (void)cudaEventDestroy(event); }
+};
+using CudaEvent = std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, EventDeleter>;
+
+// One that takes times.
+Result<CudaEvent> MakeCudaEvent();
 
 // Seconds of one call, over the replays of a graph.
 struct Timing {
@@ -30,8 +41,16 @@ struct TimingOptions {
   double warm_seconds = 0.05;  // of replays that are not timed
 };
 
+struct RepeatedCalls {
+  CudaGraph graph;
+  uint32_t calls = 0;  // in it
+};
+
 // |enqueue|(i) puts call i on |stream|; it is called once before the capture, so that no module is
 // loaded during it. Waits for the stream.
+Result<RepeatedCalls> RepeatCalls(cudaStream_t stream, const TimingOptions& options,
+                                  const std::function<Status(uint32_t)>& enqueue);
+// Times them.
 Result<Timing> TimeCalls(cudaStream_t stream, const TimingOptions& options,
                          const std::function<Status(uint32_t)>& enqueue);
 
