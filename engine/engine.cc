@@ -73,9 +73,20 @@ Status Engine::Build(const ProgressFn& progress) {
     return std::chrono::duration<double>(now - std::exchange(phase, now)).count();
   };
   backend_ = WEIR_TRY(MakeBackend(options_, model_, limits));
-  WEIR_TRY(BuildMemory());
-  info_.startup.memory = lap();
-  info_.load = WEIR_TRY(backend_->Load(checkpoint, *memory_, progress));
+  const auto load = [&](bool lookup_in_place) -> Status {
+    memory_.reset();
+    WEIR_TRY(BuildMemory(lookup_in_place));
+    info_.startup.memory = lap();
+    info_.load = WEIR_TRY(backend_->Load(checkpoint, *memory_, progress));
+    return OkStatus();
+  };
+  Status loaded = load(policy_->lookup_in_place());
+  const Tier tier = options_.backing == BackingChoice::kPeer ? Tier::kPeer : Tier::kHost;
+  if (!loaded.ok() && policy_->lookup_in_place() && IsMemoryRefusal(loaded, tier)) {
+    // Where memory for the backing copy was refused, weights that are all at home do without.
+    if (load(false).ok()) loaded = OkStatus();
+  }
+  WEIR_TRY(std::move(loaded));
   info_.most_kv_blocks = memory_->most_kv_blocks();
   if (!memory_->backing_refusal().ok()) {
     info_.backing_refusal = memory_->backing_refusal().ToString();
@@ -119,7 +130,7 @@ Status Engine::Build(const ProgressFn& progress) {
   return OkStatus();
 }
 
-Status Engine::BuildMemory() {
+Status Engine::BuildMemory(bool lookup_in_place) {
   MemoryOptions m;
   m.hbm_budget_bytes = options_.hbm_budget;
   m.granule_bytes = options_.granule;
@@ -142,6 +153,7 @@ Status Engine::BuildMemory() {
   m.scrub_kv = options_.scrub_kv;
   m.poison_freed = options_.poison_freed;
   m.ring_slots = options_.ring_slots;
+  m.lookup_in_place = lookup_in_place;
   memory_ = WEIR_TRY(Memory::Create(driver(), m));
   info_.granule_bytes = memory_->view().granule_bytes;
   info_.budget_bytes = memory_->view().pool.total * info_.granule_bytes;

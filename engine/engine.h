@@ -129,7 +129,7 @@ class Engine {
   explicit Engine(const EngineOptions& options);
   Status Build(const ProgressFn& progress);
   Status LoadText(const Checkpoint& checkpoint);
-  Status BuildMemory();
+  Status BuildMemory(bool lookup_in_place);
   GenerationOutput Translate(CoreOutput output);
   std::string TextOf(Stream& stream, const GenerationOutput& output) const;
 

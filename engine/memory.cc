@@ -20,6 +20,18 @@ uint64_t ChooseGranule(const WeightLayout& weights, uint64_t granularity) {
   return std::clamp<uint64_t>(wanted, granularity, std::max(granularity, 32 * kMiB));
 }
 
+// None where it stays at home.
+WeightSegment LookupInPlace(const MemoryOptions& options) {
+  const bool in_memory =
+      options.backing == BackingTier::kHost || options.backing == BackingTier::kPeer;
+  return options.lookup_in_place && in_memory ? options.weights.lookup : WeightSegment();
+}
+
+// Weights of |layout| that take granules while nothing is away.
+uint64_t GranulesAtHome(const WeightLayout& layout, uint64_t granule) {
+  return CeilDiv(layout.region_bytes, granule) - EvictionPlan::LookupGranules(layout, granule);
+}
+
 std::string Mebibytes(uint64_t bytes) {
   const uint64_t tenths = CeilDiv(bytes * 10, kMiB);
   return std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) + " MiB";
@@ -33,6 +45,7 @@ Result<std::unique_ptr<Memory>> Memory::Create(Driver& driver, const MemoryOptio
   memory->options_.pager.verify_stripes = true;
   memory->options_.poison_freed = true;
 #endif
+  memory->options_.weights.lookup = LookupInPlace(options);
   WEIR_TRY(memory->Build());
   return memory;
 }
@@ -46,7 +59,9 @@ Memory::~Memory() {
 }
 
 Result<uint64_t> Memory::LeastAtHome(const Driver& driver, const MemoryOptions& options) {
-  const Needs needs = WEIR_TRY(NeedsOf(driver, options));
+  MemoryOptions all_home = options;
+  all_home.weights.lookup = {};
+  const Needs needs = WEIR_TRY(NeedsOf(driver, all_home));
   return (needs.weights + needs.scratch + needs.least_kv) * needs.granule_bytes;
 }
 
@@ -67,7 +82,7 @@ Result<Memory::Needs> Memory::NeedsOf(const Driver& driver, const MemoryOptions&
   const uint64_t wanted_blocks = CeilDiv(options.kv_wanted_bytes, options.kv_block_bytes);
   return Needs{.granule_bytes = granule,
                .kv = kv,
-               .weights = CeilDiv(options.weights.region_bytes, granule),
+               .weights = GranulesAtHome(options.weights, granule),
                .scratch = CeilDiv(options.scratch_bytes, granule),
                .least_kv = least_kv,
                .wanted_kv = std::max(granules_for(wanted_blocks), least_kv)};
@@ -127,7 +142,7 @@ Status Memory::Build() {
       options_.pager.on_backing_refused = [this, tier](const Status& refusal) {
         DoWithoutBacking(tier, refusal);
       };
-    } else if (initial == 0 && IsMemoryRefusal(made.status(), tier)) {
+    } else if (initial == 0 && !lookup_in_place() && IsMemoryRefusal(made.status(), tier)) {
       DoWithoutBacking(tier, made.status());
       most_freed = 0;
     } else {
@@ -206,7 +221,7 @@ std::optional<uint64_t> Memory::KvBlocksAt(const EvictionTarget& target) const {
   const auto plan = EvictionPlan::Make(options_.weights, granule, target);
   const uint64_t have = pool_->counts().total + (plan.ok() ? plan->freed_granules() : 0);
   const uint64_t fixed =
-      CeilDiv(options_.weights.region_bytes, granule) + space_->region(scratch_).slots.size();
+      GranulesAtHome(options_.weights, granule) + space_->region(scratch_).slots.size();
   if (have < fixed) return std::nullopt;
   const KvGeometry& g = kv_->geometry();
   return (have - fixed) / g.granules_per_extent * g.blocks_per_extent;
@@ -254,7 +269,8 @@ void Memory::VacateAhead(const EvictionTarget& following) {
 Result<uint32_t> Memory::ExtentsFor(const EvictionTarget& target) const {
   const EvictionPlan next =
       WEIR_TRY(EvictionPlan::Make(weights_->layout(), pool_->granule_bytes(), target));
-  const uint64_t weights = space_->region(weights_->region()).slots.size() - next.freed_granules();
+  const uint64_t weights =
+      GranulesAtHome(options_.weights, pool_->granule_bytes()) - next.freed_granules();
   (void)pool_->Available();  // looks which granules have become free
   // What a move that did not begin has committed is free for this one.
   const PoolCounts& counts = pool_->counts();

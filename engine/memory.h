@@ -30,6 +30,9 @@ struct MemoryOptions {
   uint64_t kv_wanted_bytes = 0;   // an unlimited budget is weights + scratch + this much KV
   uint64_t kv_least_blocks = 1;   // a budget that cannot hold so many is refused
   WeightLayout weights;
+  // The layout's lookup table is read in place of the backing copy, where that is memory and lies
+  // in pieces of a granule (kHost, kPeer); else it is at home.
+  bool lookup_in_place = false;
   BackingTier backing = BackingTier::kHost;
   FileBackingStoreOptions file;  // for BackingTier::kNvme
   WeightPagerOptions pager;
@@ -61,7 +64,8 @@ class Memory {
   // Evicts at once what a budget smaller than everything requires; kNoMemory with the least budget
   // that would do when even full eviction is not enough. Where the device or the system refuses
   // memory for a backing copy (nothing more can be pinned, say), here or while weights are loaded,
-  // and all weights fit, they stay for good.
+  // and all weights fit, they stay for good; with a lookup table in place that is an error
+  // (lookup_in_place() says whether there is one), and without one the same may be tried again.
   static Result<std::unique_ptr<Memory>> Create(Driver& driver, const MemoryOptions& options);
   // The least budget, in bytes, with which all weights stay at home.
   static Result<uint64_t> LeastAtHome(const Driver& driver, const MemoryOptions& options);
@@ -77,6 +81,7 @@ class Memory {
   // Why there is no backing copy although one was asked for; ok if there is, or none was. Once the
   // weights are sealed it does not change.
   const Status& backing_refusal() const { return backing_refusal_; }
+  bool lookup_in_place() const { return options_.weights.lookup.bytes > 0; }
   uint32_t ring_slots() const { return options_.ring_slots; }
   // The most stripe granules a border may take from each layer; 0 without a backing copy, or when
   // the model has no more layers than the ring has slots.

@@ -74,6 +74,9 @@ WeightMap WeightMap::Make(const ModelConfig& c, WeightFormat format, uint64_t gr
   Cursor at(map);
   map.embedding = at.TakeMatrix(c.vocab_size, c.hidden_size);
   map.lm_head = c.tie_word_embeddings ? map.embedding : at.TakeMatrix(c.vocab_size, c.hidden_size);
+  if (!c.tie_word_embeddings) {
+    map.layout.lookup = {map.embedding, map.MatrixBytes(c.vocab_size, c.hidden_size)};
+  }
   map.final_norm = at.TakeNorm(c.hidden_size);
   map.layers.resize(c.num_layers);
   for (LayerOffsets& l : map.layers) {

@@ -4,7 +4,8 @@
 //   segment 0  fused q|k|v, then o     (gate: before the attention products)
 //   segment 1  fused gate|up           (gate: before the MLP)
 //   segment 2  down                    (gate: after the activation)
-// Embedding, lm_head, norms and biases come first and are never evicted.
+// Embedding, lm_head, norms and biases come first and are never evicted. An embedding that is not
+// the lm_head too is the layout's lookup table.
 #pragma once
 
 #include <cstdint>

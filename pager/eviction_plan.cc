@@ -30,6 +30,16 @@ Status ValidateLayout(const WeightLayout& layout, uint64_t granule_bytes) {
   }
   const size_t segments = layout.segments_per_layer();
   std::vector<WeightSegment> all;
+  const auto add = [&](const WeightSegment& s, const std::string& whose) -> Status {
+    if (s.offset > layout.region_bytes || s.bytes > layout.region_bytes - s.offset) {
+      return InvalidArgument(whose + " at offset " + std::to_string(s.offset) +
+                             " ends beyond the region of " + std::to_string(layout.region_bytes) +
+                             " bytes");
+    }
+    if (s.bytes > 0) all.push_back(s);
+    return OkStatus();
+  };
+  WEIR_TRY(add(layout.lookup, "the lookup table"));
   for (size_t l = 0; l < layout.layers.size(); ++l) {
     if (layout.layers[l].size() != segments) {
       return InvalidArgument("layer " + std::to_string(l) + " has " +
@@ -37,12 +47,7 @@ Status ValidateLayout(const WeightLayout& layout, uint64_t granule_bytes) {
                              std::to_string(segments));
     }
     for (const WeightSegment& s : layout.layers[l]) {
-      if (s.offset > layout.region_bytes || s.bytes > layout.region_bytes - s.offset) {
-        return InvalidArgument("a segment of layer " + std::to_string(l) + " at offset " +
-                               std::to_string(s.offset) + " ends beyond the region of " +
-                               std::to_string(layout.region_bytes) + " bytes");
-      }
-      if (s.bytes > 0) all.push_back(s);
+      WEIR_TRY(add(s, "a segment of layer " + std::to_string(l)));
     }
   }
   std::sort(all.begin(), all.end(),
@@ -175,6 +180,10 @@ uint32_t EvictionPlan::MaxLayers(const WeightLayout& layout, uint64_t granule_by
   return most;
 }
 
+uint32_t EvictionPlan::LookupGranules(const WeightLayout& layout, uint64_t granule_bytes) {
+  return static_cast<uint32_t>(InnerSlots(layout.lookup, granule_bytes).count());
+}
+
 uint32_t EvictionPlan::LeastLayerGranules(const WeightLayout& layout, uint64_t granule_bytes) {
   uint64_t least = UINT32_MAX;
   for (const auto& layer : layout.layers) {
@@ -191,6 +200,7 @@ Result<EvictionPlan> EvictionPlan::Make(const WeightLayout& layout, uint64_t gra
   EvictionPlan plan;
   plan.target_ = target;
   plan.chunk_of_gate_.assign(layout.gates(), -1);
+  plan.PlaceLookup(layout, granule_bytes);
   if (target.empty()) return plan;
   if (target.placement == Placement::kInPlace) {
     WEIR_TRY(plan.PlaceInBackingCopy(layout, granule_bytes));
@@ -237,6 +247,7 @@ Result<EvictionPlan> EvictionPlan::Between(const WeightLayout& layout, uint64_t 
   EvictionPlan plan;
   plan.target_ = most;
   plan.even_ = false;
+  plan.PlaceLookup(layout, granule_bytes);
   plan.PlaceStripesOf(layout, granule_bytes,
                       WEIR_TRY(TakeFromLayers(layout, granule_bytes, most.granules_per_layer)),
                       granules_of_gate);
@@ -352,6 +363,12 @@ Status EvictionPlan::PlaceLayers(const WeightLayout& layout, uint64_t granule_by
   }
   ring_granules_ = ring * widest;
   return OkStatus();
+}
+
+void EvictionPlan::PlaceLookup(const WeightLayout& layout, uint64_t granule_bytes) {
+  const InnerRun run = InnerSlots(layout.lookup, granule_bytes);
+  if (run.count() == 0) return;
+  in_place_.push_back({static_cast<uint32_t>(run.first), static_cast<uint32_t>(run.count())});
 }
 
 Status EvictionPlan::PlaceInBackingCopy(const WeightLayout& layout, uint64_t granule_bytes) {

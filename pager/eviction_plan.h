@@ -6,6 +6,7 @@
 //   layer     whole layers, evenly spaced, as the published systems do it (Oneiros): bursts;
 //   in place  the same granules as a stripe, but kernels read them where the backing copy is: no
 //             ring, so freeing E bytes costs the link E, and nothing hides that.
+// Whatever the target, a lookup table is read in place where the layout has one.
 #pragma once
 
 #include <cstdint>
@@ -25,11 +26,14 @@ struct WeightSegment {
 };
 
 // Where the weights lie. Layers lie back to back; every layer has the same number of segments, in
-// the order in which a step reads them. What is outside every segment (embeddings, norms, biases)
-// is never evicted.
+// the order in which a step reads them. What is outside every segment (norms, biases, lm_head) is
+// never evicted.
 struct WeightLayout {
   uint64_t region_bytes = 0;
   std::vector<std::vector<WeightSegment>> layers;
+  // A table of which a step reads a row for each of its tokens: whole granules of it are never at
+  // home, and read in place from load on. No bytes: there is none, or it is like any small tensor.
+  WeightSegment lookup;
   uint32_t segments_per_layer() const {
     return layers.empty() ? 0 : static_cast<uint32_t>(layers[0].size());
   }
@@ -102,6 +106,8 @@ class EvictionPlan {
   // (ring_slots, n] can be away; 0 when none can.
   static uint32_t MaxLayers(const WeightLayout& layout, uint64_t granule_bytes,
                             uint32_t ring_slots);
+  // Of the lookup table, read in place: never at home, so neither evicted nor freed by any target.
+  static uint32_t LookupGranules(const WeightLayout& layout, uint64_t granule_bytes);
   // What the layer that can give least gives as a whole.
   static uint32_t LeastLayerGranules(const WeightLayout& layout, uint64_t granule_bytes);
 
@@ -128,6 +134,7 @@ class EvictionPlan {
                       const std::vector<uint32_t>& granules_of_gate);
   void CountPrefix();
   Status PlaceLayers(const WeightLayout& layout, uint64_t granule_bytes);
+  void PlaceLookup(const WeightLayout& layout, uint64_t granule_bytes);
   Status PlaceInBackingCopy(const WeightLayout& layout, uint64_t granule_bytes);
 
   struct SlotRun {

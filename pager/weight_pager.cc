@@ -13,6 +13,7 @@ constexpr uint64_t kHealthCheckNs = 5'000'000;
 
 std::vector<WeightSegment> MergedSegments(const WeightLayout& layout) {
   std::vector<WeightSegment> all;
+  if (layout.lookup.bytes > 0) all.push_back(layout.lookup);
   for (const auto& layer : layout.layers) {
     for (const WeightSegment& s : layer) {
       if (s.bytes > 0) all.push_back(s);
@@ -53,7 +54,8 @@ Result<std::unique_ptr<WeightPager>> WeightPager::Create(AddressSpace& space, Ba
                                                          const EvictionTarget& initial,
                                                          const WeightPagerOptions& options) {
   if (layout.region_bytes == 0) return InvalidArgument("the weight layout has no bytes");
-  if (backing == nullptr && !initial.empty()) {
+  const bool lookup = layout.lookup.bytes > 0;
+  if (backing == nullptr && (!initial.empty() || lookup)) {
     return InvalidArgument("weights cannot be away at load without a backing store");
   }
   if (backing != nullptr && backing->bytes() < layout.region_bytes) {
@@ -62,7 +64,7 @@ Result<std::unique_ptr<WeightPager>> WeightPager::Create(AddressSpace& space, Ba
   }
   const uint64_t granule = space.pool().granule_bytes();
   EvictionPlan plan = WEIR_TRY(EvictionPlan::Make(layout, granule, initial));
-  if (!initial.empty() && initial.placement == Placement::kInPlace) {
+  if (lookup || (!initial.empty() && initial.placement == Placement::kInPlace)) {
     WEIR_TRY(CheckReadInPlace(*backing, granule));
   }
 
@@ -72,6 +74,7 @@ Result<std::unique_ptr<WeightPager>> WeightPager::Create(AddressSpace& space, Ba
 #endif
   impl->granule_bytes = granule;
   impl->covered = MergedSegments(layout);
+  impl->lookup = lookup;
   impl->weights = WEIR_TRY(space.Reserve("weights", layout.region_bytes));
   const size_t slots = space.region(impl->weights).slots.size();
   impl->place_of_slot = plan.PlaceOfSlots(slots);

@@ -5,13 +5,14 @@
 // the compute. States: loading (Write) -> sealed (Seal) -> serving (BeginStep, EndStep; the border
 // moves by Apply, at rest, or by BeginTransition and AdvanceTransition, behind closed gates). The
 // evicted slots are mapped onto ring granules by alias; two counters order copy and compute. (What
-// is read in place is mapped onto the backing copy itself, and neither copied nor waited for.) Per
-// pass (= step) the copies of all chunks are queued: BeginStep(t) queues the rest of pass t and the
-// prefix of pass t+1, so that the copy stream is ahead across the step boundary and still comes to
-// rest by itself when no further step is submitted. Engine thread only, except Arrive and Depart,
-// which the compute thread calls between BeginStep and EndStep (it may be the engine thread).
-// Arrive may repair a failed copy, and then makes the driver calls that takes. docs/paging.md has
-// the protocol and what happens when something goes wrong.
+// is read in place is mapped onto the backing copy itself, and neither copied nor waited for; of
+// the layout's lookup table that holds from load on.) Per pass (= step) the copies of all chunks
+// are queued: BeginStep(t) queues the rest of pass t and the prefix of pass t+1, so that the copy
+// stream is ahead across the step boundary and still comes to rest by itself when no further step
+// is submitted. Engine thread only, except Arrive and Depart, which the compute thread calls
+// between BeginStep and EndStep (it may be the engine thread). Arrive may repair a failed copy, and
+// then makes the driver calls that takes. docs/paging.md has the protocol and what happens when
+// something goes wrong.
 #pragma once
 
 #include <atomic>
@@ -54,8 +55,9 @@ struct WeightPagerOptions {
   // stamps.
   bool device_gates = false;
   // Called by Seal, with the reason, when memory for the backing copy was refused while loading
-  // (BackingStore::refusal) and nothing is away: the weights are at home for good, the pager has
-  // let go of the store, and it may be destroyed. Empty: loading fails instead.
+  // (BackingStore::refusal), nothing is away and there is no lookup table: the weights are at home
+  // for good, the pager has let go of the store, and it may be destroyed. Empty: loading fails
+  // instead.
   std::function<void(const Status&)> on_backing_refused;
 };
 
@@ -88,8 +90,9 @@ class WeightPager final : public StepGates {
  public:
   // Reserves the region and maps everything |initial| leaves resident (so a budget smaller than the
   // weights can be loaded into). |backing| covers the whole region and may be null when |initial|
-  // is empty and nothing will ever be evicted; it outlives |space|, where it may be mapped to the
-  // last (Placement::kInPlace). kNoMemory says how many granules are missing.
+  // is empty, nothing will ever be evicted and there is no lookup table; it outlives |space|, where
+  // it may be mapped to the last (what is read in place). kNoMemory says how many granules are
+  // missing.
   static Result<std::unique_ptr<WeightPager>> Create(AddressSpace& space, BackingStore* backing,
                                                      WeightLayout layout,
                                                      const EvictionTarget& initial,

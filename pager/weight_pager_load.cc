@@ -41,7 +41,7 @@ Status WeightPager::Impl::StoreCovered(uint64_t offset, uint64_t end, Fn store) 
 }
 
 Status WeightPager::Impl::OrDoWithout(Status stored) {
-  if (stored.ok() || !options.on_backing_refused || armed(*cover)) return stored;
+  if (stored.ok() || !options.on_backing_refused || armed(*cover) || lookup) return stored;
   refused = backing->refusal();
   return refused.ok() ? stored : OkStatus();
 }

@@ -173,6 +173,9 @@ class Policy {
   // False: Decide answers the same whatever the load. Then the border it wants bounds what a
   // request may ever hold.
   virtual bool follows_load() const { return true; }
+  // Whether a lookup table (pager/eviction_plan.h: an embedding that is no lm_head) is read in
+  // place from load on, where it can be. Asked once.
+  virtual bool lookup_in_place() const { return false; }
   // Effective parameters, "name = value" lines.
   virtual std::vector<std::pair<std::string, std::string>> Parameters() const = 0;
 };

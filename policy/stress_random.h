@@ -21,6 +21,7 @@ class StressRandomPolicy final : public Policy {
   explicit StressRandomPolicy(const StressRandomConfig& config) : config_(config) {}
   std::string_view name() const override { return "stress_random"; }
   PolicyDecision Decide(const PolicySnapshot& snapshot) override;
+  bool lookup_in_place() const override { return true; }
   std::vector<std::pair<std::string, std::string>> Parameters() const override;
 
  private:

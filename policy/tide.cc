@@ -173,6 +173,9 @@ ParamTable TideConfig::Params() {
              "steps after a move before another in the same direction");
   table.Bind("quantum", &quantum, 0, 0xffffffffu,
              "targets are multiples of so many granules per layer; 0: a 64th of the most");
+  table.Bind("embedding_in_place", &embedding_in_place, 0, 1,
+             "1: an embedding that is no lm_head is read in place of the backing copy, if that is "
+             "in host or peer memory");
   return table;
 }
 

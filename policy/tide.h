@@ -41,6 +41,9 @@ struct TideConfig {
   // Targets are multiples of so many granules per layer, besides the largest. [0, 2^32-1]; 0: a
   // 64th of the most a layer can give, rounded up.
   uint64_t quantum = 0;
+  // 1: the embedding, of which a step reads a row for each of its tokens, is read in place of the
+  // backing copy for good, and KV has its room whatever the border. [0, 1].
+  uint64_t embedding_in_place = 1;
   ParamTable Params();
 };
 
@@ -52,6 +55,7 @@ class TidePolicy final : public Policy {
   explicit TidePolicy(const TideConfig& config = {}) : config_(config) {}
   std::string_view name() const override { return "tide"; }
   PolicyDecision Decide(const PolicySnapshot& snapshot) override;
+  bool lookup_in_place() const override { return config_.embedding_in_place != 0; }
   std::vector<std::pair<std::string, std::string>> Parameters() const override;
 
   // What tide expects of one target while requests keep coming as they do; public for tests and
