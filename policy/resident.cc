@@ -67,6 +67,8 @@ ParamTable FixedConfig::Params() {
              "granules to keep away from each layer, clipped to what a layer can give; 0: none");
   table.Bind("placement", &placement, {Placement::kStripe, Placement::kInPlace},
              "copied through the ring, or read where their backing copy is");
+  table.Bind("embedding_in_place", &embedding_in_place, 0, 1,
+             "1: an embedding that is no lm_head is read in place of the backing copy");
   return table;
 }
 

@@ -26,6 +26,7 @@ struct FixedConfig {
   // 0 evicts nothing.
   uint64_t granules_per_layer = 0;
   Placement placement = Placement::kStripe;  // or kInPlace
+  uint64_t embedding_in_place = 0;           // as TideConfig has it
   ParamTable Params();
 };
 
@@ -37,6 +38,7 @@ class FixedPolicy final : public Policy {
   std::string_view name() const override { return "fixed"; }
   PolicyDecision Decide(const PolicySnapshot& snapshot) override;
   bool follows_load() const override { return false; }
+  bool lookup_in_place() const override { return config_.embedding_in_place != 0; }
   std::vector<std::pair<std::string, std::string>> Parameters() const override;
 
  private:
