@@ -451,6 +451,8 @@ void EngineCore::Observe(const StepBatch& batch, TimeNs step_ns, TimeNs stall_ns
   sample.context = static_cast<double>(batch.context_tokens());
   sample.pairs = batch.prompt_pairs();
   sample.evicted_bytes = static_cast<double>(streamed);
+  sample.ahead_bytes = static_cast<double>(memory_.weights().plan().prefix_granules()) *
+                       static_cast<double>(memory_.pool().granule_bytes());
   sample.stall_ns = static_cast<double>(stall_ns);
   sample.step_ns = static_cast<double>(step_ns);
   sample.streamed_evenly = memory_.weights().streamed_evenly();

@@ -228,6 +228,12 @@ void EvictionPlan::CountPrefix() {
   while (prefix_chunks_ < chunks_.size() && chunks_[prefix_chunks_].previous_pass) ++prefix_chunks_;
 }
 
+uint32_t EvictionPlan::prefix_granules() const {
+  uint32_t granules = 0;
+  for (uint32_t i = 0; i < prefix_chunks_; ++i) granules += chunks_[i].count;
+  return granules;
+}
+
 Result<EvictionPlan> EvictionPlan::Between(const WeightLayout& layout, uint64_t granule_bytes,
                                            const EvictionTarget& most,
                                            const std::vector<uint32_t>& granules_of_gate) {

@@ -121,6 +121,7 @@ class EvictionPlan {
   // Chunks of a pass that can be copied before the pass begins: every earlier user of their ring
   // slots is in the previous pass.
   uint32_t prefix_chunks() const { return prefix_chunks_; }
+  uint32_t prefix_granules() const;
   std::vector<SlotPlace> PlaceOfSlots(size_t slots) const;  // by weight slot, of |slots|
   std::vector<bool> RingGranules(size_t slots) const;       // by ring granule: whether there is one
   std::vector<uint32_t> GranulesOfGate() const;             // that its chunk has

@@ -550,9 +550,7 @@ void WeightPager::Impl::TraceTransition(const Pass& pass, uint64_t number) const
 }
 
 uint64_t WeightPager::Impl::PrefixBytes(const EvictionPlan& plan) const {
-  uint64_t granules = 0;
-  for (uint32_t i = 0; i < plan.prefix_chunks(); ++i) granules += plan.chunks()[i].count;
-  return granules * granule_bytes;
+  return plan.prefix_granules() * granule_bytes;
 }
 
 void WeightPager::Impl::Restart(WeightPagerStats* stats) {

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace weir {
@@ -291,16 +292,19 @@ void CostModel::Refit() {
 }
 
 void CostModel::ObserveLink(const StepSample& s) {
+  const bool behind_bound = std::exchange(link_bound_, false);
   if (!(s.evicted_bytes >= 1) || !s.streamed_evenly) return;
+  const double inside =
+      behind_bound ? s.evicted_bytes : std::max(0.0, s.evicted_bytes - s.ahead_bytes);
   const double known = cost_.link_bytes_per_ns;
   const bool stood = s.stall_ns >= kLeastStall * s.step_ns;
   const bool streamed = s.evicted_bytes >= kStreamShare * known * s.step_ns;
   const bool slow = s.stall_ns >= kMostlyStall * s.step_ns;
-  const bool faster = known > 0 && s.evicted_bytes > known * s.step_ns;
+  const bool faster = known > 0 && inside > known * s.step_ns;
   const bool bound = s.waited_share >= kLeastWaited && ((stood && streamed) || slow);
+  link_bound_ = bound;
   if (bound || faster) {
-    ObserveCopy(static_cast<uint64_t>(s.evicted_bytes),
-                static_cast<uint64_t>(std::max(1.0, s.step_ns)));
+    ObserveCopy(static_cast<uint64_t>(inside), static_cast<uint64_t>(std::max(1.0, s.step_ns)));
   }
 }
 

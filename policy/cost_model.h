@@ -6,6 +6,8 @@
 // "System Identification", 2nd ed., section 11.2; the normal equations are kept and solved anew,
 // which five coefficients allow and which cannot wind up), with outliers clipped. The link's speed
 // is measured alone at start-up; steps that stood at gates say what it gives beside a working GPU.
+// What was copied before such a step began says nothing of it: behind a step that did not wait for
+// the link (a prompt's, say) that is the prefix of its pass.
 // Steps that stood for other reasons, or whose copies did not follow each other, do not: an
 // estimate that is too low stays, for a policy that believes it sends so little away that nothing
 // waits for the link any more.
@@ -28,7 +30,7 @@ namespace weir {
 struct StepSample {
   double tokens = 0;         // tokens computed
   double context = 0;        // sum over the sequences of the tokens in their KV
-  double evicted_bytes = 0;  // bytes streamed during the step
+  double evicted_bytes = 0;  // bytes streamed for the step
   double stall_ns = 0;
   double step_ns = 0;
   // Sum over the tokens of prompts (sequences with more than one token) of what each attends to.
@@ -39,6 +41,7 @@ struct StepSample {
   // Of the gates that were passed, those at which the compute stood. Where the link binds it stands
   // at each layer's; at a few it stands for other reasons.
   double waited_share = 1;
+  double ahead_bytes = 0;  // of evicted_bytes, what may have been streamed before the step began
 };
 
 struct CostModelConfig {
@@ -118,6 +121,7 @@ class CostModel {
   double link_bytes_ = 0;  // decayed sums; their ratio is the link's speed
   double link_ns_ = 0;
   bool link_preset_ = false;  // and no copy seen since
+  bool link_bound_ = false;   // the last step was, so that nothing was copied ahead for the next
   Counters counters_;
 };
 

@@ -170,11 +170,14 @@ __global__ void __launch_bounds__(kThreads) ExpandKernel(const ExpandParams p) {
   WaitForPredecessor();
   const int64_t column_blocks = p.cols / kCols;
   const int64_t tile = blockIdx.x / column_blocks;
-  uint32_t a[kPairs];
-  Unpack(p.compressed + int64_t{blockIdx.x} * kBlockBytes, a);
+  const PackedWeights packed(p.compressed + int64_t{blockIdx.x} * kBlockBytes);
   const auto t = static_cast<int>(threadIdx.x);
+  uint32_t a[PackedWeights::kWords];
+  packed.Unpack(0, a);
 #pragma unroll
-  for (int j = 0; j < kPairs; ++j) rows[RowOf(t, 2 * j) * kRowWords + ColOf(t, 2 * j) / 2] = a[j];
+  for (int p = 0; p < PackedWeights::kWords; ++p) {
+    rows[RowOf(t, 2 * p) * kRowWords + ColOf(t, 2 * p) / 2] = a[p];
+  }
   __syncthreads();
   Bf16* block = p.weights + tile * kRows * p.cols + blockIdx.x % column_blocks * kCols;
 #pragma unroll

@@ -78,13 +78,26 @@ __device__ __forceinline__ void AddCompressed(const Arguments& p, const Shared<S
                                               Turn<S::kStages>* turn, float (&d)[S::kM / 2]) {
   const uint32_t own = threadIdx.x / compressed::kThreads * compressed::kBlockBytes;
   for (uint32_t block = share.first; block < share.end; ++block) {
-    uint32_t a[compressed::kWeightsPerThread / 2];
     hopper::Await(&s.full[turn->stage], turn->parity);
-    Unpack(s.weights + turn->stage * S::kWeightSpace + own, a);
+    const PackedWeights packed(s.weights + turn->stage * S::kWeightSpace + own);
     const uint64_t b = hopper::SwizzledOperand(s.x + turn->stage * S::kInputBytes);
-    hopper::ProductFence();
+    if constexpr (S::kByQuarters) {
 #pragma unroll
-    for (int k = 0; k < kBlockK / 16; ++k) hopper::Product<S::kM>(d, a + 4 * k, b + 2 * k);
+      for (int k = 0; k < kBlockK / 16; ++k) {
+        uint32_t a[PackedWeights::kQuarterWords];
+        packed.Unpack(PackedWeights::kQuarterWords * k, a);
+        hopper::ProductFence();
+        hopper::Product<S::kM>(d, a, b + 2 * k);
+      }
+    } else {
+      uint32_t a[PackedWeights::kWords];
+      packed.Unpack(0, a);
+      hopper::ProductFence();
+#pragma unroll
+      for (int k = 0; k < kBlockK / 16; ++k) {
+        hopper::Product<S::kM>(d, a + PackedWeights::kQuarterWords * k, b + 2 * k);
+      }
+    }
     hopper::ProductCommit();
     if constexpr (S::kInTurn) AskInTurn(p, s, share, {tile, block}, *turn);
     hopper::ProductWait();

@@ -37,11 +37,14 @@ struct Shape {
   // Warpgroups that multiply, each 64 rows of W. Two that unpack what they multiply are no match
   // for memory (docs/gpu.md). Four are where registers and space for what blocks send each other
   // are enough.
-  static constexpr int kGroups = kForm == Form::kCompressed && kM <= (kShares ? 64 : 160) ? 4 : 2;
+  static constexpr int kGroups = kForm == Form::kCompressed && kM <= (kShares ? 64 : 192) ? 4 : 2;
   static constexpr int kTileRows = 64 * kGroups;  // of W
   static constexpr int kConsumers = 128 * kGroups;
   static constexpr int kWarps = kConsumers / 32;
   static constexpr int kPieces = kM / 8 * kWarps;
+  // Of many rows registers are short, and weights are unpacked by quarters, each before its product;
+  // of few it is faster at once.
+  static constexpr bool kByQuarters = kM > 160;
   // Four warpgroups alone leave no registers for a fifth: their warps ask for copies in turn.
   static constexpr bool kInTurn = kGroups == 4 && kM > 128;
   // So many threads or rows that registers are short: those that multiply get more.

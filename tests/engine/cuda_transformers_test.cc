@@ -15,6 +15,7 @@
 
 #include "engine/cuda_compute.h"
 #include "engine/engine.h"
+#include "kernels/cuda/skinny_gemm.h"
 #include "tests/support/compute_probe.h"
 
 namespace weir {
@@ -59,7 +60,13 @@ int Devices() {
 struct Case {
   std::string name;
   std::string model;
+  bool compress_weights = false;
 };
+
+bool CanCompress() {
+  cuda::SkinnyGemm products;
+  return Devices() > 0 && cuda::SkinnyGemm::Create(&products).ok();
+}
 
 void AddCases(const std::string& folder, const std::string& prefix, std::vector<Case>* cases) {
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
@@ -74,7 +81,13 @@ std::vector<Case> Cases() {
   std::vector<Case> cases;
   AddCases(kFixtures, "", &cases);
   if (const char* oracle = std::getenv("WEIR_CUDA_ORACLE"); oracle != nullptr) {
-    AddCases(oracle, "real_", &cases);
+    std::vector<Case> real;
+    AddCases(oracle, "real_", &real);
+    for (Case& each : real) {
+      cases.push_back(each);
+      if (!CanCompress()) continue;
+      cases.push_back({each.name + "_compressed", each.model, true});
+    }
   }
   std::sort(cases.begin(), cases.end(),
             [](const Case& a, const Case& b) { return a.name < b.name; });
@@ -126,6 +139,7 @@ class CudaTransformersTest : public ::testing::TestWithParam<Case> {
     tolerance_ = real_shape_ ? kRealShapes : kTinyShapes;
     options_.model = GetParam().model;
     options_.device = DeviceKind::kCuda;
+    options_.compress_weights = GetParam().compress_weights;
     options_.policy = "resident";
     options_.backing = BackingChoice::kNone;
     options_.kv_cache_bytes = (real_shape_ ? 2048 : 64) * kMiB;
@@ -144,7 +158,7 @@ class CudaTransformersTest : public ::testing::TestWithParam<Case> {
   void Open() {
     static std::map<std::string, std::string> chosen;
     std::string& algorithms =
-        chosen[options_.model + " " + std::to_string(options_.max_num_batched_tokens)];
+        chosen[GetParam().name + " " + std::to_string(options_.max_num_batched_tokens)];
     options_.gemm_algorithms = algorithms;
     auto engine = Engine::Open(options_);
     ASSERT_TRUE(engine.ok()) << engine.status().ToString();

@@ -308,6 +308,41 @@ TEST(CostModel, LearnsTheLinkFromStepsThatStoodAtGates) {
   EXPECT_NEAR(model.cost().link_bytes_per_ns, 300, 5);
 }
 
+// A link of 345 bytes/ns, and steps with and without prompts in turn. While the longer one runs the
+// link goes on with the next pass, as far as there are ring slots for it.
+TEST(CostModel, WhatWasCopiedAheadDoesNotMakeTheLinkFaster) {
+  CostModel model;
+  model.SetLinkSpeed(345);
+  ASSERT_TRUE(model.Calibrate(std::vector<StepSample>{{.tokens = 1, .step_ns = 9e6}}).ok());
+  const double bytes = 345 * 10e6 / 0.94;
+  const double ahead = 0.06 * bytes;
+  const StepSample prompt{
+      .tokens = 400, .evicted_bytes = bytes, .step_ns = 14e6, .ahead_bytes = ahead};
+  const StepSample decode{.tokens = 64,
+                          .evicted_bytes = bytes,
+                          .stall_ns = 0.3e6,
+                          .step_ns = 10e6,
+                          .ahead_bytes = ahead};
+  for (int i = 0; i < 200; ++i) {
+    model.Observe(prompt);
+    model.Observe(decode);
+  }
+  EXPECT_NEAR(model.cost().link_bytes_per_ns, 345, 1);
+  // Nor does a step that only just hides.
+  StepSample hidden = decode;
+  hidden.stall_ns = 0;
+  for (int i = 0; i < 200; ++i) {
+    model.Observe(prompt);
+    model.Observe(hidden);
+  }
+  EXPECT_NEAR(model.cost().link_bytes_per_ns, 345, 1);
+  // One decode step after the other has nothing ahead.
+  StepSample bound = decode;
+  bound.step_ns = bytes / 345;
+  for (int i = 0; i < 200; ++i) model.Observe(bound);
+  EXPECT_NEAR(model.cost().link_bytes_per_ns, 345, 1);
+}
+
 TEST(CostModel, LinkSpeedIsTheRatioOfBytesToTime) {
   CostModel model;
   EXPECT_EQ(model.cost().link_bytes_per_ns, 0);
