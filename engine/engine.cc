@@ -30,6 +30,16 @@ std::vector<int32_t> EosIds(const ModelConfig& model, const Tokenizer* tokenizer
   return ids;
 }
 
+BackingTier BackingTierOf(BackingChoice choice) {
+  switch (choice) {
+    case BackingChoice::kHost: return BackingTier::kHost;
+    case BackingChoice::kNvme: return BackingTier::kNvme;
+    case BackingChoice::kNone: return BackingTier::kNone;
+    case BackingChoice::kPeer: return BackingTier::kPeer;
+  }
+  return BackingTier::kNone;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& options,
@@ -80,13 +90,7 @@ Status Engine::Build(const ProgressFn& progress) {
     info_.load = WEIR_TRY(backend_->Load(checkpoint, *memory_, progress));
     return OkStatus();
   };
-  Status loaded = load(policy_->lookup_in_place());
-  const Tier tier = options_.backing == BackingChoice::kPeer ? Tier::kPeer : Tier::kHost;
-  if (!loaded.ok() && policy_->lookup_in_place() && IsMemoryRefusal(loaded, tier)) {
-    // Where memory for the backing copy was refused, weights that are all at home do without.
-    if (load(false).ok()) loaded = OkStatus();
-  }
-  WEIR_TRY(std::move(loaded));
+  WEIR_TRY(LoadWithLookup(policy_->lookup_in_place(), BackingTierOf(options_.backing), load));
   info_.most_kv_blocks = memory_->most_kv_blocks();
   if (!memory_->backing_refusal().ok()) {
     info_.backing_refusal = memory_->backing_refusal().ToString();
@@ -141,12 +145,7 @@ Status Engine::BuildMemory(bool lookup_in_place) {
     m.kv_wanted_bytes = options_.max_num_seqs * CeilDiv(tokens, kBlockTokens) * m.kv_block_bytes;
   }
   m.kv_least_blocks = CeilDiv(std::min(options_.max_model_len, kLeastRequestTokens), kBlockTokens);
-  switch (options_.backing) {
-    case BackingChoice::kHost: m.backing = BackingTier::kHost; break;
-    case BackingChoice::kNvme: m.backing = BackingTier::kNvme; break;
-    case BackingChoice::kNone: m.backing = BackingTier::kNone; break;
-    case BackingChoice::kPeer: m.backing = BackingTier::kPeer; break;
-  }
+  m.backing = BackingTierOf(options_.backing);
   m.file.directory = options_.backing_directory;
   m.pager.verify_stripes = options_.verify_stripes;
   m.prefix_caching = options_.enable_prefix_caching;

@@ -27,17 +27,20 @@ WeightSegment LookupInPlace(const MemoryOptions& options) {
   return options.lookup_in_place && in_memory ? options.weights.lookup : WeightSegment();
 }
 
-// Weights of |layout| that take granules while nothing is away.
-uint64_t GranulesAtHome(const WeightLayout& layout, uint64_t granule) {
-  return CeilDiv(layout.region_bytes, granule) - EvictionPlan::LookupGranules(layout, granule);
-}
-
 std::string Mebibytes(uint64_t bytes) {
   const uint64_t tenths = CeilDiv(bytes * 10, kMiB);
   return std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) + " MiB";
 }
 
 }  // namespace
+
+Status LoadWithLookup(bool lookup_in_place, BackingTier backing,
+                      const std::function<Status(bool lookup_in_place)>& load) {
+  Status loaded = load(lookup_in_place);
+  const Tier tier = backing == BackingTier::kPeer ? Tier::kPeer : Tier::kHost;
+  if (loaded.ok() || !lookup_in_place || !IsMemoryRefusal(loaded, tier)) return loaded;
+  return load(false).ok() ? OkStatus() : loaded;
+}
 
 Result<std::unique_ptr<Memory>> Memory::Create(Driver& driver, const MemoryOptions& options) {
   std::unique_ptr<Memory> memory(new Memory(driver, options));
@@ -82,7 +85,7 @@ Result<Memory::Needs> Memory::NeedsOf(const Driver& driver, const MemoryOptions&
   const uint64_t wanted_blocks = CeilDiv(options.kv_wanted_bytes, options.kv_block_bytes);
   return Needs{.granule_bytes = granule,
                .kv = kv,
-               .weights = GranulesAtHome(options.weights, granule),
+               .weights = EvictionPlan::GranulesAtHome(options.weights, granule),
                .scratch = CeilDiv(options.scratch_bytes, granule),
                .least_kv = least_kv,
                .wanted_kv = std::max(granules_for(wanted_blocks), least_kv)};
@@ -219,9 +222,11 @@ MemoryView Memory::view() const {
 std::optional<uint64_t> Memory::KvBlocksAt(const EvictionTarget& target) const {
   const uint64_t granule = pool_->granule_bytes();
   const auto plan = EvictionPlan::Make(options_.weights, granule, target);
-  const uint64_t have = pool_->counts().total + (plan.ok() ? plan->freed_granules() : 0);
+  const uint64_t have = pool_->counts().total;
   const uint64_t fixed =
-      GranulesAtHome(options_.weights, granule) + space_->region(scratch_).slots.size();
+      uint64_t{plan.ok() ? plan->held_granules()
+                         : EvictionPlan::GranulesAtHome(options_.weights, granule)} +
+      space_->region(scratch_).slots.size();
   if (have < fixed) return std::nullopt;
   const KvGeometry& g = kv_->geometry();
   return (have - fixed) / g.granules_per_extent * g.blocks_per_extent;
@@ -269,8 +274,7 @@ void Memory::VacateAhead(const EvictionTarget& following) {
 Result<uint32_t> Memory::ExtentsFor(const EvictionTarget& target) const {
   const EvictionPlan next =
       WEIR_TRY(EvictionPlan::Make(weights_->layout(), pool_->granule_bytes(), target));
-  const uint64_t weights =
-      GranulesAtHome(options_.weights, pool_->granule_bytes()) - next.freed_granules();
+  const uint64_t weights = next.held_granules();
   (void)pool_->Available();  // looks which granules have become free
   // What a move that did not begin has committed is free for this one.
   const PoolCounts& counts = pool_->counts();

@@ -59,6 +59,12 @@ struct MemoryView {
 // KV for a request of so many tokens (or of max_model_len) is the least that an engine runs with.
 inline constexpr uint32_t kLeastRequestTokens = 256;
 
+// |load| makes a Memory and brings the weights into it, with the lookup table in place or at home.
+// In place needs memory for the backing copy: where that was refused, and only there, |load| is
+// called again without.
+Status LoadWithLookup(bool lookup_in_place, BackingTier backing,
+                      const std::function<Status(bool lookup_in_place)>& load);
+
 class Memory {
  public:
   // Evicts at once what a budget smaller than everything requires; kNoMemory with the least budget

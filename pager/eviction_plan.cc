@@ -180,8 +180,9 @@ uint32_t EvictionPlan::MaxLayers(const WeightLayout& layout, uint64_t granule_by
   return most;
 }
 
-uint32_t EvictionPlan::LookupGranules(const WeightLayout& layout, uint64_t granule_bytes) {
-  return static_cast<uint32_t>(InnerSlots(layout.lookup, granule_bytes).count());
+uint32_t EvictionPlan::GranulesAtHome(const WeightLayout& layout, uint64_t granule_bytes) {
+  return static_cast<uint32_t>(CeilDiv(layout.region_bytes, granule_bytes) -
+                               InnerSlots(layout.lookup, granule_bytes).count());
 }
 
 uint32_t EvictionPlan::LeastLayerGranules(const WeightLayout& layout, uint64_t granule_bytes) {
@@ -372,6 +373,7 @@ Status EvictionPlan::PlaceLayers(const WeightLayout& layout, uint64_t granule_by
 }
 
 void EvictionPlan::PlaceLookup(const WeightLayout& layout, uint64_t granule_bytes) {
+  granules_at_home_ = GranulesAtHome(layout, granule_bytes);
   const InnerRun run = InnerSlots(layout.lookup, granule_bytes);
   if (run.count() == 0) return;
   in_place_.push_back({static_cast<uint32_t>(run.first), static_cast<uint32_t>(run.count())});

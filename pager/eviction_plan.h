@@ -106,8 +106,9 @@ class EvictionPlan {
   // (ring_slots, n] can be away; 0 when none can.
   static uint32_t MaxLayers(const WeightLayout& layout, uint64_t granule_bytes,
                             uint32_t ring_slots);
-  // Of the lookup table, read in place: never at home, so neither evicted nor freed by any target.
-  static uint32_t LookupGranules(const WeightLayout& layout, uint64_t granule_bytes);
+  // What weights take of the device while nothing is away: the whole region but for the lookup
+  // table's granules, which are neither evicted nor freed by any target.
+  static uint32_t GranulesAtHome(const WeightLayout& layout, uint64_t granule_bytes);
   // What the layer that can give least gives as a whole.
   static uint32_t LeastLayerGranules(const WeightLayout& layout, uint64_t granule_bytes);
 
@@ -118,6 +119,8 @@ class EvictionPlan {
   uint32_t ring_granules() const { return ring_granules_; }
   uint32_t evicted_granules() const { return evicted_granules_; }
   uint32_t freed_granules() const { return evicted_granules_ - ring_granules_; }
+  // What weights and ring take of the device.
+  uint32_t held_granules() const { return granules_at_home_ - freed_granules(); }
   // Chunks of a pass that can be copied before the pass begins: every earlier user of their ring
   // slots is in the previous pass.
   uint32_t prefix_chunks() const { return prefix_chunks_; }
@@ -148,6 +151,7 @@ class EvictionPlan {
   std::vector<int32_t> chunk_of_gate_;
   std::vector<SlotRun> in_place_;
   uint32_t ring_granules_ = 0;
+  uint32_t granules_at_home_ = 0;
   uint32_t evicted_granules_ = 0;
   uint32_t prefix_chunks_ = 0;
 };

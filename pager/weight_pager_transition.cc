@@ -76,7 +76,7 @@ Status WeightPager::BeginTransition(const EvictionTarget& target) {
   const PoolCounts& counts = m.space.pool().counts();
   const uint64_t owned = uint64_t{counts.by_owner[static_cast<size_t>(Owner::kWeights)]} +
                          counts.by_owner[static_cast<size_t>(Owner::kRing)];
-  const uint64_t needed = m.place_of_slot.size() - to->freed_granules();
+  const uint64_t needed = to->held_granules();
   if (needed > owned) {
     m.homecoming = WEIR_TRY(m.space.pool().Commit(static_cast<uint32_t>(needed - owned)));
   }

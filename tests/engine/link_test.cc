@@ -640,6 +640,59 @@ TEST_P(LinkTest, WeightsDoNotLeaveForACopyThatCannotBeRead) {
   EXPECT_TRUE(world.errors.empty());
 }
 
+// A lookup table in place needs the backing copy. Without memory for that it is at home as well.
+TEST(BackingRefusal, ALookupTableIsAtHomeThen) {
+  constexpr uint64_t kGranule = 64 << 10;
+  const SimModelShape shape{
+      .layers = 6, .segments = 1, .segment_bytes = 1 << 20, .lookup_bytes = 3 << 20};
+  const std::vector<std::byte> bytes = SimModel::WeightBytes(shape);
+  for (const StatusCode code : {StatusCode::kNoMemory, StatusCode::kInvalidArgument}) {
+    for (const int nth : {1, 2, 60, 1000}) {  // pieces before one is refused; 1000: none is
+      SCOPED_TRACE(std::string(StatusCodeName(code)) + " " + std::to_string(nth));
+      const auto inner = HostDriver::Create({}).value();
+      FaultDriver driver(*inner);
+      driver.create_fails = [code, nth, n = 0](Tier tier) mutable {
+        if (tier != Tier::kHost || ++n < nth) return OkStatus();
+        return Status(code, "injected: cannot be pinned");
+      };
+      std::unique_ptr<Memory> memory;
+      int loads = 0;
+      const Status loaded =
+          LoadWithLookup(true, BackingTier::kHost, [&](bool lookup_in_place) -> Status {
+            memory.reset();
+            ++loads;
+            MemoryOptions m;
+            m.granule_bytes = kGranule;
+            m.scratch_bytes = kGranule;
+            m.kv_block_bytes = 4096;
+            m.kv_least_blocks = 4;
+            m.weights = SimModel::Layout(shape);
+            m.lookup_in_place = lookup_in_place;
+            m.hbm_budget_bytes = AlignUp(m.weights.region_bytes, kGranule) + 5 * kGranule;
+            memory = WEIR_TRY(Memory::Create(driver, m));
+            WEIR_TRY(memory->weights().Write(0, bytes));
+            return memory->weights().Seal();
+          });
+      const bool refused = nth < 1000;
+      EXPECT_EQ(loads, refused && code == StatusCode::kNoMemory ? 2 : 1);
+      if (refused && code != StatusCode::kNoMemory) {
+        EXPECT_EQ(loaded.code(), code);
+        continue;
+      }
+      ASSERT_TRUE(loaded.ok()) << loaded.ToString();
+      EXPECT_EQ(memory->lookup_in_place(), !refused);
+      EXPECT_EQ(memory->backing_refusal().ok(), !refused);
+      const uint64_t table = (3 << 20) / kGranule;
+      EXPECT_EQ(*memory->KvBlocksAt({}), (4 + (refused ? 0 : table)) * kGranule / 4096);
+      std::vector<std::byte> region(bytes.size());
+      ASSERT_TRUE(inner->Read(memory->weights().base(), region).ok());
+      EXPECT_TRUE(region == bytes);
+      const Status sound = memory->CheckIntegrity();
+      EXPECT_TRUE(sound.ok()) << sound.ToString();
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Gates, LinkTest, ::testing::Values(Gates::kHost, Gates::kDevice),
                          [](const auto& gates) {
                            return gates.param == Gates::kHost ? "Host" : "Device";

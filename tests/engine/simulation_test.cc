@@ -78,6 +78,8 @@ class World {
     shape_.layers = static_cast<uint32_t>(random_.Between(2, 6));
     shape_.segments = static_cast<uint32_t>(random_.Between(1, 3));
     shape_.segment_bytes = 64 * random_.Between(16, 64);
+    lookup_in_place_ = seed / 8 % 3 != 0;
+    if (seed / 4 % 2 == 1) shape_.lookup_bytes = 64 * (1 + seed % 63);
     SimDriver::Options options{.granularity_bytes = 256, .seed = seed};
     // Where remaps cost time, moves while serving are made in parts.
     if (seed / 2 % 2 == 0)
@@ -92,6 +94,7 @@ class World {
     m.kv_block_bytes = shape_.block_bytes;
     m.kv_least_blocks = 8;
     m.weights = SimModel::Layout(shape_);
+    m.lookup_in_place = lookup_in_place_;
     m.pager.verify_stripes = true;  // lost copies must be noticed
     m.pager.max_steps_under_way = depth_;
     m.pager.device_gates = gates_ == Gates::kDevice;
@@ -368,6 +371,7 @@ class World {
   Faults faults_;
   Gates gates_;
   uint32_t depth_;  // steps under way at once
+  bool lookup_in_place_ = false;
   SimModelShape shape_;
   std::unique_ptr<SimDriver> driver_;
   std::unique_ptr<Memory> memory_;

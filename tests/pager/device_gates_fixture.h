@@ -44,7 +44,7 @@ class DeviceGatesFixture : public ::testing::Test {
   bool RunKernels(Step& step) {
     const WeightLayout& layout = w.pager->layout();
     const uint32_t segments = layout.segments_per_layer();
-    bool right = true;
+    bool right = w.BytesAre(layout.lookup.offset, layout.lookup.bytes);
     for (uint32_t gate = 0; gate < layout.gates(); ++gate) {
       if (before_gate) before_gate(step, gate);
       EXPECT_TRUE(step.Arrive(gate).ok());

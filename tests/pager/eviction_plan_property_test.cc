@@ -25,7 +25,7 @@ struct Case {
 std::optional<Case> MakeCase(uint64_t seed) {
   std::mt19937_64 rng(seed);
   Case c;
-  c.layout = test::RandomLayout(rng, kG);
+  c.layout = test::WithSomeLookup(test::RandomLayout(rng, kG), rng, kG);
   const uint32_t most = EvictionPlan::MaxGranulesPerLayer(c.layout, kG);
   c.target.placement = static_cast<Placement>(rng() % 3);
   c.target.granules_per_layer = static_cast<uint32_t>(rng() % (most + 1));
@@ -68,6 +68,28 @@ void CheckCovered(const std::vector<WeightSegment>& layer, uint64_t slot) {
   RC_ASSERT(covered == kG);
 }
 
+bool InLookup(const Case& c, uint64_t slot) {
+  const WeightSegment& table = c.layout.lookup;
+  return slot * kG >= table.offset && (slot + 1) * kG <= table.offset + table.bytes;
+}
+
+// In the backing copy for good, and nobody's to lend.
+void CheckLookup(const Case& c) {
+  const size_t slots = CeilDiv(c.layout.region_bytes, kG);
+  const std::vector<SlotPlace> place = c.plan.PlaceOfSlots(slots);
+  uint32_t in_place = 0;
+  for (size_t s = 0; s < slots; ++s) {
+    if (!InLookup(c, s)) continue;
+    RC_ASSERT(place[s] == kInBackingCopy);
+    ++in_place;
+  }
+  RC_ASSERT(EvictionPlan::GranulesAtHome(c.layout, kG) == slots - in_place);
+  RC_ASSERT(c.plan.held_granules() == slots - in_place - c.plan.freed_granules());
+  uint32_t home = 0;
+  for (const SlotPlace p : place) home += p == kAtHome ? 1 : 0;
+  RC_ASSERT(c.plan.held_granules() == home + c.plan.ring_granules());
+}
+
 // k slots a layer, none through the ring: the ones that a stripe of k would take.
 void CheckInPlace(const Case& c) {
   RC_ASSERT(c.plan.chunks().empty());
@@ -81,7 +103,7 @@ void CheckInPlace(const Case& c) {
   std::vector<uint32_t> per_layer(c.layout.layers.size(), 0);
   for (uint32_t s = 0; s < slots; ++s) {
     RC_ASSERT(place[s] == kAtHome || place[s] == kInBackingCopy);
-    if (place[s] == kAtHome) continue;
+    if (place[s] == kAtHome || InLookup(c, s)) continue;
     for (size_t l = 0; l < c.layout.layers.size(); ++l) {
       for (const WeightSegment& segment : c.layout.layers[l]) {
         if (segment.offset > s * kG || segment.offset + segment.bytes < (s + 1) * kG) continue;
@@ -95,7 +117,9 @@ void CheckInPlace(const Case& c) {
   const auto streamed = EvictionPlan::Make(c.layout, kG, stripe);
   if (!streamed.ok()) return;  // too few layers for a ring
   const std::vector<SlotPlace> other = streamed->PlaceOfSlots(slots);
-  for (uint32_t s = 0; s < slots; ++s) RC_ASSERT(InRing(other[s]) == (place[s] != kAtHome));
+  for (uint32_t s = 0; s < slots; ++s) {
+    RC_ASSERT(InLookup(c, s) || InRing(other[s]) == (place[s] != kAtHome));
+  }
 }
 
 // As many of each stripe as asked for, each where it is when the whole target is away.
@@ -110,7 +134,7 @@ void CheckBetween(const Case& c) {
   std::set<SlotPlace> used;
   for (size_t s = 0; s < slots; ++s) {
     RC_ASSERT(some[s] == kAtHome || some[s] == all[s]);
-    if (some[s] != kAtHome) used.insert(some[s]);
+    if (InRing(some[s])) used.insert(some[s]);
   }
   for (size_t i = 0; i < slots; ++i) {
     RC_ASSERT(granules[i] == used.contains(static_cast<SlotPlace>(i)));
@@ -119,6 +143,7 @@ void CheckBetween(const Case& c) {
 }
 
 void CheckStructure(const Case& c) {
+  CheckLookup(c);
   if (c.target.placement == Placement::kInPlace) return CheckInPlace(c);
   if (!c.granules_of_gate.empty()) CheckBetween(c);
   std::set<uint32_t> slots;

@@ -245,6 +245,12 @@ TEST(EvictionPlanTest, AMalformedLayoutIsRefused) {
   layout.layers[2].push_back({});
   EXPECT_FALSE(EvictionPlan::Make(layout, kG, {}).ok());
   EXPECT_FALSE(EvictionPlan::Make(RegularLayout(4, {kG}), 65, {}).ok());
+  layout = RegularLayout(4, {kG * 4});
+  layout.lookup = {kG, kG};
+  EXPECT_FALSE(EvictionPlan::Make(layout, kG, {}).ok());
+  layout = test::WithLookup(RegularLayout(4, {kG * 4}), kG);
+  ++layout.lookup.bytes;
+  EXPECT_FALSE(EvictionPlan::Make(layout, kG, {}).ok());
 }
 
 }  // namespace

@@ -55,4 +55,18 @@ inline WeightLayout RandomLayout(std::mt19937_64& rng, uint64_t granule_bytes) {
   return layout;
 }
 
+// |layout| with a lookup table of |bytes| behind everything else.
+inline WeightLayout WithLookup(WeightLayout layout, uint64_t bytes) {
+  layout.lookup = {layout.region_bytes, bytes};
+  layout.region_bytes += bytes;
+  return layout;
+}
+
+// The same for every other |rng|, of up to five granules.
+inline WeightLayout WithSomeLookup(WeightLayout layout, std::mt19937_64& rng,
+                                   uint64_t granule_bytes) {
+  const bool none = rng() % 2 == 0;
+  return none ? layout : WithLookup(std::move(layout), 1 + rng() % (5 * granule_bytes));
+}
+
 }  // namespace weir::test

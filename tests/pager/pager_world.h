@@ -68,7 +68,7 @@ class World {
         base_driver_(MakeDriver(options_.driver)),
         driver(*base_driver_),
         bytes(Pattern(options_.layout.region_bytes)) {
-    const auto weights = static_cast<uint32_t>(CeilDiv(options_.layout.region_bytes, kGranule));
+    const uint32_t weights = EvictionPlan::GranulesAtHome(options_.layout, kGranule);
     auto made_pool = GranulePool::Create(
         driver, {.tier = Tier::kHbm,
                  .granule_bytes = kGranule,
@@ -133,6 +133,9 @@ class World {
   Status Compute() {
     const WeightLayout& layout = options_.layout;
     const uint32_t segments = layout.segments_per_layer();
+    if (!BytesAre(layout.lookup.offset, layout.lookup.bytes)) {
+      return DataLoss("wrong bytes in the lookup table");
+    }
     for (uint32_t gate = 0; gate < layout.gates(); ++gate) {
       WEIR_TRY(pager->Arrive(gate));
       const WeightSegment& s = layout.layers[gate / segments][gate % segments];
@@ -163,8 +166,8 @@ class World {
     const PoolCounts& c = pool->counts();
     const EvictionPlan& plan = pager->planned();
     if (!pager->settled() && plan.even()) return;  // less than that is away
-    const auto slots = static_cast<uint32_t>(CeilDiv(bytes.size(), kGranule));
-    EXPECT_EQ(c.by_owner[static_cast<size_t>(Owner::kWeights)], slots - plan.evicted_granules());
+    const uint32_t all = EvictionPlan::GranulesAtHome(options_.layout, kGranule);
+    EXPECT_EQ(c.by_owner[static_cast<size_t>(Owner::kWeights)], all - plan.evicted_granules());
     EXPECT_EQ(c.by_owner[static_cast<size_t>(Owner::kRing)], plan.ring_granules());
   }
 

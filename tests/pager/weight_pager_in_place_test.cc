@@ -103,6 +103,55 @@ TEST_P(WeightPagerInPlaceTest, FromEveryPlacementToEveryOther) {
   EXPECT_TRUE(w.BytesAre(0, w.bytes.size()));
 }
 
+// Behind any border, and none; only whole granules of it.
+TEST_P(WeightPagerInPlaceTest, ALookupTableIsThereFromLoadOn) {
+  test::WorldOptions options = Options();
+  const uint32_t without = EvictionPlan::GranulesAtHome(options.layout, kGranule);
+  options.layout = test::WithLookup(std::move(options.layout), 7 * kGranule + 100);
+  World w(options);
+  ASSERT_TRUE(w.created.ok()) << w.created.ToString();
+  const auto in_place = [&] {
+    const std::vector<GranuleId>& slots = w.space->region(w.pager->region()).slots;
+    return std::count_if(slots.begin(), slots.end(), AddressSpace::IsForeign);
+  };
+  EXPECT_EQ(in_place(), 6);
+  EXPECT_EQ(w.pool->counts().total, without + 1);  // where it ends; it begins beside a segment
+  EXPECT_EQ(w.pool->Available(), 0U);
+  EXPECT_EQ(w.pager->plan().evicted_granules(), 0U);
+  for (const EvictionTarget& target :
+       {EvictionTarget{}, kTarget, EvictionTarget{.granules_per_layer = 5, .ring_slots = 2},
+        EvictionTarget{.placement = Placement::kLayer, .layers = 5, .ring_slots = 2},
+        EvictionTarget{}}) {
+    const Status applied = w.pager->Apply(target);
+    ASSERT_TRUE(applied.ok()) << applied.ToString();
+    w.CheckAll();
+    EXPECT_EQ(w.pool->Available(), w.pager->plan().freed_granules());
+    EXPECT_EQ(in_place(), target.placement == Placement::kInPlace ? 46 : 6);
+    for (int i = 0; i < 2; ++i) ASSERT_TRUE(w.Step().ok());
+  }
+  const std::vector<std::byte> junk(64, std::byte{1});
+  const VirtAddr last = w.base + AlignDown(w.bytes.size(), kGranule) - kGranule;
+  EXPECT_EQ(w.driver.Write(last, junk).code(), StatusCode::kInvalidArgument);
+  EXPECT_TRUE(w.BytesAre(0, w.bytes.size()));
+}
+
+TEST_P(WeightPagerInPlaceTest, ALookupTableNeedsABackingCopyThatCanBeMapped) {
+  test::WorldOptions options = Options();
+  options.layout = test::WithLookup(std::move(options.layout), 3 * kGranule);
+  options.load = false;
+  const auto code = [&](Backing backing, uint64_t piece_bytes) {
+    options.backing = backing;
+    options.piece_bytes = piece_bytes;
+    return World(options).created.code();
+  };
+  EXPECT_EQ(code(Backing::kHost, kGranule), StatusCode::kOk);
+  EXPECT_EQ(code(Backing::kHost, 2 * kGranule), StatusCode::kUnsupported);
+  if (GetParam() == DriverKind::kHost) {  // where there are files
+    EXPECT_EQ(code(Backing::kFile, kGranule), StatusCode::kUnsupported);
+  }
+  EXPECT_EQ(code(Backing::kNone, kGranule), StatusCode::kInvalidArgument);
+}
+
 TEST_P(WeightPagerInPlaceTest, OnlyTheDifferenceIsRemapped) {
   World w(Options());
   ASSERT_TRUE(w.pager->Apply(kTarget).ok());

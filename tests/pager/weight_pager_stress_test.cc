@@ -51,8 +51,11 @@ WeightLayout StressLayout(std::mt19937_64& rng) {
 uint64_t Stress(const StressCase& c, uint64_t transitions) {
   std::mt19937_64 rng(c.seed);
   test::WorldOptions options{.driver = c.driver, .backing = c.backing, .layout = StressLayout(rng)};
+  if (c.backing == Backing::kHost) {
+    options.layout = test::WithSomeLookup(std::move(options.layout), rng, kGranule);
+  }
   options.granules =
-      static_cast<uint32_t>(CeilDiv(options.layout.region_bytes, kGranule) + rng() % 20);
+      static_cast<uint32_t>(EvictionPlan::GranulesAtHome(options.layout, kGranule) + rng() % 20);
   options.pager.verify_stripes = c.faults;
   World w(options);
   if (c.faults) {

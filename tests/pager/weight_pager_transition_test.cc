@@ -106,6 +106,35 @@ TEST_F(TransitionTest, EvictsAndRestoresWhileStepsRun) {
   EXPECT_TRUE(w.BytesAre(0, w.bytes.size()));
 }
 
+// The pool has what the weights hold and not a granule more: one asked for in vain would be
+// refused.
+class LookupTransitionTest : public TransitionTest {
+ protected:
+  static WorldOptions LookupOptions() {
+    WorldOptions options = Options();
+    options.layout = test::WithLookup(std::move(options.layout), 7 * kGranule + 100);
+    options.granules = EvictionPlan::GranulesAtHome(options.layout, kGranule);
+    return options;
+  }
+  LookupTransitionTest() : TransitionTest(LookupOptions()) {}
+};
+
+TEST_F(LookupTransitionTest, ALookupTableNeverComesHome) {
+  Steps(2);
+  const uint32_t all = w.pool->counts().total;
+  for (const uint32_t k : {1U, 3U, 2U, 0U, 6U, 5U, 0U}) {
+    SCOPED_TRACE("to " + std::to_string(k));
+    const Status begun = w.pager->BeginTransition(Stripes(k));
+    ASSERT_TRUE(begun.ok()) << begun.ToString();
+    Steps(3);
+    Rest();
+    EXPECT_EQ(w.pager->plan().held_granules(), all - w.pager->plan().freed_granules());
+    EXPECT_EQ(w.pool->Available(), w.pager->plan().freed_granules());
+  }
+  EXPECT_TRUE(failed_.ok()) << failed_.ToString();
+  EXPECT_TRUE(w.BytesAre(0, w.bytes.size()));
+}
+
 TEST_F(TransitionTest, AStepAfterAnother) {
   Steps(1);
   // Each step moves: the next move begins while the step of the one before runs.
@@ -497,8 +526,9 @@ class TransitionStressTest : public TransitionTest,
       options.layout = test::RandomLayout(rng, kGranule);
     } while (options.layout.layers.size() < 4 ||
              EvictionPlan::MaxGranulesPerLayer(options.layout, kGranule) < 2);
+    options.layout = test::WithSomeLookup(std::move(options.layout), rng, kGranule);
     options.granules =
-        static_cast<uint32_t>(CeilDiv(options.layout.region_bytes, kGranule) + rng() % 12);
+        static_cast<uint32_t>(EvictionPlan::GranulesAtHome(options.layout, kGranule) + rng() % 12);
     options.pager.gate_timeout_ns = 500'000;
     return options;
   }

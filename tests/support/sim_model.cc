@@ -19,7 +19,8 @@ constexpr uint64_t Mix(uint64_t x) {  // splitmix64's finaliser
 
 WeightLayout SimModel::Layout(const SimModelShape& shape) {
   WeightLayout layout;
-  uint64_t at = shape.resident_bytes;
+  layout.lookup.bytes = shape.lookup_bytes;
+  uint64_t at = shape.lookup_bytes + shape.resident_bytes;
   for (uint32_t l = 0; l < shape.layers; ++l) {
     std::vector<WeightSegment> segments;
     for (uint32_t s = 0; s < shape.segments; ++s) {
@@ -102,7 +103,13 @@ Status SimCompute::Depart(Pending& step, uint32_t gate) {
 Result<uint64_t> SimCompute::ReadWeights(Pending& step) {
   uint64_t digest = 0;
   uint32_t gate = 0;
-  std::vector<std::byte> bytes;
+  std::vector<std::byte> bytes(layout_.lookup.bytes);
+  if (!bytes.empty()) WEIR_TRY(driver_.Read(memory_.weights + layout_.lookup.offset, bytes));
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    if (bytes[i] != SimModel::WeightByte(layout_.lookup.offset + i)) {
+      return DataLoss("wrong bytes in the lookup table");
+    }
+  }
   for (const auto& layer : layout_.layers) {
     for (const WeightSegment& s : layer) {
       WEIR_TRY(Arrive(step, gate));

@@ -28,6 +28,7 @@ struct SimModelShape {
   uint32_t segments = 3;
   uint64_t segment_bytes = 2048;
   uint64_t resident_bytes = 512;  // embeddings and the like, before the first layer
+  uint64_t lookup_bytes = 0;      // a lookup table before these
   uint32_t vocab = 50;
   uint32_t block_bytes = 16 * 8;  // one 8-byte word a token
   // What a step takes.
