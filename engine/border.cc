@@ -163,14 +163,18 @@ void EngineCore::MoveTowardsGoal() {
     return begun;
   };
   Status moved = move();
-  while (moved.code() == StatusCode::kNoMemory && preempt_for_border_ && scheduler_.running() > 1) {
-    Drain();  // what is preempted may be in the steps under way
-    if (scheduler_.running() <= 1) break;
-    scheduler_.PreemptLast();
-    moved = move();
+  if (preempt_for_border_ && preempted_in_vain_ != border_goal_) {
+    while (moved.code() == StatusCode::kNoMemory && scheduler_.running() > 1) {
+      Drain();  // what is preempted may be in the steps under way
+      if (scheduler_.running() <= 1) break;
+      scheduler_.PreemptLast();
+      preempted_in_vain_ = border_goal_;
+      moved = move();
+    }
   }
   if (moved.ok()) {
     ++stats_.border_moves;
+    preempted_in_vain_.reset();
   } else if (moved.code() != StatusCode::kShouldWait) {
     ++stats_.border_refusals;
     last_border_error_ = std::move(moved);

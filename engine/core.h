@@ -273,6 +273,9 @@ class EngineCore {
   std::optional<EvictionTarget> border_goal_;  // where the policy wants the border; none: there
   EvictionTarget border_from_;                 // where it was when it began to move there
   bool preempt_for_border_ = false;            // PolicyDecision::preempt of that wish
+  // Sequences were preempted for it and it could not be moved to all the same: none is again until
+  // the border has moved, or the policy wants another.
+  std::optional<EvictionTarget> preempted_in_vain_;
   Status last_border_error_;
   RequestId next_id_ = 1;
   uint32_t failed_in_a_row_ = 0;

@@ -273,6 +273,34 @@ TEST(BorderMove, KvGivesWayWithoutHoldingUpTheMove) {
   EXPECT_LE(move.ms, 170);
 }
 
+// Whoever holds the granules that are to come home: no sequence gives way again and again for a
+// move that cannot be, and the requests go on.
+TEST(BorderMove, SequencesArePreemptedInVainOnce) {
+  class HomePolicy final : public Policy {
+   public:
+    std::string_view name() const override { return "home"; }
+    PolicyDecision Decide(const PolicySnapshot&) override { return {.preempt = true}; }
+    std::vector<std::pair<std::string, std::string>> Parameters() const override { return {}; }
+  };
+  World world(Costs{});
+  (void)world.MoveTo(4);
+  Result<Commitment> held = world.memory().pool().Commit(world.memory().pool().Available());
+  ASSERT_TRUE(held.ok());
+  HomePolicy home;
+  world.core->SetPolicy(home);
+  const auto preemptions = [&] { return world.core->Snapshot().demand.preemptions; };
+  ASSERT_EQ(preemptions(), 0U);
+  world.Steps(30);
+  EXPECT_EQ(world.core->last_border_error().code(), StatusCode::kNoMemory);
+  EXPECT_EQ(world.weights().plan().target().granules_per_layer, 4U);
+  EXPECT_EQ(preemptions(), 3U);
+  held = Commitment();
+  for (int i = 0; i < 100 && world.weights().plan().target().granules_per_layer > 0; ++i) {
+    world.Steps(1);
+  }
+  EXPECT_EQ(world.weights().plan().target().granules_per_layer, 0U);
+}
+
 // What is not the border's: this world's host takes as long as it is told to.
 TEST(StepRecord, TellsWhatTheHostDidWithoutWaiting) {
   World world(Costs{});
