@@ -157,6 +157,7 @@ Status Engine::BuildMemory(bool lookup_in_place) {
   info_.granule_bytes = memory_->view().granule_bytes;
   info_.budget_bytes = memory_->view().pool.total * info_.granule_bytes;
   info_.weight_bytes = m.weights.region_bytes;
+  info_.lookup_bytes = memory_->lookup_bytes();
   info_.scratch_bytes = m.scratch_bytes;
   info_.kv_block_bytes = m.kv_block_bytes;
   return OkStatus();

@@ -69,6 +69,7 @@ struct EngineInfo {
   uint64_t granule_bytes = 0;
   uint64_t budget_bytes = 0;  // the pool: granules * granule size
   uint64_t weight_bytes = 0;
+  uint64_t lookup_bytes = 0;  // of them: never at home, read in place (Memory::lookup_bytes)
   uint64_t scratch_bytes = 0;
   uint64_t kv_block_bytes = 0;
   uint64_t most_kv_blocks = 0;  // whatever the border

@@ -204,6 +204,13 @@ Status Memory::MapScratch() {
   return space_->Commit(plan);
 }
 
+uint64_t Memory::lookup_bytes() const {
+  const uint64_t granule = pool_->granule_bytes();
+  const WeightLayout& layout = options_.weights;
+  return (CeilDiv(layout.region_bytes, granule) - EvictionPlan::GranulesAtHome(layout, granule)) *
+         granule;
+}
+
 VirtAddr Memory::scratch() const {
   return space_->region(scratch_).base;
 }

@@ -88,6 +88,8 @@ class Memory {
   // weights are sealed it does not change.
   const Status& backing_refusal() const { return backing_refusal_; }
   bool lookup_in_place() const { return options_.weights.lookup.bytes > 0; }
+  // Of the weights: what is therefore never at home. 0: nothing.
+  uint64_t lookup_bytes() const;
   uint32_t ring_slots() const { return options_.ring_slots; }
   // The most stripe granules a border may take from each layer; 0 without a backing copy, or when
   // the model has no more layers than the ring has slots.

@@ -53,6 +53,7 @@ Json MemoryJson(const EngineInfo& info) {
   return {{"budget_bytes", info.budget_bytes},
           {"granule_bytes", info.granule_bytes},
           {"weight_bytes", info.weight_bytes},
+          {"lookup_bytes", info.lookup_bytes},
           {"scratch_bytes", info.scratch_bytes},
           {"kv_block_bytes", info.kv_block_bytes},
           {"most_kv_blocks", info.most_kv_blocks},
@@ -138,8 +139,11 @@ std::string BenchSession::Header() const {
                        (settings_.engine.dummy_weights ? " (made-up weights)" : "") +
                        (settings_.engine.compress_weights ? " (compressed weights)" : ""));
   out.Row("device", info.device + ", driver " + info.driver + ", policy " + info.policy);
+  const std::string in_place = info.lookup_bytes == 0 ? ""
+                                                      : " (" + HumanSize(info.lookup_bytes) +
+                                                            " of the embedding in backing memory)";
   out.Row("memory", HumanSize(info.budget_bytes) + ": weights " + HumanSize(info.weight_bytes) +
-                        ", step buffers " + HumanSize(info.scratch_bytes) +
+                        in_place + ", step buffers " + HumanSize(info.scratch_bytes) +
                         ", the rest for KV (at most " + Grouped(info.most_kv_blocks) +
                         " blocks of 16 tokens)");
   const StartupTimes& t = info.startup;

@@ -111,6 +111,7 @@ class Server {
                       {"policy", info.policy},
                       {"budget_bytes", info.budget_bytes},
                       {"weight_bytes", info.weight_bytes},
+                      {"lookup_bytes", info.lookup_bytes},
                       {"max_model_len", uint64_t{info.max_model_len}},
                       {"most_kv_blocks", info.most_kv_blocks}});
     if (info.max_request_tokens < info.max_model_len) {

@@ -158,6 +158,7 @@ TEST_F(CudaSluiceTest, TheSameScheduleGivesTheSameTokensWhateverIsAway) {
   if (Devices() > 1) backings.push_back(BackingChoice::kPeer);
   for (const BackingChoice backing : backings) {
     for (const char* policy : {"fixed{granules_per_layer=1}", "fixed{granules_per_layer=4}",
+                               "fixed{granules_per_layer=3; embedding_in_place=1}",
                                "stress_random{hold_steps=0; seed=3}", "zero-inference"}) {
       SCOPED_TRACE(policy);
       const Outcome moved = Run(policy, backing);

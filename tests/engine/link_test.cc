@@ -681,6 +681,7 @@ TEST(BackingRefusal, ALookupTableIsAtHomeThen) {
       }
       ASSERT_TRUE(loaded.ok()) << loaded.ToString();
       EXPECT_EQ(memory->lookup_in_place(), !refused);
+      EXPECT_EQ(memory->lookup_bytes(), refused ? 0U : 3U << 20);
       EXPECT_EQ(memory->backing_refusal().ok(), !refused);
       const uint64_t table = (3 << 20) / kGranule;
       EXPECT_EQ(*memory->KvBlocksAt({}), (4 + (refused ? 0 : table)) * kGranule / 4096);
