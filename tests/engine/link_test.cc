@@ -640,6 +640,16 @@ TEST_P(LinkTest, WeightsDoNotLeaveForACopyThatCannotBeRead) {
   EXPECT_TRUE(world.errors.empty());
 }
 
+MemoryOptions Sizes(const SimModelShape& shape, uint64_t granule) {
+  MemoryOptions m;
+  m.granule_bytes = granule;
+  m.scratch_bytes = granule;
+  m.kv_block_bytes = 4096;
+  m.kv_least_blocks = 4;
+  m.weights = SimModel::Layout(shape);
+  return m;
+}
+
 // A lookup table in place needs the backing copy. Without memory for that it is at home as well.
 TEST(BackingRefusal, ALookupTableIsAtHomeThen) {
   constexpr uint64_t kGranule = 64 << 10;
@@ -661,12 +671,7 @@ TEST(BackingRefusal, ALookupTableIsAtHomeThen) {
           LoadWithLookup(true, BackingTier::kHost, [&](bool lookup_in_place) -> Status {
             memory.reset();
             ++loads;
-            MemoryOptions m;
-            m.granule_bytes = kGranule;
-            m.scratch_bytes = kGranule;
-            m.kv_block_bytes = 4096;
-            m.kv_least_blocks = 4;
-            m.weights = SimModel::Layout(shape);
+            MemoryOptions m = Sizes(shape, kGranule);
             m.lookup_in_place = lookup_in_place;
             m.hbm_budget_bytes = AlignUp(m.weights.region_bytes, kGranule) + 5 * kGranule;
             memory = WEIR_TRY(Memory::Create(driver, m));
@@ -723,12 +728,7 @@ TEST(BackingRefusal, WeightsStayWhereNoHostMemoryCanBePinned) {
             if (tier != Tier::kHost || ++n != nth) return OkStatus();
             return Status(code, "injected: cannot be pinned");
           };
-          MemoryOptions m;
-          m.granule_bytes = kGranule;
-          m.scratch_bytes = kGranule;
-          m.kv_block_bytes = 4096;
-          m.kv_least_blocks = 4;
-          m.weights = SimModel::Layout(shape);
+          MemoryOptions m = Sizes(shape, kGranule);
           const uint64_t all = AlignUp(m.weights.region_bytes, kGranule) + kGranule;
           m.hbm_budget_bytes = fits ? all + kGranule * 4 : all * 7 / 10;
           Tracer tracer({.mask = Tracer::MaskOf(TraceType::kLink)});
