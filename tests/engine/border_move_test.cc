@@ -39,6 +39,7 @@ struct Costs {
   double busy_factor = 1.4;       // and beside a step
   uint64_t handover_ns = 70'000;  // to an unmap that waited for copies
   uint64_t granule_mib = 32;
+  uint64_t lookup_granules = 0;  // of a table that is read in place
 };
 
 class World {
@@ -59,13 +60,15 @@ class World {
     driver_ = SimDriver::Create(options).value();
     shape_ = {.layers = kLayers,
               .segments = 1,
-              .segment_bytes = kLayerMib / costs.granule_mib * kGranule};
+              .segment_bytes = kLayerMib / costs.granule_mib * kGranule,
+              .lookup_bytes = costs.lookup_granules * kGranule};
     MemoryOptions m;
     m.granule_bytes = kGranule;
     m.scratch_bytes = kGranule;
     m.kv_block_bytes = kGranule;
     m.kv_least_blocks = 8;
     m.weights = SimModel::Layout(shape_);
+    m.lookup_in_place = true;
     m.backing = BackingTier::kPeer;
     m.pager.max_steps_under_way = 2;
     m.pager.device_gates = true;
@@ -258,6 +261,18 @@ TEST(BorderMove, DearerRemapsTakeMoreSteps) {
     EXPECT_GT(move.splits, 3U);
     EXPECT_LE(move.slowest, 1.10);
   }
+}
+
+// KV has its room for good: no way home waits for it, however full KV is.
+TEST(BorderMove, ALookupTableStaysWhereItIs) {
+  World world(Costs{.lookup_granules = 40});
+  World without(Costs{});
+  EXPECT_EQ(*world.memory().KvBlocksAt({}), *without.memory().KvBlocksAt({}) + 40);
+  for (const uint32_t granules : {4U, 3U, 1U, 2U, 0U}) {
+    (void)world.MoveTo(granules);
+    ASSERT_NO_FATAL_FAILURE(world.FillPrefixCache());
+  }
+  EXPECT_EQ(world.core->Snapshot().demand.preemptions, 0U);
 }
 
 // What is to come home lies in KV that the prefix cache has taken, whose unmaps wait for copies
