@@ -84,13 +84,13 @@ Status Engine::Build(const ProgressFn& progress) {
   };
   backend_ = WEIR_TRY(MakeBackend(options_, model_, limits));
   const auto load = [&](bool lookup_in_place) -> Status {
-    memory_.reset();
     WEIR_TRY(BuildMemory(lookup_in_place));
     info_.startup.memory = lap();
     info_.load = WEIR_TRY(backend_->Load(checkpoint, *memory_, progress));
     return OkStatus();
   };
-  WEIR_TRY(LoadWithLookup(policy_->lookup_in_place(), BackingTierOf(options_.backing), load));
+  WEIR_TRY(
+      LoadWithLookup(policy_->lookup_in_place(), BackingTierOf(options_.backing), &memory_, load));
   info_.most_kv_blocks = memory_->most_kv_blocks();
   if (!memory_->backing_refusal().ok()) {
     info_.backing_refusal = memory_->backing_refusal().ToString();

@@ -20,11 +20,9 @@ uint64_t ChooseGranule(const WeightLayout& weights, uint64_t granularity) {
   return std::clamp<uint64_t>(wanted, granularity, std::max(granularity, 32 * kMiB));
 }
 
-// None where it stays at home.
-WeightSegment LookupInPlace(const MemoryOptions& options) {
-  const bool in_memory =
-      options.backing == BackingTier::kHost || options.backing == BackingTier::kPeer;
-  return options.lookup_in_place && in_memory ? options.weights.lookup : WeightSegment();
+bool LookupInPlace(const MemoryOptions& options) {
+  return options.lookup_in_place &&
+         (options.backing == BackingTier::kHost || options.backing == BackingTier::kPeer);
 }
 
 std::string Mebibytes(uint64_t bytes) {
@@ -34,11 +32,17 @@ std::string Mebibytes(uint64_t bytes) {
 
 }  // namespace
 
-Status LoadWithLookup(bool lookup_in_place, BackingTier backing,
+Status LoadWithLookup(bool lookup_in_place, BackingTier backing, std::unique_ptr<Memory>* memory,
                       const std::function<Status(bool lookup_in_place)>& load) {
+  memory->reset();
   Status loaded = load(lookup_in_place);
+  if (loaded.ok() || !lookup_in_place) return loaded;
+  // Of what failed while loading only the store knows whether it was that: files fail as well.
   const Tier tier = backing == BackingTier::kPeer ? Tier::kPeer : Tier::kHost;
-  if (loaded.ok() || !lookup_in_place || !IsMemoryRefusal(loaded, tier)) return loaded;
+  const bool refused =
+      *memory != nullptr ? !(*memory)->backing_refusal().ok() : IsMemoryRefusal(loaded, tier);
+  if (!refused) return loaded;
+  memory->reset();
   return load(false).ok() ? OkStatus() : loaded;
 }
 
@@ -48,7 +52,7 @@ Result<std::unique_ptr<Memory>> Memory::Create(Driver& driver, const MemoryOptio
   memory->options_.pager.verify_stripes = true;
   memory->options_.poison_freed = true;
 #endif
-  memory->options_.weights.lookup = LookupInPlace(options);
+  if (!LookupInPlace(options)) memory->options_.weights.lookup = {};
   WEIR_TRY(memory->Build());
   return memory;
 }
@@ -94,6 +98,9 @@ Result<Memory::Needs> Memory::NeedsOf(const Driver& driver, const MemoryOptions&
 Status Memory::Build() {
   const Needs needs = WEIR_TRY(NeedsOf(driver_, options_));
   const uint64_t granule = needs.granule_bytes;
+  // A table without a whole granule is like any small tensor.
+  if (needs.weights == CeilDiv(options_.weights.region_bytes, granule))
+    options_.weights.lookup = {};
   const KvGeometry& geometry = needs.kv;
   const uint64_t weight_granules = needs.weights;
   const uint64_t scratch_granules = needs.scratch;
@@ -145,7 +152,7 @@ Status Memory::Build() {
       options_.pager.on_backing_refused = [this, tier](const Status& refusal) {
         DoWithoutBacking(tier, refusal);
       };
-    } else if (initial == 0 && !lookup_in_place() && IsMemoryRefusal(made.status(), tier)) {
+    } else if (initial == 0 && lookup_bytes() == 0 && IsMemoryRefusal(made.status(), tier)) {
       DoWithoutBacking(tier, made.status());
       most_freed = 0;
     } else {
@@ -202,6 +209,10 @@ Status Memory::MapScratch() {
   const auto slots = static_cast<uint32_t>(space_->region(scratch_).slots.size());
   for (uint32_t i = 0; i < slots; ++i) plan.MapFresh(scratch_, SlotIndex(i), Owner::kScratch);
   return space_->Commit(plan);
+}
+
+Status Memory::backing_refusal() const {
+  return backing_refusal_.ok() && backing_ ? backing_->refusal() : backing_refusal_;
 }
 
 uint64_t Memory::lookup_bytes() const {

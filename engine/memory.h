@@ -59,19 +59,13 @@ struct MemoryView {
 // KV for a request of so many tokens (or of max_model_len) is the least that an engine runs with.
 inline constexpr uint32_t kLeastRequestTokens = 256;
 
-// |load| makes a Memory and brings the weights into it, with the lookup table in place or at home.
-// In place needs memory for the backing copy: where that was refused, and only there, |load| is
-// called again without.
-Status LoadWithLookup(bool lookup_in_place, BackingTier backing,
-                      const std::function<Status(bool lookup_in_place)>& load);
-
 class Memory {
  public:
   // Evicts at once what a budget smaller than everything requires; kNoMemory with the least budget
   // that would do when even full eviction is not enough. Where the device or the system refuses
   // memory for a backing copy (nothing more can be pinned, say), here or while weights are loaded,
-  // and all weights fit, they stay for good; with a lookup table in place that is an error
-  // (lookup_in_place() says whether there is one), and without one the same may be tried again.
+  // and all weights fit, they stay for good; with a lookup table in place that is an error (see
+  // LoadWithLookup).
   static Result<std::unique_ptr<Memory>> Create(Driver& driver, const MemoryOptions& options);
   // The least budget, in bytes, with which all weights stay at home.
   static Result<uint64_t> LeastAtHome(const Driver& driver, const MemoryOptions& options);
@@ -86,9 +80,8 @@ class Memory {
   MemoryView view() const;
   // Why there is no backing copy although one was asked for; ok if there is, or none was. Once the
   // weights are sealed it does not change.
-  const Status& backing_refusal() const { return backing_refusal_; }
-  bool lookup_in_place() const { return options_.weights.lookup.bytes > 0; }
-  // Of the weights: what is therefore never at home. 0: nothing.
+  Status backing_refusal() const;
+  // Of the weights: what is never at home, the lookup table in place. 0: nothing.
   uint64_t lookup_bytes() const;
   uint32_t ring_slots() const { return options_.ring_slots; }
   // The most stripe granules a border may take from each layer; 0 without a backing copy, or when
@@ -197,5 +190,11 @@ class Memory {
   double link_bytes_per_ns_ = 0;
   uint64_t probe_offset_ = 0;
 };
+
+// |load| makes |memory| and brings the weights into it, with the lookup table in place or at home.
+// In place needs memory for the backing copy: where that was refused, and only there, |load| is
+// called again without.
+Status LoadWithLookup(bool lookup_in_place, BackingTier backing, std::unique_ptr<Memory>* memory,
+                      const std::function<Status(bool lookup_in_place)>& load);
 
 }  // namespace weir

@@ -74,7 +74,6 @@ Result<std::unique_ptr<WeightPager>> WeightPager::Create(AddressSpace& space, Ba
 #endif
   impl->granule_bytes = granule;
   impl->covered = MergedSegments(layout);
-  impl->lookup = lookup;
   impl->weights = WEIR_TRY(space.Reserve("weights", layout.region_bytes));
   const size_t slots = space.region(impl->weights).slots.size();
   impl->place_of_slot = plan.PlaceOfSlots(slots);

@@ -55,9 +55,8 @@ struct WeightPagerOptions {
   // stamps.
   bool device_gates = false;
   // Called by Seal, with the reason, when memory for the backing copy was refused while loading
-  // (BackingStore::refusal), nothing is away and there is no lookup table: the weights are at home
-  // for good, the pager has let go of the store, and it may be destroyed. Empty: loading fails
-  // instead.
+  // (BackingStore::refusal) and nothing is away or read in place: the weights are at home for good,
+  // the pager has let go of the store, and it may be destroyed. Empty: loading fails instead.
   std::function<void(const Status&)> on_backing_refused;
 };
 

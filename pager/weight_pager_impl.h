@@ -181,7 +181,6 @@ struct WeightPager::Impl {
   // Loading.
   Status refused;                      // there is no memory for the backing copy
   std::vector<WeightSegment> covered;  // segments and lookup table in address order, merged
-  bool lookup = false;                 // there is one: the backing copy is needed for good
   // begin -> end of what has been written, by loading and by the source when last asked.
   std::map<uint64_t, uint64_t> written;
   std::map<uint64_t, uint64_t> written_again;

@@ -41,7 +41,10 @@ Status WeightPager::Impl::StoreCovered(uint64_t offset, uint64_t end, Fn store) 
 }
 
 Status WeightPager::Impl::OrDoWithout(Status stored) {
-  if (stored.ok() || !options.on_backing_refused || armed(*cover) || lookup) return stored;
+  const auto away = [](SlotPlace place) { return place != kAtHome; };
+  if (stored.ok() || !options.on_backing_refused || std::ranges::any_of(place_of_slot, away)) {
+    return stored;
+  }
   refused = backing->refusal();
   return refused.ok() ? stored : OkStatus();
 }

@@ -43,7 +43,8 @@ double Bound(double capacity, double weights, double hbm, double link) {
 }
 
 // One ratio: an engine for the policies with all weights at home while nothing is away, another for
-// those that read the embedding in place from load on, and what was measured on them.
+// those that read the embedding in place from load on, and what was measured on them. Both are open
+// at once, so the GPU has twice the budget in use; --algorithms gives both the same products.
 class RatioBench {
  public:
   RatioBench(const Options& options, double ratio) : options_(options), ratio_(ratio) {}

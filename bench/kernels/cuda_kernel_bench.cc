@@ -4,9 +4,8 @@
 //   profile   each kernel of a step alone, in a graph that replays it over the layers' weights and
 //             KV, so that they come from device memory as in a step
 //   step      the whole step in one graph, with and without early launches
-//   energy    the same kernels and the same step where the GPU runs without a pause: what they take
-//   at
-//             the clocks that its power limit leaves, and the energy of each
+//   energy    the same where the GPU runs without a pause: what kernels and step take at the clocks
+//             that its power limit leaves, and the energy of each
 //   gemm      the chosen algorithm of every bucket of rows
 //
 // Times are medians over replays. --help lists the options.
@@ -14,6 +13,7 @@
 #include <cstdio>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -47,6 +47,7 @@ struct Bench {
   uint64_t arena_bytes = 0;
   CudaCeilings ceilings;
   std::unique_ptr<CudaStep> step;
+  std::optional<EnergyCounter> energy;  // none: not to be measured
   Json json;
 
   // Seconds that the card needs for so many bytes, for so many operations.
@@ -282,12 +283,7 @@ void PrintEnergy(const char* name, uint32_t calls, double bytes, double flops, c
 }
 
 Status MeasureEnergy(Bench* b, const std::vector<StepKernel>& kernels, Json* json) {
-  const Result<EnergyCounter> opened = EnergyCounter::Open(b->options.device);
-  if (!opened.ok()) {
-    std::printf("not measured: %s\n", opened.status().ToString().c_str());
-    return OkStatus();
-  }
-  const EnergyCounter& counter = *opened;
+  const EnergyCounter& counter = *b->energy;
   std::printf("%-14s %5s %10s %10s %8s %9s %9s %8s %8s\n", "without pause", "calls", "us/call",
               "us/step", "W", "mJ/call", "mJ/step", "GB/s", "TFLOP/s");
   double sum = 0;
@@ -334,7 +330,7 @@ Status RunSpec(Bench* b, const StepSpec& spec) {
   if (b->options.step) {
     WEIR_TRY(TimeSteps(b, spec, kernels, b->options.profile ? &parts : nullptr, &json));
   }
-  if (b->options.energy) WEIR_TRY(MeasureEnergy(b, kernels, &json));
+  if (b->energy) WEIR_TRY(MeasureEnergy(b, kernels, &json));
   b->json["steps"].push_back(std::move(json));
   return OkStatus();
 }
@@ -413,10 +409,18 @@ Status Run(Bench* b) {
   WEIR_TRY(Open(b));
   WEIR_TRY(RunCeilings(b));
   const KernelBenchOptions& o = b->options;
-  if (!o.profile && !o.step && !o.energy && !o.gemm) return OkStatus();
+  if (o.energy) {
+    Result<EnergyCounter> counter = EnergyCounter::Open(o.device);
+    if (counter.ok()) {
+      b->energy = *counter;
+    } else {
+      std::printf("not measured: %s\n", counter.status().ToString().c_str());
+    }
+  }
+  if (!o.profile && !o.step && !b->energy && !o.gemm) return OkStatus();
   WEIR_TRY(MakeStep(b));
   for (const StepSpec& spec : o.specs) {
-    if (o.profile || o.step || o.energy) WEIR_TRY(RunSpec(b, spec).WithContext(spec.Name()));
+    if (o.profile || o.step || b->energy) WEIR_TRY(RunSpec(b, spec).WithContext(spec.Name()));
     std::fflush(stdout);
   }
   return o.gemm ? RunGemm(b) : OkStatus();

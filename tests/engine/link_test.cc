@@ -668,8 +668,7 @@ TEST(BackingRefusal, ALookupTableIsAtHomeThen) {
       std::unique_ptr<Memory> memory;
       int loads = 0;
       const Status loaded =
-          LoadWithLookup(true, BackingTier::kHost, [&](bool lookup_in_place) -> Status {
-            memory.reset();
+          LoadWithLookup(true, BackingTier::kHost, &memory, [&](bool lookup_in_place) -> Status {
             ++loads;
             MemoryOptions m = Sizes(shape, kGranule);
             m.lookup_in_place = lookup_in_place;
@@ -685,7 +684,6 @@ TEST(BackingRefusal, ALookupTableIsAtHomeThen) {
         continue;
       }
       ASSERT_TRUE(loaded.ok()) << loaded.ToString();
-      EXPECT_EQ(memory->lookup_in_place(), !refused);
       EXPECT_EQ(memory->lookup_bytes(), refused ? 0U : 3U << 20);
       EXPECT_EQ(memory->backing_refusal().ok(), !refused);
       const uint64_t table = (3 << 20) / kGranule;
@@ -703,6 +701,24 @@ INSTANTIATE_TEST_SUITE_P(Gates, LinkTest, ::testing::Values(Gates::kHost, Gates:
                          [](const auto& gates) {
                            return gates.param == Gates::kHost ? "Host" : "Device";
                          });
+
+// A file that cannot be read has the code of a refusal.
+TEST(BackingRefusal, WhatFailsForAnotherReasonIsNotLoadedAgain) {
+  const SimModelShape shape{.segment_bytes = 1 << 20, .lookup_bytes = 3 << 20};
+  const auto driver = HostDriver::Create({}).value();
+  std::unique_ptr<Memory> memory;
+  int loads = 0;
+  const Status loaded =
+      LoadWithLookup(true, BackingTier::kHost, &memory, [&](bool lookup_in_place) -> Status {
+        ++loads;
+        MemoryOptions m = Sizes(shape, 64 << 10);
+        m.lookup_in_place = lookup_in_place;
+        memory = WEIR_TRY(Memory::Create(*driver, m));
+        return IoError("injected: a checkpoint that cannot be read");
+      });
+  EXPECT_EQ(loaded.code(), StatusCode::kIo);
+  EXPECT_EQ(loads, 1);
+}
 
 // Whatever a device answers when memory cannot be pinned, and however late: what fits stays, what
 // does not is refused.

@@ -152,6 +152,28 @@ TEST_P(WeightPagerInPlaceTest, ALookupTableNeedsABackingCopyThatCanBeMapped) {
   EXPECT_EQ(code(Backing::kNone, kGranule), StatusCode::kInvalidArgument);
 }
 
+// The store may not go while weights show it, be it a stripe's or the table's.
+TEST_P(WeightPagerInPlaceTest, MemoryRefusedWhileLoadingIsAnErrorThen) {
+  if (GetParam() == DriverKind::kHost) GTEST_SKIP() << "there memory is taken ahead";
+  for (const bool lookup : {false, true}) {
+    SCOPED_TRACE(lookup);
+    test::WorldOptions options = Options();
+    if (lookup) {
+      options.layout = test::WithLookup(std::move(options.layout), 3 * kGranule);
+    } else {
+      options.initial = kTarget;
+    }
+    options.load = false;
+    options.pager.on_backing_refused = [](const Status&) { ADD_FAILURE() << "let go of"; };
+    World w(options);
+    ASSERT_TRUE(w.created.ok()) << w.created.ToString();
+    w.driver.create_fails = [](Tier) { return NoMemory("injected: cannot be pinned"); };
+    Status loaded = w.pager->Write(0, w.bytes);
+    if (loaded.ok()) loaded = w.pager->Seal();
+    EXPECT_EQ(loaded.code(), StatusCode::kNoMemory) << loaded.ToString();
+  }
+}
+
 TEST_P(WeightPagerInPlaceTest, OnlyTheDifferenceIsRemapped) {
   World w(Options());
   ASSERT_TRUE(w.pager->Apply(kTarget).ok());
