@@ -33,7 +33,9 @@ class DeviceLife {
     m.kv_block_bytes = shape.block_bytes;
     m.kv_least_blocks = 8;
     m.weights = SimModel::Layout(shape);
-    m.hbm_budget_bytes = m.weights.region_bytes + m.scratch_bytes + 20 * shape.block_bytes;
+    m.lookup_in_place = true;
+    m.hbm_budget_bytes =
+        m.weights.region_bytes - shape.lookup_bytes + m.scratch_bytes + 20 * shape.block_bytes;
     m.pager.device_gates = true;
     m.pager.max_steps_under_way = 2;
     m.pager.gate_timeout_ns = kGateTimeoutNs;
@@ -98,7 +100,7 @@ class DeviceLife {
   }
 
   static constexpr uint64_t kGateTimeoutNs = 20'000'000;
-  SimModelShape shape;
+  SimModelShape shape{.lookup_bytes = 4096};
   std::unique_ptr<SimDriver> driver = SimDriver::Create({.granularity_bytes = 256}).value();
   test::FaultDriver faulty{*driver};
   CheckedTrace trace;
