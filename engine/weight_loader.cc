@@ -192,13 +192,14 @@ class Loader {
     });
     for (const auto& failure : failures) {
       if (!failure) continue;
-      return Unsupported(
-          "compress_weights: gate and up of layer " + std::to_string(target.parts[0].layer) +
-          " cannot be compressed: of the 128 x 64 weights from row " +
-          std::to_string(failure->tile * compressed::kRows) + " and column " +
-          std::to_string(failure->column_block * compressed::kCols) + " on " +
-          std::to_string(failure->patches) + " have other exponents than the 16 most frequent; " +
-          "at most " + std::to_string(compressed::kMostPatches) + " may. Start without it");
+      return Unsupported("compress_weights: gate and up of layer " +
+                         std::to_string(target.parts[0].layer) +
+                         " cannot be compressed: of the 128 x 64 weights from row " +
+                         std::to_string(failure->tile * compressed::kRows) + " and column " +
+                         std::to_string(failure->column_block * compressed::kCols) + " on " +
+                         std::to_string(failure->patches) +
+                         " have other exponents than the eight most frequent pairs; " + "at most " +
+                         std::to_string(compressed::kMostPatches) + " may. Start without it");
     }
     return OkStatus();
   }

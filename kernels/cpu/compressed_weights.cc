@@ -3,23 +3,28 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <numeric>
 
 namespace weir::cpu {
 namespace {
 
 using compressed::ColOf;
+using compressed::kAllValues;
 using compressed::kBlockBytes;
 using compressed::kCodesAt;
 using compressed::kCols;
-using compressed::kExponents;
+using compressed::kFirstPatch;
 using compressed::kHeaderAt;
 using compressed::kMostPatches;
 using compressed::kRows;
 using compressed::kThreads;
+using compressed::kValues;
 using compressed::kWeightsPerThread;
 using compressed::RowOf;
+using compressed::SignBit;
+using compressed::ValueBit;
+using compressed::ValueOf;
 
-constexpr int kAllExponents = 256;
 constexpr int kCodeWords = kWeightsPerThread / 8;
 
 // A block's weights within the matrix.
@@ -32,14 +37,8 @@ struct Block {
   int64_t rows;  // before the matrix's last, at most 128
 };
 
-int SignByteOf(int t, int i) {
+int LowByteOf(int t, int i) {
   return 16 * kThreads * (i / 16) + 16 * t + i % 16;
-}
-int CodeShiftOf(int i) {
-  return 16 * (i % 2) + 4 * (i / 2 % 4);
-}
-int ExponentOf(uint32_t weight) {
-  return static_cast<int>(weight >> 7 & 0xff);
 }
 
 // Little-endian, whatever the host.
@@ -50,78 +49,84 @@ uint32_t LoadWord(const uint8_t* p) {
   return uint32_t{p[0]} | uint32_t{p[1]} << 8 | uint32_t{p[2]} << 16 | uint32_t{p[3]} << 24;
 }
 
-int BestBase(const Block<const uint16_t>& block) {
-  // Neighbours often have one exponent: each counts elsewhere, so that none waits for another.
-  std::array<std::array<int, kAllExponents>, 4> counts{};
+using Table = std::array<uint8_t, kValues>;
+
+// The values that most weights have, the smaller of two that as many have; ascending.
+Table BestTable(const Block<const uint16_t>& block) {
+  // Neighbours often have one value: each counts elsewhere, so that none waits for another.
+  std::array<std::array<int, kAllValues>, 4> counts{};
   for (int64_t r = 0; r < block.rows; ++r) {
     const uint16_t* row = block.first + r * block.cols;
-    for (size_t c = 0; c < kCols; ++c) ++counts[c % 4][static_cast<size_t>(ExponentOf(row[c]))];
+    for (size_t c = 0; c < kCols; ++c) ++counts[c % 4][ValueOf(row[c])];
   }
-  const auto count = [&](int exponent) {
-    const auto e = static_cast<size_t>(exponent);
-    return counts[0][e] + counts[1][e] + counts[2][e] + counts[3][e];
+  const auto count = [&](uint8_t v) {
+    return counts[0][v] + counts[1][v] + counts[2][v] + counts[3][v];
   };
-  int covered = 0;
-  for (int e = 0; e < kExponents; ++e) covered += count(e);
-  int best = 0;
-  int most = covered;
-  for (int base = 1; base <= kAllExponents - kExponents; ++base) {
-    covered += count(base + kExponents - 1) - count(base - 1);
-    if (covered <= most) continue;
-    best = base;
-    most = covered;
-  }
-  return best;
+  std::array<uint8_t, kAllValues> all{};
+  std::iota(all.begin(), all.end(), uint8_t{0});
+  std::partial_sort(all.begin(), all.begin() + kValues, all.end(), [&](uint8_t a, uint8_t b) {
+    return count(a) != count(b) ? count(a) > count(b) : a < b;
+  });
+  Table table{};
+  std::copy_n(all.begin(), kValues, table.begin());
+  std::sort(table.begin(), table.end());
+  return table;
 }
 
 // Gives how many patches the block needs.
 int CompressBlock(const Block<const uint16_t>& block, uint8_t* out) {
-  const int base = BestBase(block);
-  auto word0 = static_cast<uint32_t>(base);
+  const Table table = BestTable(block);
+  std::array<uint32_t, kAllValues> codes{};
+  codes.fill(kValues);  // none
+  for (uint32_t i = 0; i < kValues; ++i) codes[table[i]] = i;
+  uint32_t word0 = 0;
   int patches = 0;
   std::memset(out, 0, kBlockBytes);
   for (int t = 0; t < kThreads; ++t) {
-    std::array<uint32_t, kCodeWords> codes{};
+    std::array<uint32_t, kCodeWords> words{};
     for (int i = 0; i < kWeightsPerThread; ++i) {
       if (RowOf(t, i) >= block.rows) continue;
       const uint32_t weight = block.at(t, i);
-      out[SignByteOf(t, i)] = static_cast<uint8_t>((weight >> 8 & 0x80) | (weight & 0x7f));
-      const int exponent = ExponentOf(weight);
-      if (exponent >= base && exponent < base + kExponents) {
-        codes[static_cast<size_t>(i / 8)] |= static_cast<uint32_t>(exponent - base)
-                                             << CodeShiftOf(i);
+      uint32_t& word = words[static_cast<size_t>(i / 8)];
+      out[LowByteOf(t, i)] = static_cast<uint8_t>(weight);
+      word |= (weight >> 15) << SignBit(i);
+      const uint32_t value = ValueOf(weight);
+      if (codes[value] < kValues) {
+        word |= codes[value] << ValueBit(i);
         continue;
       }
       word0 |= 1u << (8 + t / 32);
-      if (++patches > kMostPatches) continue;
-      StoreWord(out + kHeaderAt + 4 * patches, static_cast<uint32_t>(t | i << 8 | exponent << 16));
+      if (patches++ >= kMostPatches) continue;
+      StoreWord(out + kHeaderAt + 4 * (kFirstPatch + patches - 1),
+                static_cast<uint32_t>(t | i << 8) | value << 16);
     }
     for (int j = 0; j < kCodeWords; ++j) {
-      StoreWord(out + kCodesAt + 16 * t + 4 * j, codes[static_cast<size_t>(j)]);
+      StoreWord(out + kCodesAt + 16 * t + 4 * j, words[static_cast<size_t>(j)]);
     }
   }
   StoreWord(out + kHeaderAt, word0 | static_cast<uint32_t>(patches) << 16);
+  std::copy(table.begin(), table.end(), out + kHeaderAt + 4);
   return patches;
 }
 
 void ExpandBlock(const uint8_t* compressed, const Block<uint16_t>& block) {
-  const uint32_t word0 = LoadWord(compressed + kHeaderAt);
-  const uint32_t base = word0 & 0xff;
+  const uint8_t* header = compressed + kHeaderAt;
+  const uint8_t* table = header + 4;
   for (int t = 0; t < kThreads; ++t) {
     for (int i = 0; i < kWeightsPerThread; ++i) {
       if (RowOf(t, i) >= block.rows) continue;
-      const uint32_t codes = LoadWord(compressed + kCodesAt + 16 * t + 4 * (i / 8));
-      const uint32_t exponent = base + (codes >> CodeShiftOf(i) & 0xf);
-      const uint32_t sign = compressed[SignByteOf(t, i)];
-      block.at(t, i) = static_cast<uint16_t>((sign & 0x80) << 8 | exponent << 7 | (sign & 0x7f));
+      const uint32_t word = LoadWord(compressed + kCodesAt + 16 * t + 4 * (i / 8));
+      const uint32_t value = table[word >> ValueBit(i) & 7];
+      const uint32_t sign = word >> SignBit(i) & 1;
+      block.at(t, i) = static_cast<uint16_t>(sign << 15 | value << 8 | compressed[LowByteOf(t, i)]);
     }
   }
-  const auto patches = static_cast<int>(word0 >> 16);
-  for (int j = 1; j <= patches; ++j) {
-    const uint32_t patch = LoadWord(compressed + kHeaderAt + 4 * j);
+  const auto patches = static_cast<int>(LoadWord(header) >> 16);
+  for (int j = 0; j < patches; ++j) {
+    const uint32_t patch = LoadWord(header + 4 * (kFirstPatch + j));
     uint16_t& weight =
         block.at(static_cast<int>(patch & 0xff), static_cast<int>(patch >> 8 & 0x1f));
-    weight = static_cast<uint16_t>((weight & 0x807fu) | (patch >> 16 & 0xff) << 7);
+    weight = static_cast<uint16_t>((weight & 0x80ffu) | (patch >> 16 & 0x7f) << 8);
   }
 }
 

@@ -18,10 +18,10 @@ struct CompressFailure {
 // Compresses |weights|, bf16 bits, row-major [rows, cols], into the compressed::Bytes(rows, cols)
 // bytes at |out|, which are undefined after a failure. rows at least 1, compressed::Fits(cols).
 //
-// The bytes are a function of the matrix alone. A block's 16 exponents are those that most of its
-// weights have, the smallest 16 where several do; patches are in ascending order of (thread, i),
-// words without a patch are zero. Rows beyond the last count for nothing: they have sign and
-// mantissa 0 and code 0, which expands to whatever power of two the block's first exponent is, so
+// The bytes are a function of the matrix alone. A block's eight values are those that most of its
+// weights have, of two that as many have the smaller one, in ascending order; patches are in
+// ascending order of (thread, i), words without a patch are zero. Rows beyond the last count for
+// nothing: their bytes and codes are 0, which expands to a number of the block's first value, so
 // nothing may use those rows of a product.
 std::optional<CompressFailure> CompressWeights(const uint16_t* weights, int64_t rows, int64_t cols,
                                                uint8_t* out);

@@ -7,30 +7,31 @@ namespace weir::cuda {
 namespace {
 
 using compressed::ColOf;
+using compressed::kAllValues;
 using compressed::kBlockBytes;
 using compressed::kCodesAt;
 using compressed::kCols;
-using compressed::kExponents;
+using compressed::kFirstPatch;
 using compressed::kHeaderAt;
 using compressed::kMostPatches;
 using compressed::kRows;
 using compressed::kThreads;
+using compressed::kValues;
 using compressed::kWeightsPerThread;
 using compressed::RowOf;
+using compressed::SignBit;
+using compressed::ValueBit;
+using compressed::ValueOf;
 
 constexpr int kPairs = kWeightsPerThread / 2;
 constexpr int kWarps = kThreads / 32;
-constexpr int kAllExponents = 256;  // one a thread
 constexpr int kHeaderWords = (kBlockBytes - kHeaderAt) / 4;
-static_assert(kHeaderWords == kMostPatches + 1 && kAllExponents == kThreads);
-
-__device__ uint32_t ExponentOf(uint32_t pair, int half) {
-  return pair >> (16 * half + 7) & 0xff;
-}
+static_assert(kHeaderWords == kMostPatches + kFirstPatch && kAllValues <= kThreads);
 
 struct CompressShared {
-  uint32_t counts[kAllExponents];
-  uint32_t best;
+  uint32_t counts[kAllValues];
+  uint32_t chosen[kAllValues / 32];  // a bit a value
+  uint8_t code_of[kAllValues];       // kValues: none
   uint32_t warp_patches[kWarps];
   uint32_t header[kHeaderWords];
 };
@@ -56,31 +57,44 @@ __device__ Weights LoadWeights(const CompressParams& p, int64_t tile, int64_t co
   return w;
 }
 
-// The first of the 16 exponents that most weights have; the smallest of several.
-__device__ uint32_t BestBase(const Weights& w, CompressShared& shared) {
+// Chooses the values that most weights have, the smaller of two that as many have; they are in
+// code_of and in the header's table, ascending, for every thread. The rest of the header is 0.
+__device__ void ChooseValues(const Weights& w, CompressShared& shared) {
   const uint32_t t = threadIdx.x;
-  shared.counts[t] = 0;
-  if (t == 0) shared.best = 0;
+  if (t < kAllValues) shared.counts[t] = 0;
+  if (t < kHeaderWords) shared.header[t] = 0;
   __syncthreads();
 #pragma unroll
   for (int j = 0; j < kPairs; ++j) {
     if (!w.in_matrix[j % 2]) continue;
-    atomicAdd(&shared.counts[ExponentOf(w.pairs[j], 0)], 1u);
-    atomicAdd(&shared.counts[ExponentOf(w.pairs[j], 1)], 1u);
+    atomicAdd(&shared.counts[ValueOf(w.pairs[j])], 1u);
+    atomicAdd(&shared.counts[ValueOf(w.pairs[j] >> 16)], 1u);
   }
   __syncthreads();
-  if (t <= kAllExponents - kExponents) {
-    uint32_t covered = 0;
-    for (uint32_t e = 0; e < kExponents; ++e) covered += shared.counts[t + e];
-    atomicMax(&shared.best, covered << 8 | (0xffu - t));
+  uint32_t before = 0;  // values that come first
+  if (t < kAllValues) {
+    const uint32_t mine = shared.counts[t];
+    for (uint32_t v = 0; v < kAllValues; ++v) {
+      const uint32_t other = shared.counts[v];
+      before += other > mine || (other == mine && v < t) ? 1 : 0;
+    }
+    const uint32_t chosen = __ballot_sync(0xffffffffu, before < kValues);
+    if (t % 32 == 0) shared.chosen[t / 32] = chosen;
   }
   __syncthreads();
-  return 0xffu - (shared.best & 0xff);
+  if (t < kAllValues) {
+    uint32_t code = __popc(shared.chosen[t / 32] & ((1u << t % 32) - 1));
+    for (uint32_t i = 0; i < t / 32; ++i) code += __popc(shared.chosen[i]);
+    const bool chosen = before < kValues;
+    shared.code_of[t] = static_cast<uint8_t>(chosen ? code : kValues);
+    if (chosen) atomicOr(&shared.header[1 + code / 4], t << (8 * (code % 4)));
+  }
+  __syncthreads();
 }
 
-// Signs, mantissas and codes. Gives the weights that need a patch: bit i.
-__device__ uint32_t StoreWeights(const Weights& w, uint32_t base, uint8_t* block) {
-  uint32_t signs[kPairs / 2] = {};
+// Low bytes and codes. Gives the weights that need a patch: bit i.
+__device__ uint32_t StoreWeights(const Weights& w, const CompressShared& shared, uint8_t* block) {
+  uint32_t low[kPairs / 2] = {};
   uint32_t codes[kPairs / 4] = {};
   uint32_t patched = 0;
 #pragma unroll
@@ -88,28 +102,30 @@ __device__ uint32_t StoreWeights(const Weights& w, uint32_t base, uint8_t* block
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint32_t weight = w.pairs[j] >> (16 * half) & 0xffff;
-      signs[j / 2] |= ((weight >> 8 & 0x80) | (weight & 0x7f)) << (16 * (j % 2) + 8 * half);
-      const uint32_t code = ExponentOf(w.pairs[j], half) - base;  // wraps below
+      const int i = 2 * j + half;
+      low[j / 2] |= (weight & 0xff) << (8 * (i % 4));
+      codes[j / 4] |= weight >> 15 << SignBit(i);
       if (!w.in_matrix[j % 2]) continue;
-      if (code < kExponents) {
-        codes[j / 4] |= code << (16 * half + 4 * (j % 4));
+      const uint32_t code = shared.code_of[ValueOf(weight)];
+      if (code < kValues) {
+        codes[j / 4] |= code << ValueBit(i);
       } else {
-        patched |= 1u << (2 * j + half);
+        patched |= 1u << i;
       }
     }
   }
   auto* vectors = reinterpret_cast<uint4*>(block);
   const uint32_t t = threadIdx.x;
-  vectors[t] = {signs[0], signs[1], signs[2], signs[3]};
-  vectors[kThreads + t] = {signs[4], signs[5], signs[6], signs[7]};
+  vectors[t] = {low[0], low[1], low[2], low[3]};
+  vectors[kThreads + t] = {low[4], low[5], low[6], low[7]};
   vectors[kCodesAt / 16 + t] = {codes[0], codes[1], codes[2], codes[3]};
   return patched;
 }
 
 // The header, patches in the order of threads. Gives how many the block needs, to every thread; the
 // header is not written if there is no room for them.
-__device__ uint32_t StoreHeader(const Weights& w, uint32_t base, uint32_t patched,
-                                CompressShared& shared, uint8_t* block) {
+__device__ uint32_t StoreHeader(const Weights& w, uint32_t patched, CompressShared& shared,
+                                uint8_t* block) {
   const uint32_t t = threadIdx.x;
   const uint32_t lane = t % 32;
   const auto mine = static_cast<uint32_t>(__popc(patched));
@@ -120,10 +136,9 @@ __device__ uint32_t StoreHeader(const Weights& w, uint32_t base, uint32_t patche
     if (lane >= step) up_to_here += below;
   }
   if (lane == 31) shared.warp_patches[t / 32] = up_to_here;
-  if (t < kHeaderWords) shared.header[t] = 0;
   __syncthreads();
   uint32_t total = 0;
-  uint32_t slot = 1 + up_to_here - mine;
+  uint32_t slot = kFirstPatch + up_to_here - mine;
   uint32_t warps = 0;
 #pragma unroll
   for (uint32_t warp = 0; warp < kWarps; ++warp) {
@@ -137,11 +152,11 @@ __device__ uint32_t StoreHeader(const Weights& w, uint32_t base, uint32_t patche
 #pragma unroll
     for (int i = 0; i < kWeightsPerThread; ++i) {
       if ((patched >> i & 1) == 0) continue;
-      const uint32_t exponent = ExponentOf(w.pairs[i / 2], i % 2);
-      shared.header[slot++] = t | static_cast<uint32_t>(i) << 8 | exponent << 16;
+      const uint32_t value = ValueOf(w.pairs[i / 2] >> (16 * (i % 2)));
+      shared.header[slot++] = t | static_cast<uint32_t>(i) << 8 | value << 16;
     }
   }
-  if (t == 0) shared.header[0] = base | warps << 8 | total << 16;
+  if (t == 0) shared.header[0] = warps << 8 | total << 16;
   __syncthreads();
   if (t < kHeaderWords) reinterpret_cast<uint32_t*>(block + kHeaderAt)[t] = shared.header[t];
   return total;
@@ -154,10 +169,10 @@ __global__ void __launch_bounds__(kThreads) CompressKernel(const CompressParams 
   const int64_t column_blocks = p.cols / kCols;
   const int64_t index = blockIdx.x;
   const Weights w = LoadWeights(p, index / column_blocks, index % column_blocks);
-  const uint32_t base = BestBase(w, shared);
+  ChooseValues(w, shared);
   uint8_t* block = p.out + index * kBlockBytes;
-  const uint32_t patched = StoreWeights(w, base, block);
-  const uint32_t patches = StoreHeader(w, base, patched, shared, block);
+  const uint32_t patched = StoreWeights(w, shared, block);
+  const uint32_t patches = StoreHeader(w, patched, shared, block);
   if (patches > kMostPatches && threadIdx.x == 0) atomicAdd(p.failed, 1u);
 }
 

@@ -207,14 +207,17 @@ TEST(CompressedUpload, NamesTheLayerThatCannotBeCompressed) {
   fs::remove_all(copy);
   fs::copy("tests/fixtures/models/llama2_mha", copy);
   fs::permissions(copy / "model.safetensors", fs::perms::owner_write, fs::perm_options::add);
-  uint64_t zeros_at = 0;
+  uint64_t gate_at = 0;
   {
     const Checkpoint whole = Checkpoint::Open(copy.string()).value();
-    zeros_at = whole.Find(TensorRole::kGate, 1).value().info.offset;
+    gate_at = whole.Find(TensorRole::kGate, 1).value().info.offset;
   }
-  // 32 of the first row, among weights of other exponents.
+  // 40 of the first row have exponents of their own.
+  std::string odd;
+  for (int i = 0; i < 40; ++i) odd += {1, static_cast<char>(i < 20 ? i : 80 + i)};
   std::fstream file(copy / "model.safetensors", std::ios::binary | std::ios::in | std::ios::out);
-  file.seekp(static_cast<std::streamoff>(zeros_at)).write(std::string(64, '\0').data(), 64);
+  file.seekp(static_cast<std::streamoff>(gate_at))
+      .write(odd.data(), static_cast<std::streamsize>(odd.size()));
   file.close();
   const Checkpoint checkpoint = Checkpoint::Open(copy.string()).value();
   const WeightMap map = WeightMap::Make(checkpoint.config(), WeightFormat::kCuda, 0, true);

@@ -13,7 +13,7 @@ using compressed::kHeaderAt;
 using compressed::kMostPatches;
 using testing::Random;
 
-constexpr uint16_t kOne = 0x3f80;  // exponent 127
+constexpr uint16_t kOne = 0x3f80;  // value 63
 
 std::vector<uint16_t> Normal(int64_t count, uint32_t seed, float scale) {
   Random random(seed);
@@ -30,6 +30,15 @@ struct Matrix {
 };
 Matrix Ones(int64_t rows, int64_t cols) {
   return {rows, cols, std::vector<uint16_t>(static_cast<size_t>(rows * cols), kOne)};
+}
+
+// Of every eight columns one each of the values 56 to 63, so that a block has codes for no others.
+Matrix Eight(int64_t rows, int64_t cols) {
+  Matrix m = Ones(rows, cols);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) m.at(r, c) = static_cast<uint16_t>((56 + c % 8) << 8 | 0x80);
+  }
+  return m;
 }
 
 struct Bytes {
@@ -78,30 +87,37 @@ TEST(CompressedLayout, HasAWeightWhereTheHeaderSays) {
   const Bytes got(m);
   ASSERT_FALSE(got.failure.has_value());
   const int64_t block = 3 * kBlockBytes;
-  EXPECT_EQ(got.Word(block + kHeaderAt), 112u);  // the smallest of the windows that have 127
+  EXPECT_EQ(got.Word(block + kHeaderAt), 0u);
+  EXPECT_EQ(got.Word(block + kHeaderAt + 4), 0x03020100u);  // those nobody has, the smallest
+  EXPECT_EQ(got.Word(block + kHeaderAt + 8), 0x3f3c0504u);
   for (int64_t at = 0; at < kCodesAt; ++at) {
-    ASSERT_EQ(got.bytes[static_cast<size_t>(block + at)], at == 16 * 170 + 13 ? 0xaa : 0) << at;
+    ASSERT_EQ(got.bytes[static_cast<size_t>(block + at)], at == 16 * 170 + 13 ? 0x2a : 0x80) << at;
   }
-  for (int64_t at = kCodesAt; at < kHeaderAt; ++at) {
-    const bool here = at == 8192 + 16 * 170 + 4 + 3;
-    ASSERT_EQ(got.bytes[static_cast<size_t>(block + at)], here ? 0xf8 : 0xff) << at;
+  for (int64_t at = kCodesAt; at < kHeaderAt; at += 4) {
+    const bool here = at == 8192 + 16 * 170 + 4;
+    ASSERT_EQ(got.Word(block + at), here ? 0x77677f77u : 0x77777777u) << at;
   }
 }
 
 TEST(CompressedLayout, HasPatchesInTheOrderOfThreads) {
-  Matrix m = Ones(128, 64);
+  Matrix m = Eight(128, 64);
   m.at(82, 29) = 200 << 7 | 0x15;  // thread 170, weight 13
   m.at(0, 1) = 0x8000;             // thread 0, weight 1
   m.at(8, 0) = 10 << 7;            // thread 0, weight 2
   const Bytes got(m);
   ASSERT_FALSE(got.failure.has_value());
-  EXPECT_EQ(got.Word(kHeaderAt), 112u | 1u << 8 | 1u << 13 | 3u << 16);
-  EXPECT_EQ(got.Word(kHeaderAt + 4), 0u | 1u << 8 | 0u << 16);
-  EXPECT_EQ(got.Word(kHeaderAt + 8), 0u | 2u << 8 | 10u << 16);
-  EXPECT_EQ(got.Word(kHeaderAt + 12), 170u | 13u << 8 | 200u << 16);
-  for (int64_t at = kHeaderAt + 16; at < kBlockBytes; at += 4) EXPECT_EQ(got.Word(at), 0u);
-  EXPECT_EQ(got.Word(kCodesAt), 0xfff0ff0fu);  // a patch has code 0
-  EXPECT_EQ(got.bytes[1], 0x80);
+  EXPECT_EQ(got.Word(kHeaderAt), 1u << 8 | 1u << 13 | 3u << 16);
+  EXPECT_EQ(got.Word(kHeaderAt + 4), 0x3b3a3938u);
+  EXPECT_EQ(got.Word(kHeaderAt + 8), 0x3f3e3d3cu);
+  EXPECT_EQ(got.Word(kHeaderAt + 12), 0u | 1u << 8 | 0u << 16);
+  EXPECT_EQ(got.Word(kHeaderAt + 16), 0u | 2u << 8 | 5u << 16);
+  EXPECT_EQ(got.Word(kHeaderAt + 20), 170u | 13u << 8 | 100u << 16);
+  for (int64_t at = kHeaderAt + 24; at < kBlockBytes; at += 4) EXPECT_EQ(got.Word(at), 0u);
+  // Columns 0, 1, 0, 1, 8, 9, 8, 9; a patch has the first code, and its sign.
+  EXPECT_EQ(got.Word(kCodesAt), 0x10109000u);
+  EXPECT_EQ(got.bytes[1], 0x00);
+  EXPECT_EQ(got.bytes[2], 0x00);
+  EXPECT_EQ(got.bytes[3], 0x80);
   EXPECT_EQ(got.bytes[16 * 170 + 13], 0x15);
   ExpectRoundTrip(m);
 }
@@ -154,25 +170,37 @@ TEST(CompressedWeights, MayHaveAnyExponent) {
     m.at(3, 3) = static_cast<uint16_t>((exponent ^ 0x80) << 7 | 5);
     SCOPED_TRACE(exponent);
     ExpectRoundTrip(m);
-    EXPECT_EQ(Bytes(m).Word(kHeaderAt) & 0xff, static_cast<uint32_t>(std::max(0, exponent - 15)));
+    EXPECT_EQ(Bytes(m).Word(kHeaderAt), 0u) << "a patch, where both values have codes";
   }
 }
 
-TEST(CompressedWeights, TakeTheExponentsOfMost) {
+TEST(CompressedWeights, TakeTheValuesOfMost) {
   Matrix m = Ones(128, 64);
-  for (int64_t c = 0; c < 20; ++c) m.at(0, c) = 128 << 7;
-  for (int64_t c = 0; c < 5; ++c) m.at(1, c) = 140 << 7;  // in the window of 127 from 125 on
-  for (int64_t c = 0; c < 9; ++c) m.at(2, c) = 113 << 7;  // in those until 113
+  for (int64_t k = 1; k <= 9; ++k) {  // as many of value 10 k
+    for (int64_t c = 0; c < k; ++c) m.at(k, c) = static_cast<uint16_t>(10 * k << 8);
+  }
   const Bytes got(m);
   ASSERT_FALSE(got.failure.has_value());
-  EXPECT_EQ(got.Word(kHeaderAt) & 0xff, 113u);
-  EXPECT_EQ(got.Word(kHeaderAt) >> 16, 5u);
+  EXPECT_EQ(got.Word(kHeaderAt) >> 16, 3u);  // 10 once, 20 twice
+  EXPECT_EQ(got.Word(kHeaderAt + 4), 0x3c32281eu);
+  EXPECT_EQ(got.Word(kHeaderAt + 8), 0x5a50463fu);
+  ExpectRoundTrip(m);
+  m.at(3, 0) = kOne;  // 20 and 30 twice each: the smaller one
+  EXPECT_EQ(Bytes(m).Word(kHeaderAt + 4), 0x3c322814u);
   ExpectRoundTrip(m);
 }
 
-TEST(CompressedWeights, HaveRoomFor31PatchesABlock) {
+// Inputs that a model does not use: a column of zeros takes one of the eight values.
+TEST(CompressedWeights, MayHaveColumnsOfZeros) {
+  Matrix m{256, 64, Normal(256 * 64, 11, 0.02f)};
+  for (int64_t row = 0; row < 256; ++row) m.at(row, 7) = m.at(row, 40) = row % 3 == 0 ? 0x8000 : 0;
+  ExpectRoundTrip(m);
+  EXPECT_LT(Bytes(m).Word(kHeaderAt) >> 16, 8u);
+}
+
+TEST(CompressedWeights, HaveRoomFor29PatchesABlock) {
   // Half of them within a thread, in the block of tile 1, column block 2; others are full, too.
-  Matrix m = Ones(256, 192);
+  Matrix m = Eight(256, 192);
   const auto plant = [&](int64_t row, int64_t col, int count) {
     for (int t = 0, left = count; left > 0; t += 13) {
       for (int i = 0; i < 32 && left > 0; i += t == 0 ? 2 : 32, --left) {
@@ -184,13 +212,13 @@ TEST(CompressedWeights, HaveRoomFor31PatchesABlock) {
   plant(128, 128, kMostPatches);
   plant(0, 64, 7);
   ExpectRoundTrip(m);
-  EXPECT_EQ(Bytes(m).Word(5 * kBlockBytes + kHeaderAt) >> 16, 31u);
+  EXPECT_EQ(Bytes(m).Word(5 * kBlockBytes + kHeaderAt) >> 16, 29u);
   plant(128, 128, kMostPatches + 1);
   const Bytes got(m);
   ASSERT_TRUE(got.failure.has_value());
   EXPECT_EQ(got.failure->tile, 1);
   EXPECT_EQ(got.failure->column_block, 2);
-  EXPECT_EQ(got.failure->patches, 32);
+  EXPECT_EQ(got.failure->patches, 30);
   plant(0, 64, 33);  // an earlier one
   const Bytes earlier(m);
   ASSERT_TRUE(earlier.failure.has_value());
@@ -204,15 +232,17 @@ TEST(CompressedWeights, CountNothingBeyondTheLastRow) {
   m.at(129, 0) = 0xbf81;
   const Bytes got(m);
   ASSERT_FALSE(got.failure.has_value());
-  EXPECT_EQ(got.Word(kBlockBytes + kHeaderAt), 112u);
+  EXPECT_EQ(got.Word(kBlockBytes + kHeaderAt), 0u);
+  EXPECT_EQ(got.Word(kBlockBytes + kHeaderAt + 8), 0x3f060504u);
   for (int t = 0; t < compressed::kThreads; ++t) {
     for (int i = 0; i < compressed::kWeightsPerThread; ++i) {
       const int64_t row = 128 + compressed::RowOf(t, i);
-      const auto sign = static_cast<size_t>(kBlockBytes + 4096 * (i / 16) + 16 * t + i % 16);
+      const auto low = static_cast<size_t>(kBlockBytes + 4096 * (i / 16) + 16 * t + i % 16);
       const uint32_t codes = got.Word(kBlockBytes + kCodesAt + 16 * t + 4 * (i / 8));
       const bool planted = row == 129 && compressed::ColOf(t, i) == 0;
-      ASSERT_EQ(got.bytes[sign], planted ? 0x81 : 0);
-      ASSERT_EQ(codes >> (16 * (i % 2) + 4 * (i / 2 % 4)) & 0xf, row < 130 ? 15u : 0u);
+      ASSERT_EQ(got.bytes[low], row >= 130 ? 0 : planted ? 0x81 : 0x80);
+      ASSERT_EQ(codes >> compressed::ValueBit(i) & 7, row < 130 ? 7u : 0u);
+      ASSERT_EQ(codes >> compressed::SignBit(i) & 1, planted ? 1u : 0u);
     }
   }
 }

@@ -48,12 +48,13 @@ struct Weights {
   std::unique_ptr<DeviceBuffer<uint8_t>> compressed;
 };
 
-// Weights of two exponents and up to 31 of any other, zeros among them, in each block.
+// Weights of the eight values that have codes and up to kMostPatches of any other, zeros among them,
+// in each block.
 Values PatchedWeights(int64_t n, int64_t k, uint32_t seed) {
   Random random(seed);
   Values w(Size(n * k));
   for (uint16_t& x : w) {
-    x = static_cast<uint16_t>(random.Int(0, 1) << 15 | random.Int(126, 127) << 7 |
+    x = static_cast<uint16_t>(random.Int(0, 1) << 15 | random.Int(112, 127) << 7 |
                               random.Int(0, 127));
   }
   for (int64_t row = 0; row < n; row += compressed::kRows) {
