@@ -73,8 +73,9 @@ class GpuLife {
     m.scratch_bytes = scratch;
     m.kv_block_bytes = CudaCompute::KvBlockBytes(config, map);
     m.kv_least_blocks = 64;
+    m.lookup_in_place = true;
     // Room for a third of what the requests of a wave want.
-    m.hbm_budget_bytes = map.layout.region_bytes + scratch + 64 * kMiB;
+    m.hbm_budget_bytes = map.layout.region_bytes - map.layout.lookup.bytes + scratch + 64 * kMiB;
     m.pager.device_gates = true;
     m.pager.max_steps_under_way = 2;
     m.pager.gate_timeout_ns = kGateTimeoutNs;
