@@ -43,10 +43,16 @@ __device__ __forceinline__ void ProductWait() {
 #define WEIR_VALUES_88 WEIR_VALUES_80, WEIR_D4(80), WEIR_D4(84)
 #define WEIR_NAMES_96 WEIR_NAMES_88 ", %88, %89, %90, %91, %92, %93, %94, %95"
 #define WEIR_VALUES_96 WEIR_VALUES_88, WEIR_D4(88), WEIR_D4(92)
+#define WEIR_NAMES_100 WEIR_NAMES_96 ", %96, %97, %98, %99"
+#define WEIR_VALUES_100 WEIR_VALUES_96, WEIR_D4(96)
+#define WEIR_NAMES_104 WEIR_NAMES_100 ", %100, %101, %102, %103"
+#define WEIR_VALUES_104 WEIR_VALUES_100, WEIR_D4(100)
 #define WEIR_NAMES_112 \
   WEIR_NAMES_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, " \
   "%109, %110, %111"
 #define WEIR_VALUES_112 WEIR_VALUES_96, WEIR_D4(96), WEIR_D4(100), WEIR_D4(104), WEIR_D4(108)
+#define WEIR_NAMES_120 WEIR_NAMES_112 ", %112, %113, %114, %115, %116, %117, %118, %119"
+#define WEIR_VALUES_120 WEIR_VALUES_112, WEIR_D4(112), WEIR_D4(116)
 #define WEIR_NAMES_128 \
   WEIR_NAMES_112 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, " \
   "%124, %125, %126, %127"
@@ -76,8 +82,8 @@ __device__ __forceinline__ void Product(float (&d)[kN / 2], uint64_t a, uint64_t
 // rows 16 (t / 32) + t % 32 / 4, + 8, and of columns 8 further of both rows.
 template <int kN>
 __device__ __forceinline__ void Product(float (&d)[kN / 2], const uint32_t* a, uint64_t b) {
-  static_assert(kN == 8 || kN == 16 || kN == 32 || (kN >= 64 && kN <= 192 && kN % 16 == 0) ||
-                kN == 224 || kN == 256);
+  static_assert(kN == 8 || kN == 16 || kN == 32 || (kN >= 64 && kN <= 256 && kN % 16 == 0) ||
+                kN == 200);
 #define WEIR_PRODUCT(n, count, a0, a1, a2, a3, b_name)                                           \
   if constexpr (kN == n) {                                                                       \
     asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" WEIR_NAMES_##count \
@@ -97,7 +103,10 @@ __device__ __forceinline__ void Product(float (&d)[kN / 2], const uint32_t* a, u
   WEIR_PRODUCT(160, 80, 80, 81, 82, 83, 84)
   WEIR_PRODUCT(176, 88, 88, 89, 90, 91, 92)
   WEIR_PRODUCT(192, 96, 96, 97, 98, 99, 100)
+  WEIR_PRODUCT(200, 100, 100, 101, 102, 103, 104)
+  WEIR_PRODUCT(208, 104, 104, 105, 106, 107, 108)
   WEIR_PRODUCT(224, 112, 112, 113, 114, 115, 116)
+  WEIR_PRODUCT(240, 120, 120, 121, 122, 123, 124)
   WEIR_PRODUCT(256, 128, 128, 129, 130, 131, 132)
 #undef WEIR_PRODUCT
 }
@@ -127,8 +136,14 @@ __device__ __forceinline__ void Product(float (&d)[kN / 2], const uint32_t* a, u
 #undef WEIR_VALUES_88
 #undef WEIR_NAMES_96
 #undef WEIR_VALUES_96
+#undef WEIR_NAMES_100
+#undef WEIR_VALUES_100
+#undef WEIR_NAMES_104
+#undef WEIR_VALUES_104
 #undef WEIR_NAMES_112
 #undef WEIR_VALUES_112
+#undef WEIR_NAMES_120
+#undef WEIR_VALUES_120
 #undef WEIR_NAMES_128
 #undef WEIR_VALUES_128
 

@@ -60,7 +60,10 @@ auto WithCompressedShape(int rows, int cluster, Make make) {
     case 160: return make(Shape<160, kForm, false>());
     case 176: return make(Shape<176, kForm, false>());
     case 192: return make(Shape<192, kForm, false>());
+    case 200: return make(Shape<200, kForm, false>());
+    case 208: return make(Shape<208, kForm, false>());
     case 224: return make(Shape<224, kForm, false>());
+    case 240: return make(Shape<240, kForm, false>());
     default: return make(Shape<256, kForm, false>());
   }
 }

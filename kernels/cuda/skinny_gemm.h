@@ -33,8 +33,8 @@ inline constexpr int64_t kMaxSharedRows = 128;  // of products whose tiles block
 inline constexpr int kMaxSkinnyCluster = 8;     // blocks; what every Hopper GPU can place
 
 // Rows that kernels compute at a time.
-inline constexpr int kSkinnyRows[] = {8,   16,  32,  64,  80,  96,  112,
-                                      128, 144, 160, 176, 192, 224, 256};
+inline constexpr int kSkinnyRows[] = {8,   16,  32,  64,  80,  96,  112, 128, 144,
+                                      160, 176, 192, 200, 208, 224, 240, 256};
 
 // Passes over W that a product of |m| rows takes, and the rows of each.
 inline int64_t SkinnyPasses(int64_t m) {
