@@ -20,11 +20,10 @@
 //   low byte  byte 4096 (i / 16) + 16 t + i % 16
 //   code      in the little-endian word at kCodesAt + 16 t + 4 (i / 8): which value in bits 4 j to
 //             4 j + 2; the sign in bit 8 j + 7 for j < 4, in bit 8 (j - 4) + 3 otherwise
-//   header    little-endian words at kHeaderAt. Word 0: in bit 8 + w whether warp w (threads 32 w
-//   to
-//             32 w + 31) has patches, their number in the bits from 16 on. Words 1 and 2: the eight
-//             values, a byte each. Then the patches: thread in bits 0 to 7, i in bits 8 to 12,
-//             value in bits 16 to 22.
+//   header    little-endian words at kHeaderAt. Word 0: in bit 8 + w whether warp w has patches
+//             (threads 32 w to 32 w + 31), their number in the bits from 16 on. Words 1 and 2: the
+//             eight values, a byte each. Then the patches: thread in bits 0 to 7, i in bits 8 to
+//             12, value in bits 16 to 22.
 // A patch gives the value of a weight that has none of the eight; its code has the first one. A
 // block has room for kMostPatches of them: matrices that need more cannot be compressed.
 #pragma once

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Draws what weir_overload_bench measured, as panels of one picture.
 
-    python3 bench/engine/plot_overload.py overload.json overload.svg [PANELS]
+    python3 bench/engine/plot_overload.py overload.json... overload.svg [PANELS]
 
 Of a flood, by W/C: gain over `resident` beside the bound, KV capacity, time at gates, TTFT and ITL.
 Of a swing: tokens/s of all, and the latencies of light load and of overload. At light load:
-latencies over those of `resident`. PANELS: only so many, the first ones.
+latencies over those of `resident`. Beside rows of plain weights those of compressed ones are named
+so, and gains are over plain `resident`. PANELS: only so many, the first ones.
 """
 
 import html
@@ -131,17 +132,25 @@ def light_panels(rows, policies):
 
 
 def main():
-    if len(sys.argv) not in (3, 4):
+    *files, last = sys.argv[1:] or [""]
+    most = int(last) if last.isdigit() else None
+    *files, svg = files if last.isdigit() else files + [last]
+    if not files or not svg.endswith(".svg"):
         sys.exit(__doc__)
-    with open(sys.argv[1]) as f:
-        rows = json.load(f)["rows"]
+    rows = []
+    for name in files:
+        with open(name) as f:
+            rows += json.load(f)["rows"]
+    if not all(row["compress_weights"] for row in rows):
+        for row in rows:
+            row["policy"] += ", compressed weights" if row["compress_weights"] else ""
     policies = list(dict.fromkeys(row["policy"] for row in rows))
     panels = []
     for mode, make in (("flood", flood_panels), ("swing", swing_panels), ("light", light_panels)):
         of_mode = [row for row in rows if row["mode"] == mode]
         if of_mode:
             panels += make(of_mode, policies)
-    panels = panels[:int(sys.argv[3]) if len(sys.argv) == 4 else None]
+    panels = panels[:most]
     colour = {p: COLOURS[i % len(COLOURS)] for i, p in enumerate(policies)}
     height = PANEL * len(panels) + LEGEND * len(policies) + 8
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
@@ -154,7 +163,7 @@ def main():
         out.append(f'<rect x="{LEFT}" y="{y}" width="12" height="12" fill="{colour[policy]}"/>'
                    f'<text x="{LEFT + 18}" y="{y + 10}" fill="#1f2933">{html.escape(policy)}</text>')
     out.append("</svg>")
-    with open(sys.argv[2], "w") as f:
+    with open(svg, "w") as f:
         f.write("\n".join(out) + "\n")
 
 

@@ -48,8 +48,8 @@ struct Weights {
   std::unique_ptr<DeviceBuffer<uint8_t>> compressed;
 };
 
-// Weights of the eight values that have codes and up to kMostPatches of any other, zeros among them,
-// in each block.
+// Weights of the eight values that have codes, and in each block up to kMostPatches of any other,
+// zeros among them.
 Values PatchedWeights(int64_t n, int64_t k, uint32_t seed) {
   Random random(seed);
   Values w(Size(n * k));
