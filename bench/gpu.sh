@@ -149,8 +149,7 @@ for section in "${sections[@]}"; do
     swing)
       overload swing_8b --ratios 0.85 --modes flood,swing --warm 3 --measure 4 --phase 5 --rounds 2 \
         --policies "resident;static{fraction=0.25};oneiros;fixed{granules_per_layer=10};tide"
-      overload light_8b --ratios 0.85 --modes light --warm 2 --measure 3 --phase 4 --rounds 3 \
-        --policies "resident;tide"
+      overload light_8b --ratios 0.73 --modes light --phase 20 --rounds 3 --policies "resident;tide"
       ;;
     context)
       overload context_8b --ratios 0.8 --modes flood --warm 4 --measure 5 --dataset random \
@@ -167,6 +166,11 @@ for section in "${sections[@]}"; do
         --json "$out/kernels_8b_compressed.json"
       overload compressed_8b --compress --ratios 0.73,0.8,0.85,0.9 --modes flood --warm 8 \
         --measure 12 --policies "resident;oneiros;tide"
+      # Beside plain weights, where those have been measured.
+      if [ -f "$out/overload_8b.json" ]; then
+        python3 bench/engine/plot_overload.py "$out"/{overload,compressed}_8b.json \
+          "$out/overload_both.svg" 1 || failed+=("overload_both.svg")
+      fi
       ;;
   esac
 done
