@@ -85,6 +85,7 @@ class Server {
   Status Open() {
     std::vector<server::ApiKey> keys = WEIR_TRY(LoadApiKeys(settings_.serve.api_key_file));
     WarnAboutKeys(keys.empty());
+    WEIR_TRY(BindHttp());  // before loading, which takes long
     Progress progress(/*quiet=*/false);
     Result<std::unique_ptr<Engine>> opened = Engine::Open(settings_.engine, progress.ForLoading());
     progress.Clear();
@@ -104,7 +105,7 @@ class Server {
     async_ = WEIR_TRY(AsyncEngine::Start(std::move(*opened), async));
     served_ = std::make_shared<server::ServedEngine>(*async_, *metrics_);
     WEIR_TRY(OpenApi(std::move(keys)));
-    WEIR_TRY(OpenHttp());
+    WEIR_TRY(ListenHttp());
     LogLoad(info);
     LogInfo("ready", {{"model", name_},
                       {"device", info.device},
@@ -236,21 +237,26 @@ class Server {
     return OkStatus();
   }
 
-  Status OpenHttp() {
+  Status BindHttp() {
     server::HttpOptions options;
     options.host = settings_.serve.host;
     options.port = static_cast<uint16_t>(settings_.serve.port);
     options.threads = settings_.serve.http_threads;
     options.max_connections = settings_.serve.max_connections;
+    http_ = WEIR_TRY(server::HttpServer::Bind(options));
+    return OkStatus();
+  }
+
+  Status ListenHttp() {
     server::ApiService* api = api_.get();
-    http_ = WEIR_TRY(
-        server::HttpServer::Start(options, [api](std::shared_ptr<server::HttpExchange> exchange) {
-          api->Handle(std::move(exchange));
-        }));
+    WEIR_TRY(http_->Listen([api](std::shared_ptr<server::HttpExchange> exchange) {
+      api->Handle(std::move(exchange));
+    }));
     served_->set_http(http_.get());
-    const bool v6 = options.host.find(':') != std::string::npos;
+    const std::string& host = settings_.serve.host;
+    const bool v6 = host.find(':') != std::string::npos;
     std::printf("weir: serving %s at http://%s:%u\n", OneLine(name_, 100).c_str(),
-                (v6 ? "[" + options.host + "]" : options.host).c_str(), http_->port());
+                (v6 ? "[" + host + "]" : host).c_str(), http_->port());
     std::fflush(stdout);
     return OkStatus();
   }

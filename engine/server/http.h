@@ -106,10 +106,15 @@ struct HttpStats {
 class HttpServer {
  public:
   using Handler = std::function<void(std::shared_ptr<HttpExchange>)>;
-  // Listens; requests come as soon as this returns. kInvalidArgument: not an address. kIo: the port
-  // is taken, or may not be bound; the message says which.
+  // Takes the port; who connects is refused until Listen. kInvalidArgument: not an address. kIo:
+  // the port is taken, or may not be bound; the message says which.
+  static Result<std::unique_ptr<HttpServer>> Bind(const HttpOptions& options);
+  // Bind and Listen.
   static Result<std::unique_ptr<HttpServer>> Start(const HttpOptions& options, Handler handler);
   virtual ~HttpServer() = default;  // stops
+  // Once: requests come as soon as this returns. kIo: another program that had bound the port as
+  // well was the first to listen.
+  virtual Status Listen(Handler handler) = 0;
   virtual uint16_t port() const = 0;
   virtual HttpStats stats() const = 0;
   // Accepts no new connection and no further request on open ones; exchanges in flight go on.

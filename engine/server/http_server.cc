@@ -57,9 +57,8 @@ Status CheckOptions(const HttpOptions& o) {
 
 class Server final : public HttpServer {
  public:
-  Server(const HttpOptions& options, Handler handler) {
+  explicit Server(const HttpOptions& options) {
     shared_.options = options;
-    shared_.handler = std::move(handler);
     shared_.bodies = std::make_shared<ByteBudget>(options.max_bodies_bytes);
     const TimeNs shortest =
         std::min({options.idle_timeout_ns, options.request_timeout_ns, options.write_timeout_ns});
@@ -72,7 +71,7 @@ class Server final : public HttpServer {
   }
   ~Server() override { Stop(); }
 
-  Status Listen() {
+  Status BindPort() {
     const tcp::endpoint endpoint = WEIR_TRY(EndpointOf(shared_.options));
     error_code error;
     acceptor_->open(endpoint.protocol(), error);
@@ -81,38 +80,25 @@ class Server final : public HttpServer {
       acceptor_->set_option(asio::ip::v6_only(false), error);
     }
     if (!error) acceptor_->bind(endpoint, error);
-    if (!error) acceptor_->listen(kBacklog, error);
     if (!error) port_ = acceptor_->local_endpoint(error).port();
-    if (!error) return {};
-    const std::string where = shared_.options.host + ":" + std::to_string(shared_.options.port);
-    if (error == asio::error::address_in_use) {
-      return IoError("port " + where +
-                     " is taken by another program; choose another, or 0 for any");
-    }
-    if (error == asio::error::access_denied) {
-      return IoError("port " + where + " may not be bound: ports below 1024 need privileges");
-    }
-    return IoError("cannot listen on " + where + ": " + error.message());
+    return Bound(error);
   }
 
-  void Run() {
-    for (size_t i = 0; i < workers_.size(); ++i) {
-      HttpWorker& worker = *workers_[i];
-      Sweep(worker);
-      worker.thread = std::thread([&worker, i] {
-        pthread_setname_np(pthread_self(),
-                           ("weir-http-" + std::to_string(i)).substr(0, 15).c_str());
-        while (true) {
-          try {
-            worker.context.run();
-            return;
-          } catch (const std::exception&) {
-            // Out of memory between connections: go on with the others.
-          }
-        }
-      });
+  Status Listen(Handler handler) override {
+    shared_.handler = std::move(handler);
+    error_code error;
+    acceptor_->listen(kBacklog, error);
+    WEIR_TRY(Bound(error));
+    try {
+      Run();
+    } catch (const std::exception& failed) {
+      return CannotStart(failed);
     }
-    asio::post(workers_[0]->context, [this] { Accept(); });
+    return OkStatus();
+  }
+
+  static Status CannotStart(const std::exception& error) {
+    return IoError(std::string("cannot start the HTTP server: ") + error.what());
   }
 
   uint16_t port() const override { return port_; }
@@ -153,6 +139,39 @@ class Server final : public HttpServer {
   }
 
  private:
+  Status Bound(const error_code& error) const {
+    if (!error) return OkStatus();
+    const std::string where = shared_.options.host + ":" + std::to_string(shared_.options.port);
+    if (error == asio::error::address_in_use) {
+      return IoError("port " + where +
+                     " is taken by another program; choose another, or 0 for any");
+    }
+    if (error == asio::error::access_denied) {
+      return IoError("port " + where + " may not be bound: ports below 1024 need privileges");
+    }
+    return IoError("cannot listen on " + where + ": " + error.message());
+  }
+
+  void Run() {
+    for (size_t i = 0; i < workers_.size(); ++i) {
+      HttpWorker& worker = *workers_[i];
+      Sweep(worker);
+      worker.thread = std::thread([&worker, i] {
+        pthread_setname_np(pthread_self(),
+                           ("weir-http-" + std::to_string(i)).substr(0, 15).c_str());
+        while (true) {
+          try {
+            worker.context.run();
+            return;
+          } catch (const std::exception&) {
+            // Out of memory between connections: go on with the others.
+          }
+        }
+      });
+    }
+    asio::post(workers_[0]->context, [this] { Accept(); });
+  }
+
   // Returns when |task| has run on all, unless called on one of them, which must not wait.
   void OnEveryWorker(const std::function<void(HttpWorker&)>& task) {
     const auto done = std::make_shared<std::latch>(static_cast<std::ptrdiff_t>(workers_.size()));
@@ -242,18 +261,21 @@ class Server final : public HttpServer {
 
 }  // namespace
 
-Result<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions& options, Handler handler) {
-  const Status checked = CheckOptions(options);
-  if (!checked.ok()) return checked;
+Result<std::unique_ptr<HttpServer>> HttpServer::Bind(const HttpOptions& options) {
+  WEIR_TRY(CheckOptions(options));
   try {
-    auto server = std::make_unique<Server>(options, std::move(handler));
-    const Status listening = server->Listen();
-    if (!listening.ok()) return listening;
-    server->Run();
+    auto server = std::make_unique<Server>(options);
+    WEIR_TRY(server->BindPort());
     return std::unique_ptr<HttpServer>(std::move(server));
   } catch (const std::exception& error) {
-    return IoError(std::string("cannot start the HTTP server: ") + error.what());
+    return Server::CannotStart(error);
   }
+}
+
+Result<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions& options, Handler handler) {
+  std::unique_ptr<HttpServer> server = WEIR_TRY(Bind(options));
+  WEIR_TRY(server->Listen(std::move(handler)));
+  return server;
 }
 
 }  // namespace weir::server

@@ -459,5 +459,38 @@ TEST_F(HttpServerTest, AddressErrorsNameTheAddress) {
   EXPECT_TRUE(HttpServer::Start(six, [](auto) {}).ok());
 }
 
+// Whether somebody listens on |port| of this machine.
+bool Listens(uint16_t port) {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in to = {};
+  to.sin_family = AF_INET;
+  to.sin_port = htons(port);
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  const bool connected = connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to)) == 0;
+  close(fd);
+  return connected;
+}
+
+TEST_F(HttpServerTest, APortIsTakenBeforeAnybodyIsLetIn) {
+  auto bound = HttpServer::Bind({.port = 0});
+  ASSERT_TRUE(bound.ok()) << bound.status().ToString();
+  const uint16_t port = (*bound)->port();
+  EXPECT_NE(port, 0);
+  EXPECT_FALSE(Listens(port));
+  // Another may bind it as well, but not listen once this one does.
+  auto other = HttpServer::Bind({.port = port});
+  ASSERT_TRUE(other.ok()) << other.status().ToString();
+  ASSERT_TRUE((*bound)->Listen([](auto exchange) { exchange->Reply({}); }).ok());
+  EXPECT_TRUE(Listens(port));
+  const Status late = (*other)->Listen([](auto) {});
+  EXPECT_EQ(late.code(), StatusCode::kIo);
+  EXPECT_NE(late.message().find("is taken"), std::string::npos) << late.ToString();
+  other->reset();
+  Client client(port);
+  client.Send(Get("/", "Connection: close\r\n"));
+  EXPECT_EQ(client.ReadAll().substr(0, 15), "HTTP/1.1 200 OK");
+  EXPECT_EQ(HttpServer::Bind({.port = port}).status().code(), StatusCode::kIo);
+}
+
 }  // namespace
 }  // namespace weir::server
