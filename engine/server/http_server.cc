@@ -139,6 +139,7 @@ class Server final : public HttpServer {
   }
 
  private:
+  // What came of binding or listening.
   Status Bound(const error_code& error) const {
     if (!error) return OkStatus();
     const std::string where = shared_.options.host + ":" + std::to_string(shared_.options.port);
