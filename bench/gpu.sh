@@ -169,7 +169,7 @@ for section in "${sections[@]}"; do
       # Beside plain weights, where those have been measured.
       if [ -f "$out/overload_8b.json" ]; then
         python3 bench/engine/plot_overload.py "$out"/{overload,compressed}_8b.json \
-          "$out/overload_both.svg" 1 || failed+=("overload_both.svg")
+          "$out/overload_both.svg" --panels 1 || failed+=("overload_both.svg")
       fi
       ;;
   esac

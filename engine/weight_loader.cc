@@ -198,7 +198,7 @@ class Loader {
                          std::to_string(failure->tile * compressed::kRows) + " and column " +
                          std::to_string(failure->column_block * compressed::kCols) + " on " +
                          std::to_string(failure->patches) +
-                         " have other exponents than the eight most frequent pairs; " + "at most " +
+                         " have other exponents than the eight most frequent pairs; at most " +
                          std::to_string(compressed::kMostPatches) + " may. Start without it");
     }
     return OkStatus();

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 """Draws what weir_overload_bench measured, as panels of one picture.
 
-    python3 bench/engine/plot_overload.py overload.json... overload.svg [PANELS]
+    python3 bench/engine/plot_overload.py overload.json... overload.svg [--panels N]
 
 Of a flood, by W/C: gain over `resident` beside the bound, KV capacity, time at gates, TTFT and ITL.
 Of a swing: tokens/s of all, and the latencies of light load and of overload. At light load:
 latencies over those of `resident`. Beside rows of plain weights those of compressed ones are named
-so, and gains are over plain `resident`. PANELS: only so many, the first ones.
+so, and gains are over plain `resident`. --panels: only so many, the first ones.
 """
 
+import argparse
 import html
 import json
-import sys
 
 WIDTH, PANEL, LEFT, RIGHT, TOP, BOTTOM, LEGEND = 720, 230, 64, 16, 34, 28, 20
 COLOURS = ["#9aa5b1", "#7fb3d5", "#3d7ea6", "#e8a33d", "#6b8e5a", "#8a6fa8", "#c9a9a6", "#5f7f8f",
@@ -132,13 +132,16 @@ def light_panels(rows, policies):
 
 
 def main():
-    *files, last = sys.argv[1:] or [""]
-    most = int(last) if last.isdigit() else None
-    *files, svg = files if last.isdigit() else files + [last]
-    if not files or not svg.endswith(".svg"):
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("json", nargs="+")
+    parser.add_argument("svg")
+    parser.add_argument("--panels", type=int)
+    args = parser.parse_args()
+    if not args.svg.endswith(".svg"):
+        parser.error(f"the picture comes last and is an .svg, not {args.svg}")
     rows = []
-    for name in files:
+    for name in args.json:
         with open(name) as f:
             rows += json.load(f)["rows"]
     if not all(row["compress_weights"] for row in rows):
@@ -150,7 +153,7 @@ def main():
         of_mode = [row for row in rows if row["mode"] == mode]
         if of_mode:
             panels += make(of_mode, policies)
-    panels = panels[:most]
+    panels = panels[:args.panels]
     colour = {p: COLOURS[i % len(COLOURS)] for i, p in enumerate(policies)}
     height = PANEL * len(panels) + LEGEND * len(policies) + 8
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
@@ -163,7 +166,7 @@ def main():
         out.append(f'<rect x="{LEFT}" y="{y}" width="12" height="12" fill="{colour[policy]}"/>'
                    f'<text x="{LEFT + 18}" y="{y + 10}" fill="#1f2933">{html.escape(policy)}</text>')
     out.append("</svg>")
-    with open(svg, "w") as f:
+    with open(args.svg, "w") as f:
         f.write("\n".join(out) + "\n")
 
 
