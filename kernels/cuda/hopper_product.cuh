@@ -11,8 +11,10 @@ __device__ __forceinline__ void ProductFence() {
 __device__ __forceinline__ void ProductCommit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
+// Until all but the last |kLeft| groups that were committed are done.
+template <int kLeft = 0>
 __device__ __forceinline__ void ProductWait() {
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
 }
 
 // The first so many registers of d, as names in the instruction and as operands.

@@ -82,12 +82,18 @@ __device__ __forceinline__ void AddCompressed(const Arguments& p, const Shared<S
     const PackedWeights packed(s.weights + turn->stage * S::kWeightSpace + own);
     const uint64_t b = hopper::SwizzledOperand(s.x + turn->stage * S::kInputBytes);
     if constexpr (S::kByQuarters) {
+      // Of four warpgroups two quarters at most are being multiplied. If nothing waited for the one
+      // before, the compiler, short of registers, would have every product waited for.
+      constexpr int kQuarters = kBlockK / 16;
+      constexpr int kUnderWay = S::kGroups == 4 ? 2 : kQuarters;
+      uint32_t a[kUnderWay][PackedWeights::kQuarterWords];
 #pragma unroll
-      for (int k = 0; k < kBlockK / 16; ++k) {
-        uint32_t a[PackedWeights::kQuarterWords];
-        packed.Unpack(PackedWeights::kQuarterWords * k, a);
+      for (int k = 0; k < kQuarters; ++k) {
+        if (k >= kUnderWay) hopper::ProductWait<kUnderWay - 1>();
+        packed.Unpack(PackedWeights::kQuarterWords * k, a[k % kUnderWay]);
         hopper::ProductFence();
-        hopper::Product<S::kM>(d, a, b + 2 * k);
+        hopper::Product<S::kM>(d, a[k % kUnderWay], b + 2 * k);
+        if (k + 1 < kQuarters) hopper::ProductCommit();
       }
     } else {
       uint32_t a[PackedWeights::kWords];
