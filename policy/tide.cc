@@ -114,14 +114,29 @@ Mix MixOf(const PolicySnapshot& s, const Demand& demand, double running) {
   return mix;
 }
 
+// What a step takes on average that computes and streams for so long by what is known: the longer
+// of both, and more where they are about as long (4.4 % where equal, 1 % where one is a tenth
+// shorter, 0.2 % a fifth). Batches vary from step to step, and what is known is a few percent off,
+// either way; but a step that is early does not make up for one that waits.
+double LongerNs(double compute, double stream) {
+  const double longer = std::max(compute, stream);
+  if (!(longer > 0)) return longer;
+  double power = std::min(compute, stream) / longer;
+  for (int i = 0; i < 4; ++i) power *= power;
+  return longer * std::sqrt(std::sqrt(std::sqrt(std::sqrt(1 + power))));
+}
+
 // The mean over steps with 0, 1, ... chunks of prompts in them, binomially distributed: a short
 // step may wait for the link and a long one not, so the step of mean size says too little.
 double MeanStepNs(const StepCost& cost, const Demand& demand, const Mix& mix, double bytes) {
   const double context = mix.decoding * demand.context_each;
   const double prompt = std::max(mix.chunk, demand.prefill_each);
+  const double stream = cost.link_bytes_per_ns > 0 ? bytes / cost.link_bytes_per_ns : 0;
   const auto step = [&](double chunks) {
-    return cost.StepNs(mix.decoding + chunks * mix.chunk, context + chunks * prompt / 2,
-                       chunks * mix.chunk * prompt / 2, bytes);
+    const double prompts = chunks * mix.chunk;
+    return LongerNs(cost.ComputeNs(mix.decoding + prompts, context + chunks * prompt / 2,
+                                   prompts * prompt / 2, bytes),
+                    stream);
   };
   if (mix.most <= 0) return step(0);
   const double share = mix.each / mix.most;

@@ -32,7 +32,7 @@ PolicySnapshot Example() {
   s.cost = {.fixed_ns = 6.4e6,
             .per_token_ns = 2e4,
             .per_context_ns = 33,
-            .link_bytes_per_ns = 380,
+            .link_bytes_per_ns = 500,
             .free_tokens = 150};
   return s;
 }
@@ -52,13 +52,33 @@ TEST(Tide, PredictsBlocksRunningAndTimeOfATarget) {
   const auto one = TidePolicy::Predict(s, 1);
   EXPECT_EQ(one.kv_blocks, (138 + 46) * 16);  // 48 granules minus the ring's two
   EXPECT_NEAR(one.running, 58.88, 1e-9);
-  // 1.5 GiB over the link in 4.2 ms hides behind 7.8 ms of compute. What is measured of contexts,
+  // 1.5 GiB over the link in 3.2 ms hides behind 7.8 ms of compute. What is measured of contexts,
   // 700 tokens in 2208 / 44 blocks, is scaled to the 49 blocks of the mean.
   const double context = 700 * 49 / (2208 / 44.0);
   EXPECT_NEAR(one.step_ns, 6.4e6 + 2e4 * s.cost.DearTokens(58.88) + 58.88 * context * 33, 1);
   const auto eight = TidePolicy::Predict(s, 8);
   EXPECT_EQ(eight.running, 64);
-  EXPECT_NEAR(eight.step_ns, 8.0 * 48 * (32 << 20) / 380, 1);
+  EXPECT_NEAR(eight.step_ns, 8.0 * 48 * (32 << 20) / 500, 1);
+}
+
+TEST(Tide, WhereTheLinkTakesAsLongAsComputingSomeStepsWait) {
+  PolicySnapshot s = Example();
+  s.demand.prefill_per_request = 0;
+  s.cost.link_bytes_per_ns = 1e6;
+  const double compute = TidePolicy::Predict(s, 2).step_ns;
+  const double bytes = 2.0 * 48 * (32 << 20);
+  const auto with_link = [&](double of_compute) {
+    s.cost.link_bytes_per_ns = bytes / (of_compute * compute);
+    return TidePolicy::Predict(s, 2).step_ns / compute;
+  };
+  EXPECT_NEAR(with_link(1), 1.044, 1e-3);
+  EXPECT_NEAR(with_link(0.9), 1.011, 1e-3);
+  EXPECT_NEAR(with_link(0.8), 1.002, 1e-3);
+  EXPECT_NEAR(with_link(1.25), 1.25 * 1.002, 1e-3);
+  // So a border at which both are as long is not worth five sequences more.
+  s = Example();
+  s.cost.link_bytes_per_ns = 380;
+  EXPECT_EQ(TidePolicy().Decide(s).granules_per_layer, 1u);
 }
 
 TEST(Tide, ASteadyLoadsPromptsAreSpreadOverItsSteps) {
@@ -105,7 +125,7 @@ TEST(Tide, EvictsWhileRequestsWaitAndItPays) {
   TidePolicy tide;
   const PolicyDecision d = tide.Decide(Example());
   EXPECT_EQ(d.granules_per_layer, 2u);  // holds all 64; a third granule would only cost
-  EXPECT_EQ(d.reason, "20 waiting: +20 % tokens/s, 44 -> 64 running for 0 -> 2 granules/layer");
+  EXPECT_EQ(d.reason, "20 waiting: +24 % tokens/s, 44 -> 64 running for 0 -> 2 granules/layer");
 }
 
 TEST(Tide, EvictsNothingWhenNobodyWaits) {
@@ -164,7 +184,7 @@ TEST(Tide, StandsAtGatesWhereRunningMorePays) {
   TidePolicy tide(TideConfig{.tolerance = 0});
   const uint32_t e = tide.Decide(s).granules_per_layer;
   const auto chosen = TidePolicy::Predict(s, e);
-  EXPECT_GT(static_cast<double>(e) * 48 * (32 << 20) / 380, 6.4e6) << "no gate is stood at";
+  EXPECT_GT(static_cast<double>(e) * 48 * (32 << 20) / 500, 6.4e6) << "no gate is stood at";
   for (uint32_t other = 0; other <= 14; ++other) {
     EXPECT_LE(TidePolicy::Predict(s, other).tokens_per_s, chosen.tokens_per_s) << other;
   }
@@ -302,13 +322,13 @@ TEST(Tide, ComesHomeWithinTheHoldOffFromALinkThatHasBecomeSlow) {
     s.kv.used_blocks = 64 * 49;
     s.demand.running = 64;
     s.step = 10;
-    s.cost.link_bytes_per_ns = 38;
+    s.cost.link_bytes_per_ns = 50;
     s.link_slow = said;
     const PolicyDecision d = tide.Decide(s);
     EXPECT_EQ(d.granules_per_layer, said ? 0u : 2u) << d.reason;
     // Out again only after the hold-off, whatever is said then.
     SetAway(&s, d.granules_per_layer);
-    s.cost.link_bytes_per_ns = 380;
+    s.cost.link_bytes_per_ns = 500;
     s.step = 11;
     EXPECT_EQ(tide.Decide(s).granules_per_layer, d.granules_per_layer);
   }
@@ -344,8 +364,8 @@ TEST(Tide, BringsWeightsHomeWhenStreamingStopsPaying) {
 }
 
 TEST(Tide, AMoveMustGainThePromptsItMakesToBeComputed) {
-  // 20 requests more of 600 tokens each, 20 us a token: 240 ms, gained at 20 % of steps of 9.6 ms
-  // in 125 steps.
+  // 20 requests more of 600 tokens each, 20 us a token: 240 ms, gained at 24 % of steps of 9.6 ms
+  // in 104 steps.
   PolicySnapshot s = Example();
   TidePolicy patient(TideConfig{.payback_steps = 200});
   EXPECT_EQ(patient.Decide(s).granules_per_layer, 2u);
