@@ -107,6 +107,7 @@ void EngineCore::ApplyPolicy() {
   TraceDecision(snapshot, decision, clipped);
   SetBorderGoal(wanted);
   preempt_for_border_ = decision.preempt;
+  prompt_tokens_ = decision.prompt_tokens;
   MoveTowardsGoal();
 }
 

@@ -298,7 +298,7 @@ void EngineCore::BuildBatch(const std::vector<ScheduledSequence>& scheduled,
 
 bool EngineCore::SubmitStep() {
   std::unique_ptr<StepUnderWay> step = NewStep();
-  scheduler_.Schedule(&step->scheduled);
+  scheduler_.Schedule(&step->scheduled, prompt_tokens_);
   stats_.peak_running = std::max(stats_.peak_running, scheduler_.running());
   if (step->scheduled.empty()) {
     Recycle(std::move(step));

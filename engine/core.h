@@ -273,6 +273,7 @@ class EngineCore {
   std::optional<EvictionTarget> border_goal_;  // where the policy wants the border; none: there
   EvictionTarget border_from_;                 // where it was when it began to move there
   bool preempt_for_border_ = false;            // PolicyDecision::preempt of that wish
+  uint32_t prompt_tokens_ = 0;                 // PolicyDecision::prompt_tokens, the last one
   // Sequences were preempted for it and it could not be moved to all the same: none is again until
   // the border has moved, or the policy wants another.
   std::optional<EvictionTarget> preempted_in_vain_;

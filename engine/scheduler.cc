@@ -134,13 +134,21 @@ bool Scheduler::ReserveBlocks(Sequence& sequence, uint32_t length) {
   return true;
 }
 
-uint32_t Scheduler::ChunkOf(const Sequence& sequence, uint32_t budget) const {
+uint32_t Scheduler::ChunkOf(const Sequence& sequence, const Budget& budget) const {
   const uint32_t left = sequence.length() - sequence.computed;
-  return std::min({left, budget, options_.max_prefill_chunk});
+  if (left == 1) return std::min(left, budget.tokens);
+  return std::min({left, budget.tokens, budget.prompt_tokens, options_.max_prefill_chunk});
 }
 
-void Scheduler::Schedule(std::vector<ScheduledSequence>* batch) {
-  uint32_t budget = options_.max_batched_tokens;
+void Scheduler::Spend(const Sequence& sequence, uint32_t chunk, Budget* budget) {
+  budget->tokens -= chunk;
+  if (sequence.length() - sequence.computed > 1) budget->prompt_tokens -= chunk;
+}
+
+void Scheduler::Schedule(std::vector<ScheduledSequence>* batch, uint32_t prompt_tokens) {
+  Budget budget{.tokens = options_.max_batched_tokens,
+                .prompt_tokens = options_.max_batched_tokens};
+  if (prompt_tokens > 0) budget.prompt_tokens = std::min(budget.prompt_tokens, prompt_tokens);
   headroom_ -= headroom_ * kHeadroomFall;
   const uint64_t preemptions = stats_.preemptions;
   ScheduleRunning(&budget, batch);
@@ -148,14 +156,18 @@ void Scheduler::Schedule(std::vector<ScheduledSequence>* batch) {
   if (stats_.preemptions == preemptions) AdmitWaiting(&budget, batch);
 }
 
-void Scheduler::ScheduleRunning(uint32_t* budget, std::vector<ScheduledSequence>* batch) {
-  for (auto it = running_.begin(); it != running_.end() && *budget > 0;) {
+void Scheduler::ScheduleRunning(Budget* budget, std::vector<ScheduledSequence>* batch) {
+  for (auto it = running_.begin(); it != running_.end() && budget->tokens > 0;) {
     Sequence& sequence = *it;
     if (sequence.ends_when_sampled()) {
       ++it;
       continue;
     }
     const uint32_t chunk = ChunkOf(sequence, *budget);
+    if (chunk == 0) {
+      ++it;
+      continue;
+    }
     bool reserved = ReserveBlocks(sequence, sequence.computed + chunk);
     while (!reserved) {
       Sequence* victim = &running_.back();
@@ -170,13 +182,14 @@ void Scheduler::ScheduleRunning(uint32_t* budget, std::vector<ScheduledSequence>
       return;
     }
     batch->push_back({&sequence, chunk, sequence.computed + chunk, sequence.preemptions});
-    *budget -= chunk;
+    Spend(sequence, chunk, budget);
     ++it;
   }
 }
 
-void Scheduler::AdmitWaiting(uint32_t* budget, std::vector<ScheduledSequence>* batch) {
-  while (!waiting_.empty() && *budget > 0 && running_.size() < options_.max_sequences) {
+void Scheduler::AdmitWaiting(Budget* budget, std::vector<ScheduledSequence>* batch) {
+  while (!waiting_.empty() && budget->tokens > 0 && budget->prompt_tokens > 0 &&
+         running_.size() < options_.max_sequences) {
     Sequence& sequence = waiting_.front();
     if (!LogitEditsFit(sequence)) return;
     // At least one token is computed, for its logits.
@@ -186,13 +199,13 @@ void Scheduler::AdmitWaiting(uint32_t* budget, std::vector<ScheduledSequence>* b
     sequence.computed = static_cast<uint32_t>(sequence.blocks.size()) * kBlockTokens;
     const uint32_t hit = sequence.computed;
     const uint32_t chunk = ChunkOf(sequence, *budget);
-    // All blocks of the known tokens must fit at admission, not just the first chunk's: otherwise
+    // All blocks of the known tokens are taken at admission, not just the first chunk's: otherwise
     // half-prefilled sequences would preempt each other.
     const uint32_t need =
         BlocksFor(sequence.length()) - static_cast<uint32_t>(sequence.blocks.size());
     const auto spare = static_cast<uint32_t>(headroom_ * static_cast<double>(running_.size()));
     if (blocks_.counts().free < need + spare) grow_(need + spare - blocks_.counts().free);
-    if (blocks_.available() < need + spare || !ReserveBlocks(sequence, hit + chunk)) {
+    if (blocks_.available() < need + spare || !ReserveBlocks(sequence, sequence.length())) {
       ReleaseBlocks(sequence);
       return;
     }
@@ -206,7 +219,7 @@ void Scheduler::AdmitWaiting(uint32_t* budget, std::vector<ScheduledSequence>* b
     sequence.TraceEvent(RequestEvent::kScheduled);
     running_.push_back(sequence);
     batch->push_back({&sequence, chunk, hit + chunk, sequence.preemptions});
-    *budget -= chunk;
+    Spend(sequence, chunk, budget);
   }
 }
 

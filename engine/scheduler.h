@@ -66,7 +66,9 @@ class Scheduler {
   void Finish(Sequence* sequence);
 
   // Fills |batch|, which is empty, with the next step's; it stays so when nothing can run.
-  void Schedule(std::vector<ScheduledSequence>* batch);
+  // |prompt_tokens|: at most so many beside the one token that each decoding sequence goes on with;
+  // 0: as many as fit.
+  void Schedule(std::vector<ScheduledSequence>* batch, uint32_t prompt_tokens = 0);
   // The step over |batch| is on its way: the next one goes on behind it.
   void OnSubmitted(const std::vector<ScheduledSequence>& batch);
   // It has written its KV, in the order of submission: registers full blocks in the index.
@@ -113,14 +115,21 @@ class Scheduler {
                                               &Sequence::queue_hook>>;
 
   void Enqueue(Sequence* sequence);
-  void ScheduleRunning(uint32_t* budget, std::vector<ScheduledSequence>* batch);
-  void AdmitWaiting(uint32_t* budget, std::vector<ScheduledSequence>* batch);
+  // Tokens that a step has room for still.
+  struct Budget {
+    uint32_t tokens = 0;
+    uint32_t prompt_tokens = 0;  // of them not for decoding
+  };
+  void ScheduleRunning(Budget* budget, std::vector<ScheduledSequence>* batch);
+  void AdmitWaiting(Budget* budget, std::vector<ScheduledSequence>* batch);
   bool LogitEditsFit(const Sequence& next) const;
   // Blocks for tokens [0, length); false, nothing taken, when there are too few.
   bool ReserveBlocks(Sequence& sequence, uint32_t length);
   void Preempt(Sequence* sequence);
   void ReleaseBlocks(Sequence& sequence);
-  uint32_t ChunkOf(const Sequence& sequence, uint32_t budget) const;
+  // Tokens of |sequence| in the step, taken from |budget| by Spend; may be 0.
+  uint32_t ChunkOf(const Sequence& sequence, const Budget& budget) const;
+  static void Spend(const Sequence& sequence, uint32_t chunk, Budget* budget);
 
   BlockManager& blocks_;
   SchedulerOptions options_;

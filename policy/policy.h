@@ -152,6 +152,8 @@ struct PolicyDecision {
   // Weights come home although running sequences hold the KV they need: the last admitted ones are
   // preempted until they fit. Otherwise the border stays where it is as long as that is so.
   bool preempt = false;
+  // Prompt tokens a step computes at most, of all sequences; 0: as many as fit.
+  uint32_t prompt_tokens = 0;
   std::string reason;  // one clause, for the trace and the log
   // Granules a layer, or whole layers.
   uint32_t amount() const { return placement == Placement::kLayer ? layers : granules_per_layer; }

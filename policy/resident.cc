@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "policy/prompt_pace.h"
+
 namespace weir {
 namespace {
 
@@ -69,11 +71,18 @@ ParamTable FixedConfig::Params() {
              "copied through the ring, or read where their backing copy is");
   table.Bind("embedding_in_place", &embedding_in_place, 0, 1,
              "1: an embedding that is no lm_head is read in place of the backing copy");
+  table.Bind(
+      "prompt_pace", &prompt_pace, 0, 1e6,
+      "prompt tokens of a step while requests wait for KV, over those that take the place of "
+      "what it generates; 0: as many as fit");
   return table;
 }
 
 PolicyDecision FixedPolicy::Decide(const PolicySnapshot& snapshot) {
-  return HoldGranules(snapshot.weights, config_.placement, config_.granules_per_layer);
+  PolicyDecision decision =
+      HoldGranules(snapshot.weights, config_.placement, config_.granules_per_layer);
+  decision.prompt_tokens = PacedPromptTokens(snapshot, config_.prompt_pace);
+  return decision;
 }
 
 std::vector<std::pair<std::string, std::string>> FixedPolicy::Parameters() const {

@@ -14,6 +14,10 @@ constexpr double kMostChunks = 32;
 constexpr double kLeastProbability = 1e-9;
 // Blocks the scheduler keeps free for each running sequence to grow into, about.
 constexpr double kSpareBlocks = 1;
+// Where prompts come evenly and requests end by chance, prompts for which there is room queue up
+// for their turn: so many times the square root of the sequences that KV has room for, as simulated
+// (tests/policy/simulated_server.h).
+constexpr double kVacant = 0.6;
 
 bool Known(double value) {
   return std::isfinite(value) && value > 0;
@@ -42,6 +46,7 @@ double KvBlocksAt(const PolicySnapshot& s, uint32_t e) {
 struct Demand {
   double may_run = 0;        // running and waiting, as far as the scheduler's cap goes
   double blocks_each = 1;    // held by a running sequence, over its life
+  double prompt_blocks = 0;  // of them, of the prompt that is computed for it
   double context_each = 1;   // tokens
   double prefill_each = 0;   // prompt tokens to compute for a request
   double output_each = 1;    // tokens it generates
@@ -71,6 +76,7 @@ Demand Describe(const PolicySnapshot& s) {
   const double beside = Known(d.blocks_beside_output) ? d.blocks_beside_output : prompt_blocks;
   // What a running sequence has generated, and as much is to come, on average.
   const double generated = (Known(d.output_spread) ? d.output_spread : 1) * out.output_each;
+  out.prompt_blocks = std::min(beside, out.prefill_each / block_tokens);
   out.blocks_each = beside + generated / block_tokens;
   out.blocks_each = std::max(1.0, out.blocks_each);
   const double growth = running * generated + waiting * out.output_each;
@@ -95,21 +101,35 @@ struct Mix {
   double chunk = 0;  // prompt tokens
   double most = 0;   // chunks in one step
   double each = 0;   // chunks a step, mean
+  double full = 1;   // prompt tokens a step has room for
 };
 
-Mix MixOf(const PolicySnapshot& s, const Demand& demand, double running) {
+Mix MixOf(const PolicySnapshot& s, const Demand& demand, double running, double pace) {
   const double a_token = demand.prefill_each / demand.output_each;
   double room = s.demand.max_batched_tokens;
   if (room <= 0) room = running * (1 + a_token) + demand.prefill_each;  // no cap is known
+  const double most_decoding = room / (1 + a_token);
   Mix mix;
   // A step full of prompts decodes fewer: the rest is being prefilled.
-  mix.decoding = std::min(running, room / (1 + a_token));
+  mix.decoding = std::min(running, most_decoding);
   const double for_prompts = std::max(1.0, room - mix.decoding);
   mix.chunk = std::min(demand.prefill_each, for_prompts);
   if (mix.chunk < 1e-9) return mix;
-  mix.chunk = std::max(mix.chunk, for_prompts / kMostChunks);
-  mix.each = mix.decoding * a_token / mix.chunk;
-  mix.most = std::max(1.0, std::floor(for_prompts / mix.chunk));
+  if (pace > 0) {
+    mix.chunk = std::min(for_prompts, std::max(kLeastPromptTokens, pace * a_token * running));
+    // A prompt is computed in some steps, in which its sequence does not decode.
+    const double prefilling = demand.prefill_each / mix.chunk;
+    mix.decoding =
+        std::min(running * demand.output_each / (demand.output_each + prefilling), most_decoding);
+    mix.each = mix.decoding * a_token / mix.chunk;
+    mix.most = 1;
+    mix.full = for_prompts;
+  } else {
+    mix.chunk = std::max(mix.chunk, for_prompts / kMostChunks);
+    mix.each = mix.decoding * a_token / mix.chunk;
+    mix.most = std::max(1.0, std::floor(for_prompts / mix.chunk));
+    mix.full = std::max(1.0, mix.most * mix.chunk);
+  }
   mix.each = std::min(mix.each, mix.most);
   return mix;
 }
@@ -191,6 +211,10 @@ ParamTable TideConfig::Params() {
   table.Bind("embedding_in_place", &embedding_in_place, 0, 1,
              "1: an embedding that is no lm_head is read in place of the backing copy, if that is "
              "in host or peer memory");
+  table.Bind(
+      "prompt_pace", &prompt_pace, 0, 1e6,
+      "prompt tokens of a step while requests wait for KV, over those that take the place of "
+      "what it generates; 0: as many as fit");
   return table;
 }
 
@@ -199,16 +223,21 @@ std::vector<std::pair<std::string, std::string>> TidePolicy::Parameters() const 
   return copy.Params().Values();
 }
 
-TidePolicy::Prospect TidePolicy::Predict(const PolicySnapshot& s, uint32_t e) {
+TidePolicy::Prospect TidePolicy::Predict(const PolicySnapshot& s, uint32_t e) const {
   const Demand demand = Describe(s);
   Prospect p;
   p.granules_per_layer = e;
   p.kv_blocks = KvBlocksAt(s, e);
   // The spare is part of what those that run hold, not needed where all may run.
-  p.running = std::min(demand.may_run, p.kv_blocks / (demand.blocks_each + kSpareBlocks));
+  const double each = demand.blocks_each + kSpareBlocks;
+  double room = p.kv_blocks / each;
+  if (config_.prompt_pace > 0) {
+    room = std::max(0.0, room - kVacant * std::sqrt(room) * demand.prompt_blocks / each);
+  }
+  p.running = std::min(demand.may_run, room);
   const double bytes = static_cast<double>(e) * static_cast<double>(s.weights.layers) *
                        static_cast<double>(s.granule_bytes);
-  const Mix mix = MixOf(s, demand, p.running);
+  const Mix mix = MixOf(s, demand, p.running, config_.prompt_pace);
   p.step_ns = MeanStepNs(s.cost, demand, mix, bytes);
   if (!Known(p.step_ns)) {
     p.step_ns = 0;
@@ -221,12 +250,9 @@ TidePolicy::Prospect TidePolicy::Predict(const PolicySnapshot& s, uint32_t e) {
   const auto waiting = static_cast<double>(s.demand.waiting);
   const double at_once =
       std::clamp(p.running - static_cast<double>(s.demand.running), 0.0, waiting);
-  const double full_chunks = std::max(1.0, mix.most);
-  const double full_ns =
-      s.cost.StepNs(mix.decoding + full_chunks * mix.chunk, mix.decoding * demand.context_each,
-                    full_chunks * mix.chunk * demand.prefill_each / 2, bytes);
-  const double steps = std::ceil(std::max(1.0, at_once) * demand.prefill_each /
-                                 std::max(1.0, full_chunks * mix.chunk));
+  const double full_ns = s.cost.StepNs(mix.decoding + mix.full, mix.decoding * demand.context_each,
+                                       mix.full * demand.prefill_each / 2, bytes);
+  const double steps = std::ceil(std::max(1.0, at_once) * demand.prefill_each / mix.full);
   const double ended_per_ns = p.tokens_per_s * 1e-9 / demand.output_each;
   p.ttft_ns = std::max(1.0, steps) * full_ns;
   if (waiting > at_once) {
@@ -385,6 +411,7 @@ PolicyDecision TidePolicy::Decide(const PolicySnapshot& snapshot) {
     return PolicyDecision{.granules_per_layer = target_,
                           .ring_slots = s.weights.ring_slots,
                           .preempt = preempt_,
+                          .prompt_tokens = PacedPromptTokens(s, config_.prompt_pace),
                           .reason = std::move(reason)};
   };
   if (most == 0 || s.weights.layers <= s.weights.ring_slots) {

@@ -10,6 +10,7 @@
 
 #include "policy/params.h"
 #include "policy/policy.h"
+#include "policy/prompt_pace.h"
 
 namespace weir {
 
@@ -44,6 +45,9 @@ struct TideConfig {
   // 1: the embedding, of which a step reads a row for each of its tokens, is read in place of the
   // backing copy for good, and KV has its room whatever the border. [0, 1].
   uint64_t embedding_in_place = 1;
+  // Prompt tokens of a step while requests wait for KV, over those that take the place of what it
+  // generates (policy/prompt_pace.h). [0, 1e6]; 0: as many as fit.
+  double prompt_pace = 0;
   ParamTable Params();
 };
 
@@ -68,7 +72,7 @@ class TidePolicy final : public Policy {
     double tokens_per_s = 0;  // generated; 0 when the step cost is unknown
     double ttft_ns = 0;       // of the last request waiting now
   };
-  static Prospect Predict(const PolicySnapshot& snapshot, uint32_t granules_per_layer);
+  Prospect Predict(const PolicySnapshot& snapshot, uint32_t granules_per_layer) const;
 
  private:
   enum class Direction : int8_t { kNone = 0, kEvict = 1, kRestore = -1 };

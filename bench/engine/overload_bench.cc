@@ -32,6 +32,7 @@
 #include "engine/cli/bench_metrics.h"
 #include "engine/open_model.h"
 #include "policy/registry.h"
+#include "policy/tide.h"
 
 namespace weir::overload {
 namespace {
@@ -168,7 +169,10 @@ class RatioBench {
         const auto load = [&](LoadRun& run) -> Status {
           WEIR_TRY(MeasureFlood(run, &all.emplace_back()));
           if (!run.latencies().empty()) own = run.latencies()[0];
-          if (name.starts_with("tide")) row["believes"].push_back(Beliefs(engine_->core()));
+          const std::unique_ptr<Policy> policy = WEIR_TRY(MakePolicy(name));
+          if (const auto* tide = dynamic_cast<const TidePolicy*>(policy.get())) {
+            row["believes"].push_back(Beliefs(engine_->core(), *tide));
+          }
           return OkStatus();
         };
         WEIR_TRY(Under(name, load, workload_.requests.size() * r / options_.repeats));

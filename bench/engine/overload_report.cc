@@ -5,7 +5,6 @@
 #include <cstdio>
 
 #include "engine/cli/bench_metrics.h"
-#include "policy/tide.h"
 
 namespace weir::overload {
 namespace {
@@ -75,7 +74,7 @@ void Row(const std::string& name, const Figures& f, double base, const Latencies
   std::fflush(stdout);
 }
 
-Json Beliefs(const EngineCore& core) {
+Json Beliefs(const EngineCore& core, const TidePolicy& tide) {
   constexpr uint32_t kAround = 3;
   const PolicySnapshot s = core.Snapshot();
   const uint32_t now = s.weights.granules_per_layer;
@@ -83,7 +82,7 @@ Json Beliefs(const EngineCore& core) {
   std::printf("    believes (tokens/s at granules a layer):");
   for (uint32_t e = now - std::min(now, kAround);
        e <= std::min(now + kAround, s.weights.max_granules_per_layer); ++e) {
-    const TidePolicy::Prospect p = TidePolicy::Predict(s, e);
+    const TidePolicy::Prospect p = tide.Predict(s, e);
     borders.push_back({{"granules_per_layer", e},
                        {"running", p.running},
                        {"step_ms", p.step_ns * 1e-6},

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "bench/engine/overload_run.h"
+#include "policy/tide.h"
 
 namespace weir::overload {
 
@@ -26,8 +27,8 @@ Figures MeanOf(const std::vector<Figures>& all);
 // deviation, into |row| and printed where there are several.
 void Gains(const std::vector<Figures>& all, const std::vector<Figures>& resident, Json* row);
 
-// What `tide` believes now of the border in force and of those around it, and what that follows
+// What |tide| believes now of the border in force and of those around it, and what that follows
 // from; printed too.
-Json Beliefs(const EngineCore& core);
+Json Beliefs(const EngineCore& core, const TidePolicy& tide);
 
 }  // namespace weir::overload

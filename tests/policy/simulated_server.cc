@@ -212,6 +212,7 @@ PolicySnapshot SimulatedServer::Snapshot() const {
   s.cost = shape_.told ? *shape_.told : model_.cost();
   s.step_ns = smoothed_step_ns_;
   s.stall_ns_per_step = smoothed_stall_ns_;
+  for (const Request& r : waiting_) s.demand.waiting_blocks += BlocksOf(r.length());
   if (!policy_->follows_load()) return s;  // the rest takes long, and would not be looked at
   double tokens = 0;
   double asked = 0;
@@ -222,7 +223,6 @@ PolicySnapshot SimulatedServer::Snapshot() const {
   }
   for (const Request& r : waiting_) {
     asked += r.output;
-    s.demand.waiting_blocks += BlocksOf(r.length());
     s.demand.expected_blocks += BlocksOf(r.end());
   }
   if (asked > 0) {
@@ -237,6 +237,7 @@ void SimulatedServer::ApplyPolicy() {
   const Border wanted{
       .placement = decision.placement, .amount = decision.amount(), .slots = decision.ring_slots};
   preempt_ = decision.preempt;
+  prompt_tokens_ = decision.prompt_tokens;
   if (wanted == goal_) return;
   goal_ = wanted;
   ++result_.moves;
@@ -310,10 +311,14 @@ void SimulatedServer::PreemptLast() {
 
 void SimulatedServer::Schedule(StepWork* work) {
   uint32_t budget = shape_.chunk_tokens;
+  uint32_t prompts = prompt_tokens_ > 0 ? std::min(budget, prompt_tokens_) : budget;
   const auto compute = [&](Request* r) {
-    const uint32_t take = std::min(budget, r->length() - r->computed);
-    const bool decodes = take == 1 && r->computed + 1 == r->length() && r->produced > 0;
+    const uint32_t left = r->length() - r->computed;
+    const uint32_t take = left == 1 ? 1 : std::min({left, budget, prompts});
+    if (take == 0) return;
+    const bool decodes = left == 1 && r->produced > 0;
     budget -= take;
+    if (left > 1) prompts -= take;
     r->computed += take;
     if (!decodes) r->prefilled += take;
     work->tokens += take;
@@ -329,7 +334,7 @@ void SimulatedServer::Schedule(StepWork* work) {
     if (i < running_.size()) compute(r);
   }
   if (result_.preemptions != preemptions) return;
-  while (!waiting_.empty() && budget > 0 && running_.size() < shape_.max_running) {
+  while (!waiting_.empty() && budget > 0 && prompts > 0 && running_.size() < shape_.max_running) {
     const auto spare = static_cast<uint32_t>(spare_ * static_cast<double>(running_.size()));
     const uint32_t length = waiting_.front().length();
     if (used_blocks_ + spare + BlocksOf(length) > Blocks(border_)) break;

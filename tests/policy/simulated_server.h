@@ -137,6 +137,7 @@ class SimulatedServer {
   Border border_, goal_;
   double move_room_ = 0;  // granules a layer that steps have had room for, not moved yet
   bool preempt_ = false;
+  uint32_t prompt_tokens_ = 0;  // of a step at most; 0: as many as fit
   uint32_t used_blocks_ = 0;
   double spare_ = 0;  // blocks kept free at an admission, for each running request
   double smoothed_step_ns_ = 0, smoothed_stall_ns_ = 0;

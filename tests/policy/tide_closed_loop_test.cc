@@ -18,6 +18,7 @@ struct Case {
   const char* load_name = "";
   Load load;
   double seconds = 80;  // some hundreds of requests or more
+  double prompt_pace = 0;
 };
 
 std::vector<Case> Grid() {
@@ -40,6 +41,13 @@ std::vector<Case> Grid() {
       }
     }
   }
+  // And all of them with paced prompts.
+  const size_t unpaced = cases.size();
+  for (size_t i = 0; i < unpaced; ++i) {
+    Case paced = cases[i];
+    paced.prompt_pace = 1.1;
+    cases.push_back(paced);
+  }
   return cases;
 }
 
@@ -52,9 +60,9 @@ class TideClosedLoop : public testing::TestWithParam<Case> {};
 TEST_P(TideClosedLoop, ReachesTheBestFixedBorder) {
   const Case& c = GetParam();
   const ServerShape shape = c.gpu.Behind(c.link).Server(c.share);
-  const FixedRate best = BestFixed(shape, c.load, c.seconds);
+  const FixedRate best = BestFixed(shape, c.load, c.seconds, c.prompt_pace);
   const double resident = SteadyFixed(shape, 0, c.load, c.seconds).tokens_per_s;
-  TidePolicy tide;
+  TidePolicy tide(TideConfig{.prompt_pace = c.prompt_pace});
   const ServerResult result = Steady(shape, tide, c.load, c.seconds);
   std::printf(
       "resident %6.0f tokens/s, best fixed %.2fx at %2u, tide %.2fx at %.1f: %.1f %% of the best; "
@@ -74,7 +82,7 @@ INSTANTIATE_TEST_SUITE_P(Floods, TideClosedLoop, testing::ValuesIn(Grid()),
                            return std::string(c.gpu.name) + "_link" +
                                   std::to_string(static_cast<int>(c.link)) + "_share" +
                                   std::to_string(static_cast<int>(c.share * 100 + 0.5)) + "_" +
-                                  c.load_name;
+                                  c.load_name + (c.prompt_pace > 0 ? "_paced" : "");
                          });
 
 // --- Targets ------------------------------------------------------------------------------------

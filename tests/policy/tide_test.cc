@@ -46,17 +46,17 @@ void SetAway(PolicySnapshot* s, uint32_t granules) {
 TEST(Tide, PredictsBlocksRunningAndTimeOfATarget) {
   PolicySnapshot s = Example();
   s.demand.prefill_per_request = 0;
-  const auto none = TidePolicy::Predict(s, 0);
+  const auto none = TidePolicy().Predict(s, 0);
   EXPECT_EQ(none.kv_blocks, 138 * 16);
   EXPECT_NEAR(none.running, 2208 / 50.0, 1e-9);
-  const auto one = TidePolicy::Predict(s, 1);
+  const auto one = TidePolicy().Predict(s, 1);
   EXPECT_EQ(one.kv_blocks, (138 + 46) * 16);  // 48 granules minus the ring's two
   EXPECT_NEAR(one.running, 58.88, 1e-9);
   // 1.5 GiB over the link in 3.2 ms hides behind 7.8 ms of compute. What is measured of contexts,
   // 700 tokens in 2208 / 44 blocks, is scaled to the 49 blocks of the mean.
   const double context = 700 * 49 / (2208 / 44.0);
   EXPECT_NEAR(one.step_ns, 6.4e6 + 2e4 * s.cost.DearTokens(58.88) + 58.88 * context * 33, 1);
-  const auto eight = TidePolicy::Predict(s, 8);
+  const auto eight = TidePolicy().Predict(s, 8);
   EXPECT_EQ(eight.running, 64);
   EXPECT_NEAR(eight.step_ns, 8.0 * 48 * (32 << 20) / 500, 1);
 }
@@ -65,11 +65,11 @@ TEST(Tide, WhereTheLinkTakesAsLongAsComputingSomeStepsWait) {
   PolicySnapshot s = Example();
   s.demand.prefill_per_request = 0;
   s.cost.link_bytes_per_ns = 1e6;
-  const double compute = TidePolicy::Predict(s, 2).step_ns;
+  const double compute = TidePolicy().Predict(s, 2).step_ns;
   const double bytes = 2.0 * 48 * (32 << 20);
   const auto with_link = [&](double of_compute) {
     s.cost.link_bytes_per_ns = bytes / (of_compute * compute);
-    return TidePolicy::Predict(s, 2).step_ns / compute;
+    return TidePolicy().Predict(s, 2).step_ns / compute;
   };
   EXPECT_NEAR(with_link(1), 1.044, 1e-3);
   EXPECT_NEAR(with_link(0.9), 1.011, 1e-3);
@@ -86,14 +86,14 @@ TEST(Tide, ASteadyLoadsPromptsAreSpreadOverItsSteps) {
   // number in a step is binomial with three trials. Each alone outlasts the link.
   PolicySnapshot s = Example();
   s.cost = {.fixed_ns = 0, .per_token_ns = 2e4, .link_bytes_per_ns = 1e6};
-  const auto p = TidePolicy::Predict(s, 0);
+  const auto p = TidePolicy().Predict(s, 0);
   const double mean_tokens = p.running + p.running / 200 * 600;
   EXPECT_NEAR(p.step_ns, mean_tokens * 2e4, 1) << "without a bend the mean is the mean's";
   EXPECT_NEAR(p.tokens_per_s, p.running / p.step_ns * 1e9, 1e-6);
   // With one, the steps without a prompt cost the link's time and the others their own.
   s.cost.link_bytes_per_ns = 1.0 * 48 * (32 << 20) / (p.running * 2e4 + 5e6);
   SetAway(&s, 1);  // the same KV, with a granule away
-  const auto away = TidePolicy::Predict(s, 1);
+  const auto away = TidePolicy().Predict(s, 1);
   const double share = away.running / 200 / 3;
   double expected = 0, weight[] = {std::pow(1 - share, 3), 3 * share * std::pow(1 - share, 2),
                                    3 * share * share * (1 - share), std::pow(share, 3)};
@@ -103,12 +103,39 @@ TEST(Tide, ASteadyLoadsPromptsAreSpreadOverItsSteps) {
   EXPECT_NEAR(away.step_ns, expected, 1);
 }
 
+TEST(Tide, PacedPromptsComeInNearlyEveryStep) {
+  PolicySnapshot s = Example();
+  s.cost = {.fixed_ns = 0, .per_token_ns = 2e4, .link_bytes_per_ns = 1e6};
+  const double pace = 1.25;
+  const TidePolicy paced(TideConfig{.prompt_pace = pace});
+  const auto p = paced.Predict(s, 0);
+  // Some prompts of 600 tokens wait for their turn.
+  EXPECT_NEAR(p.running, 44.16 - 0.6 * std::sqrt(44.16) * 600 / 16 / 50, 1e-9);
+  // One is computed in some steps, in which it does not generate.
+  const double chunk = pace * p.running * 600 / 200;
+  const double decoding = p.running * 200 / (200 + 600 / chunk);
+  const double mean_tokens = decoding * (1 + 600 / 200.0);
+  EXPECT_NEAR(p.step_ns, mean_tokens * 2e4, 1);
+  EXPECT_NEAR(p.tokens_per_s, decoding / p.step_ns * 1e9, 1e-6);
+  // Most steps are as long as the one with a chunk, behind which more hides than behind the others.
+  const double share = decoding * 3 / chunk;
+  EXPECT_NEAR(share, 0.8, 0.02);
+  const double stream = (decoding + 0.5 * chunk) * 2e4;
+  s.cost.link_bytes_per_ns = 1.0 * 48 * (32 << 20) / stream;
+  SetAway(&s, 1);
+  EXPECT_NEAR(paced.Predict(s, 1).step_ns, share * (decoding + chunk) * 2e4 + (1 - share) * stream,
+              1e-3 * stream);
+  // Without prompts there is nothing to wait for.
+  s.demand.prefill_per_request = 0;
+  EXPECT_NEAR(paced.Predict(s, 1).running, 2208 / 50.0, 1e-9);
+}
+
 TEST(Tide, CountsFromWhereTheWeightsAreNow) {
   PolicySnapshot s = Example();
   SetAway(&s, 3);
   s.kv.mapped_extents = 138 + 3 * 46;
-  EXPECT_EQ(TidePolicy::Predict(s, 0).kv_blocks, 138 * 16);
-  EXPECT_EQ(TidePolicy::Predict(s, 3).kv_blocks, (138 + 3 * 46) * 16);
+  EXPECT_EQ(TidePolicy().Predict(s, 0).kv_blocks, 138 * 16);
+  EXPECT_EQ(TidePolicy().Predict(s, 3).kv_blocks, (138 + 3 * 46) * 16);
 }
 
 // Half of the layers have come home from 3 granules: KV has less already than 3 away would give it.
@@ -117,8 +144,8 @@ TEST(Tide, CountsFromWhereTheWeightsAreOnTheWay) {
   SetAway(&s, 3);
   s.weights.freed_granules -= 3 * 24;
   s.kv.mapped_extents = 138 + s.weights.freed_granules;
-  EXPECT_EQ(TidePolicy::Predict(s, 0).kv_blocks, 138 * 16);
-  EXPECT_EQ(TidePolicy::Predict(s, 3).kv_blocks, (138 + 3 * 46) * 16);
+  EXPECT_EQ(TidePolicy().Predict(s, 0).kv_blocks, 138 * 16);
+  EXPECT_EQ(TidePolicy().Predict(s, 3).kv_blocks, (138 + 3 * 46) * 16);
 }
 
 TEST(Tide, EvictsWhileRequestsWaitAndItPays) {
@@ -183,10 +210,10 @@ TEST(Tide, StandsAtGatesWhereRunningMorePays) {
   s.cost.per_context_ns = 1;
   TidePolicy tide(TideConfig{.tolerance = 0});
   const uint32_t e = tide.Decide(s).granules_per_layer;
-  const auto chosen = TidePolicy::Predict(s, e);
+  const auto chosen = TidePolicy().Predict(s, e);
   EXPECT_GT(static_cast<double>(e) * 48 * (32 << 20) / 500, 6.4e6) << "no gate is stood at";
   for (uint32_t other = 0; other <= 14; ++other) {
-    EXPECT_LE(TidePolicy::Predict(s, other).tokens_per_s, chosen.tokens_per_s) << other;
+    EXPECT_LE(TidePolicy().Predict(s, other).tokens_per_s, chosen.tokens_per_s) << other;
   }
 }
 
@@ -204,9 +231,9 @@ TEST(Tide, PromptsInAStepHideMoreStreaming) {
   TidePolicy prefilling;
   EXPECT_GT(prefilling.Decide(s).granules_per_layer, without);
   // Prompts take their time: fewer tokens are generated, in longer steps.
-  const auto with_prompts = TidePolicy::Predict(s, 2);
+  const auto with_prompts = TidePolicy().Predict(s, 2);
   s.demand.prefill_per_request = 1;
-  EXPECT_LT(with_prompts.tokens_per_s, 0.5 * TidePolicy::Predict(s, 2).tokens_per_s);
+  EXPECT_LT(with_prompts.tokens_per_s, 0.5 * TidePolicy().Predict(s, 2).tokens_per_s);
 }
 
 TEST(Tide, WhatEndedRequestsGeneratedCountsMoreThanWhatTheyAskedFor) {
@@ -232,8 +259,8 @@ TEST(Tide, WhatEndedRequestsGeneratedCountsMoreThanWhatTheyAskedFor) {
 
 TEST(Tide, KeepsTheTimePerTokenWhereSomeBorderDoes) {
   PolicySnapshot s = Example();
-  const double now_ms = TidePolicy::Predict(s, 0).step_ns * 1e-6;
-  const double one_ms = TidePolicy::Predict(s, 1).step_ns * 1e-6;
+  const double now_ms = TidePolicy().Predict(s, 0).step_ns * 1e-6;
+  const double one_ms = TidePolicy().Predict(s, 1).step_ns * 1e-6;
   ASSERT_LT(now_ms, one_ms);
   TidePolicy tight(TideConfig{.tpot_ms = (now_ms + one_ms) / 2});
   EXPECT_EQ(tight.Decide(s).granules_per_layer, 0u);
@@ -257,7 +284,7 @@ TEST(Tide, EvictsForTheTimeToFirstTokenWhereItCostsTokens) {
   s.cost.link_bytes_per_ns = 100;
   TidePolicy free;
   ASSERT_EQ(free.Decide(s).granules_per_layer, 0u);
-  const auto home = TidePolicy::Predict(s, 0), away = TidePolicy::Predict(s, 2);
+  const auto home = TidePolicy().Predict(s, 0), away = TidePolicy().Predict(s, 2);
   ASSERT_LT(away.ttft_ns, home.ttft_ns);
   TidePolicy hurried(TideConfig{.ttft_ms = away.ttft_ns * 1.01e-6});
   const PolicyDecision d = hurried.Decide(s);
@@ -285,8 +312,8 @@ TEST(Tide, MakesRoomForAStarvedRequestWhateverTheHoldOff) {
   s.demand.expected_blocks = 3000;
   s.demand.starved_blocks = 3000 - 138 * 16;
   const uint32_t e = tide.Decide(s).granules_per_layer;
-  EXPECT_GE(TidePolicy::Predict(s, e).kv_blocks, 3000);
-  EXPECT_LT(TidePolicy::Predict(s, e - 1).kv_blocks, 3000);
+  EXPECT_GE(TidePolicy().Predict(s, e).kv_blocks, 3000);
+  EXPECT_LT(TidePolicy().Predict(s, e - 1).kv_blocks, 3000);
 }
 
 TEST(Tide, BringsWeightsHomeWhenTheLoadFits) {
@@ -406,12 +433,12 @@ TEST(Tide, GoesOnAtOnceAndComesBackOnlyForWhatThatCosts) {
   const uint32_t out = decide(8);
   EXPECT_GT(out, 2u);
   // The link slows down, and fewer would give a fifth more: worth it 20 steps later, not at once.
-  s.cost.link_bytes_per_ns = out * 48.0 * (32 << 20) / (1.3 * TidePolicy::Predict(s, out).step_ns);
+  s.cost.link_bytes_per_ns = out * 48.0 * (32 << 20) / (1.3 * TidePolicy().Predict(s, out).step_ns);
   double most = 0;
   for (uint32_t e = 0; e < out; ++e) {
-    most = std::max(most, TidePolicy::Predict(s, e).tokens_per_s);
+    most = std::max(most, TidePolicy().Predict(s, e).tokens_per_s);
   }
-  const double gain = most / TidePolicy::Predict(s, out).tokens_per_s - 1;
+  const double gain = most / TidePolicy().Predict(s, out).tokens_per_s - 1;
   ASSERT_GT(gain, 0.05);
   ASSERT_LT(gain, 0.4);
   EXPECT_EQ(decide(8 + static_cast<uint64_t>(3 / gain)), out);
