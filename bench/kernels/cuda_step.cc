@@ -54,6 +54,7 @@ CudaStep::CudaStep(const ModelConfig& config, const ComputeLimits& limits,
 CudaStep::~CudaStep() {
   (void)cudaStreamSynchronize(stream_);
   if (inputs_ != nullptr) (void)cudaFree(inputs_);
+  if (fa2_memory_ != nullptr) (void)cudaFree(fa2_memory_);
 }
 
 Result<std::unique_ptr<CudaStep>> CudaStep::Create(const ModelConfig& config,
@@ -281,19 +282,51 @@ Status CudaStep::FillInputs(const StepSpec& spec, uint32_t set, bool greedy) {
 // Of the inputs that were filled last; all sets have the same plan.
 Status CudaStep::Plan() {
   const bool decode = spec_.decode();
-  const cuda::PlanRequest request{
-      .kernel = decode ? cuda::AttentionKernel::kFa2 : cuda::PrefillKernel(),
-      .shape = AttentionShapeOf(config_, map_),
-      .batch =
-          decode ? host_inputs_.decode(shape_, layout_) : host_inputs_.prefill(shape_, layout_),
-      .use = decode ? cuda::PlanUse::kDecodeGraph : cuda::PlanUse::kEager};
-  const cuda::PlanBuffers buffers{
+  attention_.buffers = {
       .device_float = Scratch<void>(layout_.plan_float),
       .float_bytes = layout_.plan_float_bytes,
       .device_int = Scratch<void>(decode ? layout_.decode_int : layout_.prefill_int),
       .host_int = plan_int_.At<void>(0),
       .int_bytes = decode ? layout_.decode_int_bytes : layout_.prefill_int_bytes};
-  WEIR_TRY(ToStatus(cuda::PlanAttention(request, buffers, stream_, &plan_)));
+  fa2_prefill_.reset();
+  if (decode) return PlanWith(cuda::AttentionKernel::kFa2, &attention_);
+  WEIR_TRY(PlanWith(cuda::PrefillKernel(), &attention_));
+  return cuda::PrefillKernel() == cuda::AttentionKernel::kFa2 ? OkStatus() : PlanFa2Prefill();
+}
+
+// In memory of its own, for the step buffers have room for one plan.
+Status CudaStep::PlanFa2Prefill() {
+  constexpr auto kFa2 = cuda::AttentionKernel::kFa2;
+  cuda::PlanSizes sizes;
+  WEIR_TRY(ToStatus(cuda::AttentionPlanSizes(
+      kFa2, AttentionShapeOf(config_, map_), cuda::PlanUse::kEager,
+      static_cast<int32_t>(spec_.sequences), static_cast<int32_t>(shape_.rows()), &sizes)));
+  const uint64_t float_bytes = AlignUp(sizes.float_bytes, 256);
+  if (fa2_memory_ != nullptr) {
+    WEIR_TRY(FromCuda(cudaFree(std::exchange(fa2_memory_, nullptr)), "a plan's buffers"));
+  }
+  void* memory = nullptr;
+  WEIR_TRY(FromCuda(cudaMalloc(&memory, float_bytes + sizes.int_bytes), "a plan's buffers"));
+  fa2_memory_ = static_cast<std::byte*>(memory);
+  fa2_int_ = WEIR_TRY(PinnedBuffer::Create(sizes.int_bytes));
+  fa2_prefill_ = Attention{.plan = {},
+                           .buffers = {.device_float = fa2_memory_,
+                                       .float_bytes = sizes.float_bytes,
+                                       .device_int = fa2_memory_ + float_bytes,
+                                       .host_int = fa2_int_.At<void>(0),
+                                       .int_bytes = sizes.int_bytes}};
+  return PlanWith(kFa2, &*fa2_prefill_);
+}
+
+Status CudaStep::PlanWith(cuda::AttentionKernel kernel, Attention* attention) const {
+  const bool decode = spec_.decode();
+  const cuda::PlanRequest request{
+      .kernel = kernel,
+      .shape = AttentionShapeOf(config_, map_),
+      .batch =
+          decode ? host_inputs_.decode(shape_, layout_) : host_inputs_.prefill(shape_, layout_),
+      .use = decode ? cuda::PlanUse::kDecodeGraph : cuda::PlanUse::kEager};
+  WEIR_TRY(ToStatus(cuda::PlanAttention(request, attention->buffers, stream_, &attention->plan)));
   return FromCuda(cudaStreamSynchronize(stream_), "planning");
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -121,10 +122,17 @@ class CudaStep {
   Status FillCompressed();
   Status FillRopeTables();
   Status FillInputs(const StepSpec& spec, uint32_t set, bool greedy);
+  // FlashInfer's attention of the batch: a plan, and the buffers it lies in.
+  struct Attention {
+    cuda::AttentionPlan plan;
+    cuda::PlanBuffers buffers;
+  };
   Status Plan();
+  Status PlanFa2Prefill();
+  Status PlanWith(cuda::AttentionKernel kernel, Attention* attention) const;
   StepKernel ProductKernel(const char* name, StepPart part, size_t index, int64_t m);
   StepKernel NormKernel(const char* name, StepPart part);
-  StepKernel AttentionKernel(StepPart part);
+  StepKernel AttentionKernel(StepPart part, const Attention& attention);
   StepKernel OwnAttentionKernel(StepPart part);
   StepKernel FinishQkvKernel();
   StepKernel SampleKernel(const char* name, StepPart part, uint32_t set);
@@ -161,7 +169,10 @@ class CudaStep {
   CudaInputs host_inputs_;
   PinnedBuffer plan_int_;
   CudaStepShape shape_;
-  cuda::AttentionPlan plan_;
+  Attention attention_;
+  std::optional<Attention> fa2_prefill_;  // beside FA3
+  std::byte* fa2_memory_ = nullptr;
+  PinnedBuffer fa2_int_;
   cuda::DecodeAttention decode_attention_;
   bool has_own_attention_ = false;  // the GPU and the shape do
   std::unique_ptr<cuda::GemmPlanner> gemm_;

@@ -88,28 +88,23 @@ StepKernel CudaStep::FinishQkvKernel() {
       }};
 }
 
-StepKernel CudaStep::AttentionKernel(StepPart part) {
+StepKernel CudaStep::AttentionKernel(StepPart part, const Attention& attention) {
   const bool decode = spec_.decode();
-  const cuda::PlanBuffers buffers{
-      .device_float = Scratch<void>(layout_.plan_float),
-      .float_bytes = layout_.plan_float_bytes,
-      .device_int = Scratch<void>(decode ? layout_.decode_int : layout_.prefill_int),
-      .int_bytes = decode ? layout_.decode_int_bytes : layout_.prefill_int_bytes};
   const auto n = static_cast<double>(spec_.sequences);
   const auto rows = static_cast<double>(spec_.rows);
   const auto context = static_cast<double>(spec_.context);
   const double pairs = n * rows * (context - (rows - 1) / 2);
-  const bool fa3 = plan_.kernel == cuda::AttentionKernel::kFa3;
+  const bool fa3 = attention.plan.kernel == cuda::AttentionKernel::kFa3;
   return {.name = fa3 ? "attention FA3" : "attention FA2",
           .part = part,
           .kv_bytes = n * context * static_cast<double>(2 * kv_size_ * 2),
           .activation_bytes = n * rows * static_cast<double>(2 * q_size_ * 2),
           .flops = 4 * pairs * static_cast<double>(q_size_),
           .copies = sets_,
-          .enqueue = [this, decode, buffers](uint32_t layer, uint32_t set, Overlap overlap) {
+          .enqueue = [this, decode, &attention](uint32_t layer, uint32_t set, Overlap overlap) {
             const CudaInputLayout::Tables& tables = decode ? layout_.in.decode : layout_.in.prefill;
             return ToStatus(cuda::RunAttention(
-                plan_, buffers,
+                attention.plan, attention.buffers,
                 {.q = Scratch<Bf16>(layout_.qkv),
                  .q_stride = q_size_ + 2 * kv_size_,
                  .out = Scratch<Bf16>(layout_.attended),
@@ -125,7 +120,7 @@ StepKernel CudaStep::AttentionKernel(StepPart part) {
 }
 
 StepKernel CudaStep::OwnAttentionKernel(StepPart part) {
-  StepKernel kernel = AttentionKernel(part);
+  StepKernel kernel = AttentionKernel(part, attention_);
   kernel.name = "attention own";
   kernel.enqueue = [this](uint32_t layer, uint32_t set, Overlap overlap) {
     const CudaInputLayout::Tables& tables = layout_.in.decode;
@@ -196,10 +191,13 @@ std::vector<StepKernel> CudaStep::Kernels() {
   const bool own = has_own_attention_ && spec_.decode() && m <= cuda::kMaxDecodeSequences;
   if (own && options_.own_attention) {
     kernels.push_back(OwnAttentionKernel(StepPart::kLayer));
-    kernels.push_back(AttentionKernel(StepPart::kLayerAlternative));
+    kernels.push_back(AttentionKernel(StepPart::kLayerAlternative, attention_));
   } else {
-    kernels.push_back(AttentionKernel(StepPart::kLayer));
+    kernels.push_back(AttentionKernel(StepPart::kLayer, attention_));
     if (own) kernels.push_back(OwnAttentionKernel(StepPart::kLayerAlternative));
+    if (fa2_prefill_) {
+      kernels.push_back(AttentionKernel(StepPart::kLayerAlternative, *fa2_prefill_));
+    }
   }
   kernels.push_back(ProductKernel("o", StepPart::kLayer, 1, m));
   kernels.push_back(NormKernel("mlp_norm", StepPart::kLayer));
