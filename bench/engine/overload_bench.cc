@@ -16,7 +16,9 @@
 //
 // The bound beside the gain (docs/policies.md): a step that reads all of C once takes C/(B - L)
 // with E = L T bytes streamed in it, and holds C - W + E of KV; resident it takes C/B and holds
-// C - W. B is given with --hbm (GB/s), L is what the engine measured.
+// C - W. B is given with --hbm (GB/s), L is what the engine measured. Prompts take their time
+// whatever KV there is: after a flood the bound is said again with the share that they had of
+// `resident`'s.
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -41,6 +43,16 @@ double Bound(double capacity, double weights, double hbm, double link) {
   const double step = capacity / (hbm - link);
   const double kv = std::min(capacity - weights + link * step, capacity);
   return (kv / step) / ((capacity - weights) * hbm / capacity);
+}
+
+// Of |resident|'s time what its steps with prompts take beyond those without gets no shorter.
+double BoundWithPrompts(double bound, const Figures& resident) {
+  if (resident.steps == 0) return bound;
+  const double more_ms = resident.prompt_step_ms - resident.decode_step_ms;
+  const double with_prompts =
+      static_cast<double>(resident.prompt_steps) / static_cast<double>(resident.steps);
+  const double share = std::clamp(with_prompts * more_ms / resident.step_ms, 0.0, 1.0);
+  return 1 / ((1 - share) / bound + share);
 }
 
 // One ratio: an engine for the policies with all weights at home while nothing is away, another for
@@ -182,7 +194,13 @@ class RatioBench {
         Append(&latencies, own);
       }
       const Figures mean = MeanOf(all);
-      if (name == "resident") WEIR_TRY(Sustained(mean));
+      if (name == "resident") {
+        WEIR_TRY(Sustained(mean));
+        bound_with_prompts_ = BoundWithPrompts(bound_, mean);
+        std::printf("    bound with the time that prompts take: %.2fx resident\n",
+                    bound_with_prompts_);
+      }
+      row["bound_with_prompts"] = bound_with_prompts_;
       Gains(all, resident, &row);
       row.update(FiguresJson(mean));
       row.update(LatencyJson(latencies));
@@ -299,7 +317,7 @@ class RatioBench {
   std::array<std::unique_ptr<Engine>, 2> engines_;
   Engine* engine_ = nullptr;  // that of the policy in force
   bench::Workload workload_;
-  double bound_ = 0;
+  double bound_ = 0, bound_with_prompts_ = 0;
   double sustained_ = 0;  // requests/s
   uint64_t salt_ = 0;
 };
