@@ -66,13 +66,44 @@ enum class Faults { kNone, kInjected };
 // There a copy that is reported complete and was lost goes unnoticed: none is lost on purpose.
 enum class Gates { kHost, kDevice };
 
+// How prompts come: as the policy says, or a few tokens a step, as many as chance has it.
+enum class Prompts { kAsDecided, kFew };
+
+// The border of another policy; in most steps at most seven prompt tokens.
+class FewPromptTokens final : public Policy {
+ public:
+  FewPromptTokens(std::unique_ptr<Policy> border, uint64_t seed)
+      : border_(std::move(border)), random_(seed) {}
+  std::string_view name() const override { return border_->name(); }
+  PolicyDecision Decide(const PolicySnapshot& snapshot) override {
+    PolicyDecision decision = border_->Decide(snapshot);
+    decision.prompt_tokens = static_cast<uint32_t>(random_.Below(8));
+    return decision;
+  }
+  PolicyDecision Widest(const WeightsView& weights) const override {
+    return border_->Widest(weights);
+  }
+  bool follows_load() const override { return border_->follows_load(); }
+  bool lookup_in_place() const override { return border_->lookup_in_place(); }
+  std::vector<std::pair<std::string, std::string>> Parameters() const override {
+    return border_->Parameters();
+  }
+
+ private:
+  std::unique_ptr<Policy> border_;
+  Random random_;
+};
+
 // One simulated engine and its clients.
 class World {
  public:
-  World(uint64_t seed, Faults faults, Gates gates = Gates::kHost)
+  World(uint64_t seed, Faults faults, Gates gates = Gates::kHost,
+        Prompts prompts = Prompts::kAsDecided)
       : random_(seed),
+        seed_(seed),
         faults_(faults),
         gates_(gates),
+        prompts_(prompts),
         depth_(gates == Gates::kDevice ? 2 : static_cast<uint32_t>(1 + seed % 2)),
         tenants_(1 + seed / 2 % 3) {
     shape_.layers = static_cast<uint32_t>(random_.Between(2, 6));
@@ -140,6 +171,9 @@ class World {
          "static{fraction=0.7; placement=stripe}", "static{fraction=0.7; placement=in_place}",
          "fixed{granules_per_layer=2; placement=in_place}", "zero-inference", "oneiros",
          "oneiros{hold_steps=2; cap=1}"})));
+    if (prompts_ == Prompts::kFew) {
+      policy_ = std::make_unique<FewPromptTokens>(std::move(policy_), seed_);
+    }
     CoreOptions options;
     options.scheduler.max_batched_tokens = limits.max_rows;
     options.scheduler.max_prefill_chunk =
@@ -368,8 +402,10 @@ class World {
   }
 
   Random random_;
+  uint64_t seed_;
   Faults faults_;
   Gates gates_;
+  Prompts prompts_;
   uint32_t depth_;  // steps under way at once
   bool lookup_in_place_ = false;
   SimModelShape shape_;
@@ -388,8 +424,9 @@ class World {
   uint64_t parts_ = 0;  // steps after which the border was on its way
 };
 
-uint64_t RunSeed(uint64_t seed, Faults faults, Gates gates, Coverage* coverage) {
-  World world(seed, faults, gates);
+uint64_t RunSeed(uint64_t seed, Faults faults, Gates gates, Coverage* coverage,
+                 Prompts prompts = Prompts::kAsDecided) {
+  World world(seed, faults, gates, prompts);
   const Status built = world.Build();
   EXPECT_TRUE(built.ok()) << built.ToString();
   if (!built.ok()) return 0;
@@ -462,6 +499,21 @@ TEST(Simulation, TokensEqualTheSoloRunUnderAnyBudgetPolicyAndSchedule) {
 
 TEST(Simulation, InjectedFailuresNeverChangeATokenOrBreakAnInvariant) {
   RunSeeds(Faults::kInjected);
+}
+
+TEST(Simulation, PromptsThatComeAFewTokensAStepChangeNoToken) {
+  Coverage coverage;
+  const uint64_t runs = testing::Iterations("WEIR_SIMULATION_RUNS", 500);
+  const uint64_t first = 1 + testing::Iterations("WEIR_SIMULATION_FIRST", 0);
+  for (uint64_t seed = first; seed < first + runs && !HasFailure(); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    RunSeed(seed, seed % 2 == 0 ? Faults::kNone : Faults::kInjected,
+            seed % 3 == 0 ? Gates::kDevice : Gates::kHost, &coverage, Prompts::kFew);
+  }
+  EXPECT_GT(coverage.border_moves, 0U);
+  EXPECT_GT(coverage.preemptions, 0U);
+  EXPECT_GT(coverage.prefix_hits, 0U);
+  EXPECT_GT(coverage.faults_injected, 0U);
 }
 
 TEST(Simulation, WithDeviceGatesTokensEqualTheSoloRun) {
