@@ -53,8 +53,11 @@ struct StepCost {
   }
   double StepNs(double tokens, double context, double pairs, double evicted_bytes) const {
     const double compute = ComputeNs(tokens, context, pairs, evicted_bytes);
-    const double stream = link_bytes_per_ns > 0 ? evicted_bytes / link_bytes_per_ns : 0;
+    const double stream = StreamNs(evicted_bytes);
     return compute > stream ? compute : stream;
+  }
+  double StreamNs(double evicted_bytes) const {
+    return link_bytes_per_ns > 0 ? evicted_bytes / link_bytes_per_ns : 0;
   }
   // How much longer a step takes that reads |bytes| of its weights in place: kernels wait for the
   // link themselves, and nothing hides that.

@@ -11,8 +11,13 @@
 
 namespace weir {
 
-// Fewer prompt tokens do not make a step shorter.
+// A prompt is not spread thinner: it would hold KV for long before it generates.
 inline constexpr double kLeastPromptTokens = 64;
+
+// What users read of the parameter.
+inline constexpr char kPromptPaceHelp[] =
+    "prompt tokens of a step while requests wait for KV, over those that take the place of what it "
+    "generates; 0: as many as fit";
 
 // What PolicyDecision::prompt_tokens is to be: |pace| times the prompt tokens that take the place
 // of what a step generates, or more while KV is far from full; 0, as many as fit, where every

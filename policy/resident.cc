@@ -71,10 +71,7 @@ ParamTable FixedConfig::Params() {
              "copied through the ring, or read where their backing copy is");
   table.Bind("embedding_in_place", &embedding_in_place, 0, 1,
              "1: an embedding that is no lm_head is read in place of the backing copy");
-  table.Bind(
-      "prompt_pace", &prompt_pace, 0, 1e6,
-      "prompt tokens of a step while requests wait for KV, over those that take the place of "
-      "what it generates; 0: as many as fit");
+  table.Bind("prompt_pace", &prompt_pace, 0, 1e6, kPromptPaceHelp);
   return table;
 }
 

@@ -26,8 +26,8 @@ struct FixedConfig {
   // 0 evicts nothing.
   uint64_t granules_per_layer = 0;
   Placement placement = Placement::kStripe;  // or kInPlace
-  uint64_t embedding_in_place = 0;           // as TideConfig has them
-  double prompt_pace = 0;
+  uint64_t embedding_in_place = 0;           // as TideConfig has it
+  double prompt_pace = 0;                    // likewise
   ParamTable Params();
 };
 

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdio>
 
+#include "policy/prompt_pace.h"
+
 namespace weir {
 namespace {
 
@@ -151,7 +153,7 @@ double LongerNs(double compute, double stream) {
 double MeanStepNs(const StepCost& cost, const Demand& demand, const Mix& mix, double bytes) {
   const double context = mix.decoding * demand.context_each;
   const double prompt = std::max(mix.chunk, demand.prefill_each);
-  const double stream = cost.link_bytes_per_ns > 0 ? bytes / cost.link_bytes_per_ns : 0;
+  const double stream = cost.StreamNs(bytes);
   const auto step = [&](double chunks) {
     const double prompts = chunks * mix.chunk;
     return LongerNs(cost.ComputeNs(mix.decoding + prompts, context + chunks * prompt / 2,
@@ -211,10 +213,7 @@ ParamTable TideConfig::Params() {
   table.Bind("embedding_in_place", &embedding_in_place, 0, 1,
              "1: an embedding that is no lm_head is read in place of the backing copy, if that is "
              "in host or peer memory");
-  table.Bind(
-      "prompt_pace", &prompt_pace, 0, 1e6,
-      "prompt tokens of a step while requests wait for KV, over those that take the place of "
-      "what it generates; 0: as many as fit");
+  table.Bind("prompt_pace", &prompt_pace, 0, 1e6, kPromptPaceHelp);
   return table;
 }
 

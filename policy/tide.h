@@ -10,7 +10,6 @@
 
 #include "policy/params.h"
 #include "policy/policy.h"
-#include "policy/prompt_pace.h"
 
 namespace weir {
 

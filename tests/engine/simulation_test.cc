@@ -57,6 +57,7 @@ struct Coverage {
            blocks_moved = 0, repairs = 0, faults_injected = 0, steps = 0, gates = 0, stalls = 0,
            failed_steps = 0, errors = 0, scrubbed_blocks = 0, hidden_moves = 0, parts = 0,
            links_held = 0, links_lost = 0, links_recovered = 0;
+  uint32_t most_prompt_rows = 0;                 // of a step
   std::map<std::string, uint64_t> evictions_of;  // moves to a border with weights away, by policy
   uint64_t steps_in_place = 0;                   // that read weights in place
 };
@@ -69,15 +70,16 @@ enum class Gates { kHost, kDevice };
 // How prompts come: as the policy says, or a few tokens a step, as many as chance has it.
 enum class Prompts { kAsDecided, kFew };
 
-// The border of another policy; in most steps at most seven prompt tokens.
+// The border of another policy, and few prompt tokens a step.
 class FewPromptTokens final : public Policy {
  public:
+  static constexpr uint32_t kMost = 7;
   FewPromptTokens(std::unique_ptr<Policy> border, uint64_t seed)
       : border_(std::move(border)), random_(seed) {}
   std::string_view name() const override { return border_->name(); }
   PolicyDecision Decide(const PolicySnapshot& snapshot) override {
     PolicyDecision decision = border_->Decide(snapshot);
-    decision.prompt_tokens = static_cast<uint32_t>(random_.Below(8));
+    decision.prompt_tokens = static_cast<uint32_t>(random_.Between(1, kMost));
     return decision;
   }
   PolicyDecision Widest(const WeightsView& weights) const override {
@@ -183,6 +185,7 @@ class World {
     compute_->tenant_of = [this](uint64_t key) { return tenant_by_request_.at(key); };
     core_ = std::make_unique<EngineCore>(*driver_, *memory_, *compute_, *policy_, options);
     if (random_.Chance(0.5)) WEIR_TRY(core_->Calibrate());
+    compute_->most_prompt_rows = 0;
     placed_ = memory_->weights().plan().target();
     return OkStatus();
   }
@@ -336,6 +339,7 @@ class World {
     c->evictions_of[std::string(policy_->name())] += evictions_;
     c->steps_in_place += steps_in_place_;
     c->steps += core_->stats().steps;
+    c->most_prompt_rows = std::max(c->most_prompt_rows, compute_->most_prompt_rows);
     c->preemptions += core_->scheduler_stats().preemptions;
     c->prefix_hits += memory_->blocks().prefix_stats().hit_tokens;
     c->blocks_moved += memory_->blocks_moved();
@@ -514,6 +518,7 @@ TEST(Simulation, PromptsThatComeAFewTokensAStepChangeNoToken) {
   EXPECT_GT(coverage.preemptions, 0U);
   EXPECT_GT(coverage.prefix_hits, 0U);
   EXPECT_GT(coverage.faults_injected, 0U);
+  EXPECT_EQ(coverage.most_prompt_rows, FewPromptTokens::kMost);
 }
 
 TEST(Simulation, WithDeviceGatesTokensEqualTheSoloRun) {

@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include "policy/resident.h"
+#include "policy/tide.h"
+
 namespace weir {
 namespace {
 
@@ -32,7 +35,7 @@ TEST(PromptPace, FillsAnEmptyKvSooner) {
   EXPECT_EQ(PacedPromptTokens(s, 1), 960U * 16 / 64);
 }
 
-TEST(PromptPace, IsNeverSoSmallThatStepsGetNoShorter) {
+TEST(PromptPace, SpreadsNoPromptThinnerThanThis) {
   PolicySnapshot s = Full();
   s.demand.prefill_per_request = 1;
   EXPECT_EQ(PacedPromptTokens(s, 1), 64U);
@@ -59,6 +62,14 @@ TEST(PromptPace, IsNotKnownBeforeRequestsHaveEnded) {
 
 TEST(PromptPace, IsOffAtZero) {
   EXPECT_EQ(PacedPromptTokens(Full(), 0), 0U);
+}
+
+TEST(PromptPace, IsWhatPoliciesThatAreGivenOneDecide) {
+  EXPECT_EQ(TidePolicy().Decide(Full()).prompt_tokens, 0U);
+  EXPECT_EQ(FixedPolicy(FixedConfig{}).Decide(Full()).prompt_tokens, 0U);
+  TidePolicy tide(TideConfig{.prompt_pace = 1.25});
+  EXPECT_EQ(tide.Decide(Full()).prompt_tokens, 188U);
+  EXPECT_EQ(FixedPolicy(FixedConfig{.prompt_pace = 1.25}).Decide(Full()).prompt_tokens, 188U);
 }
 
 }  // namespace

@@ -137,10 +137,13 @@ Status SimCompute::Submit(const StepBatch& batch, StepGates& gates) {
                .device = {}};
   const DeviceGates device = gates.device_gates();
   if (device.produced != 0) step.device.emplace(driver_, device, advance_);
+  uint32_t prompt_rows = 0;
   for (StepSequence& s : step.batch.sequences) {
     step.blocks.emplace_back(s.blocks.begin(), s.blocks.end());
     s.blocks = {};
+    if (s.rows > 1) prompt_rows += s.rows;
   }
+  most_prompt_rows = std::max(most_prompt_rows, prompt_rows);
   if (Status failed = submit_fails ? submit_fails() : OkStatus(); !failed.ok()) {
     if (failed_submits_run) {
       step.scrubs = std::exchange(scrubs_, {});

@@ -83,6 +83,8 @@ class SimCompute final : public Compute {
   uint64_t clock_error_ns = 0;
   // The tenant of a request, by SampleRequest::key; empty: there is one.
   std::function<uint64_t(uint64_t key)> tenant_of;
+  // The most rows that a step had of sequences with more than one.
+  uint32_t most_prompt_rows = 0;
   // KV words of one tenant found in a block of another that was about to write there.
   uint64_t canaries_seen() const { return canaries_seen_; }
 
