@@ -76,6 +76,7 @@ PolicySnapshot EngineCore::Snapshot() const {
           .cached_blocks = blocks.cached,
           .free_blocks = blocks.free};
   s.demand = {.running = scheduler_.running(),
+              .decoding = scheduler_.decoding(),
               .waiting = scheduler_.waiting() + queued_.requests,
               .max_running = options_.scheduler.max_sequences,
               .waiting_blocks = scheduler_.waiting_blocks() + queued_.blocks,

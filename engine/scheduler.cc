@@ -311,6 +311,12 @@ void Scheduler::TraceState() const {
   }
 }
 
+uint32_t Scheduler::decoding() const {
+  const auto n = std::count_if(running_.begin(), running_.end(),
+                               [](const Sequence& s) { return s.length() - s.computed <= 1; });
+  return static_cast<uint32_t>(n);
+}
+
 double Scheduler::mean_running_tokens() const {
   if (running_.empty()) return 0;
   double n = 0;

@@ -104,6 +104,8 @@ class Scheduler {
     const auto known = static_cast<double>(running_.size() + waiting_.size());
     return known > 0 ? static_cast<double>(demand_.asked_tokens()) / known : 0;
   }
+  // Of the running ones, past their prompt.
+  uint32_t decoding() const;
   double mean_running_tokens() const;
   uint64_t running_output_tokens() const;
   const SchedulerStats& stats() const { return stats_; }

@@ -56,6 +56,19 @@ struct StepCost {
     const double stream = StreamNs(evicted_bytes);
     return compute > stream ? compute : stream;
   }
+  // The mean of such steps: the longer of computing and streaming, and more where they are about as
+  // long (4.4 % where equal, 1 % where one is a tenth shorter, 0.2 % a fifth). Batches vary from
+  // step to step, and what is known is a few percent off, either way; but a step that is early does
+  // not make up for one that waits.
+  double ExpectedStepNs(double tokens, double context, double pairs, double evicted_bytes) const {
+    const double compute = ComputeNs(tokens, context, pairs, evicted_bytes);
+    const double stream = StreamNs(evicted_bytes);
+    const double longer = compute > stream ? compute : stream;
+    double power = (compute > stream ? stream : compute) / longer;
+    if (!(power > 0.4)) return longer;
+    for (int i = 0; i < 4; ++i) power *= power;
+    return longer * std::sqrt(std::sqrt(std::sqrt(std::sqrt(1 + power))));
+  }
   double StreamNs(double evicted_bytes) const {
     return link_bytes_per_ns > 0 ? evicted_bytes / link_bytes_per_ns : 0;
   }
@@ -106,6 +119,7 @@ struct KvView {
 
 struct DemandView {
   uint32_t running = 0;          // sequences holding blocks
+  uint32_t decoding = 0;         // of them past their prompt: they wait for their next token
   uint32_t waiting = 0;          // admitted requests without blocks (preempted ones included)
   uint32_t max_running = 0;      // the scheduler's cap (max_num_seqs)
   uint64_t waiting_blocks = 0;   // blocks the waiting ones need for their prompts

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "policy/prompt_pace.h"
+#include "policy/prompt_limit.h"
 
 namespace weir {
 namespace {
@@ -71,14 +71,14 @@ ParamTable FixedConfig::Params() {
              "copied through the ring, or read where their backing copy is");
   table.Bind("embedding_in_place", &embedding_in_place, 0, 1,
              "1: an embedding that is no lm_head is read in place of the backing copy");
-  table.Bind("prompt_pace", &prompt_pace, 0, 1e6, kPromptPaceHelp);
+  table.Bind("itl_ms", &itl_ms, 0, 1e9, kItlHelp);
   return table;
 }
 
 PolicyDecision FixedPolicy::Decide(const PolicySnapshot& snapshot) {
   PolicyDecision decision =
       HoldGranules(snapshot.weights, config_.placement, config_.granules_per_layer);
-  decision.prompt_tokens = PacedPromptTokens(snapshot, config_.prompt_pace);
+  decision.prompt_tokens = PromptTokensFor(snapshot, config_.itl_ms);
   return decision;
 }
 

@@ -27,7 +27,7 @@ struct FixedConfig {
   uint64_t granules_per_layer = 0;
   Placement placement = Placement::kStripe;  // or kInPlace
   uint64_t embedding_in_place = 0;           // as TideConfig has it
-  double prompt_pace = 0;                    // likewise
+  double itl_ms = 0;                         // likewise
   ParamTable Params();
 };
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdio>
 
-#include "policy/prompt_pace.h"
+#include "policy/prompt_limit.h"
 
 namespace weir {
 namespace {
@@ -16,9 +16,9 @@ constexpr double kMostChunks = 32;
 constexpr double kLeastProbability = 1e-9;
 // Blocks the scheduler keeps free for each running sequence to grow into, about.
 constexpr double kSpareBlocks = 1;
-// Where prompts come evenly and requests end by chance, prompts for which there is room queue up
-// for their turn: so many times the square root of the sequences that KV has room for, as simulated
-// (tests/policy/simulated_server.h).
+// Where a prompt takes several steps, the next ones have to wait for their turn, for requests end
+// by chance, and KV has room for them meanwhile: so many times the square root of the sequences
+// that there is room for, as simulated (tests/policy/simulated_server.h).
 constexpr double kVacant = 0.6;
 
 bool Known(double value) {
@@ -48,7 +48,7 @@ double KvBlocksAt(const PolicySnapshot& s, uint32_t e) {
 struct Demand {
   double may_run = 0;        // running and waiting, as far as the scheduler's cap goes
   double blocks_each = 1;    // held by a running sequence, over its life
-  double prompt_blocks = 0;  // of them, of the prompt that is computed for it
+  double prompt_share = 0;   // of them, of the prompt that is computed for it
   double context_each = 1;   // tokens
   double prefill_each = 0;   // prompt tokens to compute for a request
   double output_each = 1;    // tokens it generates
@@ -78,9 +78,9 @@ Demand Describe(const PolicySnapshot& s) {
   const double beside = Known(d.blocks_beside_output) ? d.blocks_beside_output : prompt_blocks;
   // What a running sequence has generated, and as much is to come, on average.
   const double generated = (Known(d.output_spread) ? d.output_spread : 1) * out.output_each;
-  out.prompt_blocks = std::min(beside, out.prefill_each / block_tokens);
   out.blocks_each = beside + generated / block_tokens;
   out.blocks_each = std::max(1.0, out.blocks_each);
+  out.prompt_share = std::min(beside, out.prefill_each / block_tokens) / out.blocks_each;
   const double growth = running * generated + waiting * out.output_each;
   out.blocks_at_end = measured ? std::min(end, now + growth / block_tokens) : end;
   const auto most = d.max_running > 0 ? static_cast<double>(d.max_running) : 1e18;
@@ -106,46 +106,38 @@ struct Mix {
   double full = 1;   // prompt tokens a step has room for
 };
 
-Mix MixOf(const PolicySnapshot& s, const Demand& demand, double running, double pace) {
+// |itl_ns|: what no prompt shall make a step longer than; 0: no matter.
+Mix MixOf(const PolicySnapshot& s, const Demand& demand, double running, double bytes,
+          double itl_ns) {
   const double a_token = demand.prefill_each / demand.output_each;
   double room = s.demand.max_batched_tokens;
   if (room <= 0) room = running * (1 + a_token) + demand.prefill_each;  // no cap is known
-  const double most_decoding = room / (1 + a_token);
   Mix mix;
   // A step full of prompts decodes fewer: the rest is being prefilled.
-  mix.decoding = std::min(running, most_decoding);
-  const double for_prompts = std::max(1.0, room - mix.decoding);
+  mix.decoding = std::min(running, room / (1 + a_token));
+  double for_prompts = std::max(1.0, room - mix.decoding);
+  if (itl_ns > 0 && a_token > 0) {
+    const auto beside = [&](double decoding) {
+      return BesidePrompts{decoding, decoding * demand.context_each, demand.prefill_each, bytes};
+    };
+    const double kept = DecodingWithin(s.cost, beside(mix.decoding), a_token, itl_ns);
+    mix.decoding = std::min(mix.decoding, std::max(kept, kLeastPromptTokens / a_token));
+    const double within = PromptTokensWithin(s.cost, beside(mix.decoding), for_prompts, itl_ns);
+    for_prompts = std::min(for_prompts, std::max(within, kLeastPromptTokens));
+    const double further = demand.prefill_each / for_prompts - 1;
+    if (further > 0) {  // steps, in which a sequence holds KV and does not decode yet
+      const double admitted = running - kVacant * std::sqrt(running) * demand.prompt_share;
+      mix.decoding = std::clamp(admitted * demand.output_each / (demand.output_each + further), 0.0,
+                                mix.decoding);
+    }
+  }
   mix.chunk = std::min(demand.prefill_each, for_prompts);
   if (mix.chunk < 1e-9) return mix;
-  if (pace > 0) {
-    mix.chunk = std::min(for_prompts, std::max(kLeastPromptTokens, pace * a_token * running));
-    // A prompt is computed in some steps, in which its sequence does not decode.
-    const double prefilling = demand.prefill_each / mix.chunk;
-    mix.decoding =
-        std::min(running * demand.output_each / (demand.output_each + prefilling), most_decoding);
-    mix.each = mix.decoding * a_token / mix.chunk;
-    mix.most = 1;
-    mix.full = for_prompts;
-  } else {
-    mix.chunk = std::max(mix.chunk, for_prompts / kMostChunks);
-    mix.each = mix.decoding * a_token / mix.chunk;
-    mix.most = std::max(1.0, std::floor(for_prompts / mix.chunk));
-    mix.full = std::max(1.0, mix.most * mix.chunk);
-  }
-  mix.each = std::min(mix.each, mix.most);
+  mix.chunk = std::max(mix.chunk, for_prompts / kMostChunks);
+  mix.most = std::max(1.0, std::floor(for_prompts / mix.chunk));
+  mix.each = std::min(mix.decoding * a_token / mix.chunk, mix.most);
+  mix.full = std::max(1.0, mix.most * mix.chunk);
   return mix;
-}
-
-// What a step takes on average that computes and streams for so long by what is known: the longer
-// of both, and more where they are about as long (4.4 % where equal, 1 % where one is a tenth
-// shorter, 0.2 % a fifth). Batches vary from step to step, and what is known is a few percent off,
-// either way; but a step that is early does not make up for one that waits.
-double LongerNs(double compute, double stream) {
-  const double longer = std::max(compute, stream);
-  if (!(longer > 0)) return longer;
-  double power = std::min(compute, stream) / longer;
-  for (int i = 0; i < 4; ++i) power *= power;
-  return longer * std::sqrt(std::sqrt(std::sqrt(std::sqrt(1 + power))));
 }
 
 // The mean over steps with 0, 1, ... chunks of prompts in them, binomially distributed: a short
@@ -153,12 +145,10 @@ double LongerNs(double compute, double stream) {
 double MeanStepNs(const StepCost& cost, const Demand& demand, const Mix& mix, double bytes) {
   const double context = mix.decoding * demand.context_each;
   const double prompt = std::max(mix.chunk, demand.prefill_each);
-  const double stream = cost.StreamNs(bytes);
   const auto step = [&](double chunks) {
     const double prompts = chunks * mix.chunk;
-    return LongerNs(cost.ComputeNs(mix.decoding + prompts, context + chunks * prompt / 2,
-                                   prompts * prompt / 2, bytes),
-                    stream);
+    return cost.ExpectedStepNs(mix.decoding + prompts, context + chunks * prompt / 2,
+                               prompts * prompt / 2, bytes);
   };
   if (mix.most <= 0) return step(0);
   const double share = mix.each / mix.most;
@@ -192,6 +182,7 @@ ParamTable TideConfig::Params() {
              "mean time per output token to keep, milliseconds; 0: no target");
   table.Bind("ttft_ms", &ttft_ms, 0, 1e9,
              "time to first token to keep where a border can, milliseconds; 0: no target");
+  table.Bind("itl_ms", &itl_ms, 0, 1e9, kItlHelp);
   table.Bind("tolerance", &tolerance, 0, 0.5,
              "share of the best tokens/s given up for a smaller eviction; 0: none");
   table.Bind("min_gain", &min_gain, 0, 10,
@@ -213,7 +204,6 @@ ParamTable TideConfig::Params() {
   table.Bind("embedding_in_place", &embedding_in_place, 0, 1,
              "1: an embedding that is no lm_head is read in place of the backing copy, if that is "
              "in host or peer memory");
-  table.Bind("prompt_pace", &prompt_pace, 0, 1e6, kPromptPaceHelp);
   return table;
 }
 
@@ -229,14 +219,10 @@ TidePolicy::Prospect TidePolicy::Predict(const PolicySnapshot& s, uint32_t e) co
   p.kv_blocks = KvBlocksAt(s, e);
   // The spare is part of what those that run hold, not needed where all may run.
   const double each = demand.blocks_each + kSpareBlocks;
-  double room = p.kv_blocks / each;
-  if (config_.prompt_pace > 0) {
-    room = std::max(0.0, room - kVacant * std::sqrt(room) * demand.prompt_blocks / each);
-  }
-  p.running = std::min(demand.may_run, room);
+  p.running = std::min(demand.may_run, p.kv_blocks / each);
   const double bytes = static_cast<double>(e) * static_cast<double>(s.weights.layers) *
                        static_cast<double>(s.granule_bytes);
-  const Mix mix = MixOf(s, demand, p.running, config_.prompt_pace);
+  const Mix mix = MixOf(s, demand, p.running, bytes, config_.itl_ms * 1e6);
   p.step_ns = MeanStepNs(s.cost, demand, mix, bytes);
   if (!Known(p.step_ns)) {
     p.step_ns = 0;
@@ -249,11 +235,14 @@ TidePolicy::Prospect TidePolicy::Predict(const PolicySnapshot& s, uint32_t e) co
   const auto waiting = static_cast<double>(s.demand.waiting);
   const double at_once =
       std::clamp(p.running - static_cast<double>(s.demand.running), 0.0, waiting);
-  const double full_ns = s.cost.StepNs(mix.decoding + mix.full, mix.decoding * demand.context_each,
-                                       mix.full * demand.prefill_each / 2, bytes);
+  p.full_step_ns = BesidePrompts{.decoding = mix.decoding,
+                                 .context = mix.decoding * demand.context_each,
+                                 .prompt = demand.prefill_each,
+                                 .streamed_bytes = bytes}
+                       .StepNs(s.cost, mix.full);
   const double steps = std::ceil(std::max(1.0, at_once) * demand.prefill_each / mix.full);
   const double ended_per_ns = p.tokens_per_s * 1e-9 / demand.output_each;
-  p.ttft_ns = std::max(1.0, steps) * full_ns;
+  p.ttft_ns = std::max(1.0, steps) * p.full_step_ns;
   if (waiting > at_once) {
     p.ttft_ns = ended_per_ns > 0 ? p.ttft_ns + (waiting - at_once) / ended_per_ns : 1e18;
   }
@@ -278,8 +267,9 @@ std::vector<TidePolicy::Prospect> TidePolicy::Candidates(const PolicySnapshot& s
   return all;
 }
 
-bool TidePolicy::KeepsTpot(const Prospect& p) const {
-  return config_.tpot_ms <= 0 || p.step_ns <= config_.tpot_ms * 1e6;
+bool TidePolicy::KeepsBetweenTokens(const Prospect& p) const {
+  return (config_.tpot_ms <= 0 || p.step_ns <= config_.tpot_ms * 1e6) &&
+         (config_.itl_ms <= 0 || p.full_step_ns <= config_.itl_ms * 1e6);
 }
 
 // The smallest eviction near the most tokens per second, of those that keep the targets.
@@ -291,10 +281,15 @@ const TidePolicy::Prospect& TidePolicy::Best(const PolicySnapshot& s,
   const auto shortest =
       std::min_element(candidates.begin(), candidates.end(),
                        [](const Prospect& a, const Prospect& b) { return a.step_ns < b.step_ns; });
-  if (!KeepsTpot(*shortest)) return *shortest;
-  bool ttft = false;
-  for (const Prospect& p : candidates) ttft = ttft || (KeepsTpot(p) && keeps_ttft(p));
-  const auto allowed = [&](const Prospect& p) { return KeepsTpot(p) && (!ttft || keeps_ttft(p)); };
+  bool any = false, ttft = false;
+  for (const Prospect& p : candidates) {
+    any = any || KeepsBetweenTokens(p);
+    ttft = ttft || (KeepsBetweenTokens(p) && keeps_ttft(p));
+  }
+  if (!any) return *shortest;
+  const auto allowed = [&](const Prospect& p) {
+    return KeepsBetweenTokens(p) && (!ttft || keeps_ttft(p));
+  };
   double best = 0;
   for (const Prospect& p : candidates) {
     if (allowed(p)) best = std::max(best, p.tokens_per_s);
@@ -386,12 +381,18 @@ TidePolicy::Choice TidePolicy::Choose(const PolicySnapshot& s, uint32_t current)
                             s.demand.waiting, current, now.tokens_per_s, now.running)};
   }
   // Worse for tokens/s or hardly better: only a latency target asks for it.
-  const bool slow = !KeepsTpot(now) && best.step_ns < now.step_ns;
-  const bool late = config_.ttft_ms > 0 && s.demand.waiting > 0 && KeepsTpot(best) &&
+  const bool slow =
+      !KeepsBetweenTokens(now) && (KeepsBetweenTokens(best) || best.step_ns < now.step_ns);
+  const bool late = config_.ttft_ms > 0 && s.demand.waiting > 0 && KeepsBetweenTokens(best) &&
                     now.ttft_ns > config_.ttft_ms * 1e6 && best.ttft_ns <= config_.ttft_ms * 1e6;
   if (slow || late) {
+    const bool mean = config_.tpot_ms > 0 && now.step_ns > config_.tpot_ms * 1e6;
     return {best.granules_per_layer,
-            Format("%s target: ", slow ? "tpot_ms" : "ttft_ms") + move(best), true};
+            Format("%s target: ", !slow  ? "ttft_ms"
+                                  : mean ? "tpot_ms"
+                                         : "itl_ms") +
+                move(best),
+            true};
   }
   return {current, Format("%u waiting, no target is worth moving from %u granules/layer",
                           s.demand.waiting, current)};
@@ -410,7 +411,7 @@ PolicyDecision TidePolicy::Decide(const PolicySnapshot& snapshot) {
     return PolicyDecision{.granules_per_layer = target_,
                           .ring_slots = s.weights.ring_slots,
                           .preempt = preempt_,
-                          .prompt_tokens = PacedPromptTokens(s, config_.prompt_pace),
+                          .prompt_tokens = PromptTokensFor(s, config_.itl_ms),
                           .reason = std::move(reason)};
   };
   if (most == 0 || s.weights.layers <= s.weights.ring_slots) {

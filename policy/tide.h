@@ -19,6 +19,9 @@ struct TideConfig {
   double tpot_ms = 0;
   // Time to first token of the last request waiting now. Given up while no border can keep it.
   double ttft_ms = 0;
+  // Between tokens, likewise: prompts take no step beyond it (policy/prompt_limit.h), and a border
+  // with which steps take longer even so is one that breaks it.
+  double itl_ms = 0;
   // A smaller eviction is taken if it loses at most this share of the best tokens/s. [0, 0.5]; 0:
   // always the best.
   double tolerance = 0.005;
@@ -44,9 +47,6 @@ struct TideConfig {
   // 1: the embedding, of which a step reads a row for each of its tokens, is read in place of the
   // backing copy for good, and KV has its room whatever the border. [0, 1].
   uint64_t embedding_in_place = 1;
-  // Prompt tokens of a step while requests wait for KV, over those that take the place of what it
-  // generates (policy/prompt_pace.h). [0, 1e6]; 0: as many as fit.
-  double prompt_pace = 0;
   ParamTable Params();
 };
 
@@ -68,6 +68,7 @@ class TidePolicy final : public Policy {
     double kv_blocks = 0;
     double running = 0;       // sequences that would run
     double step_ns = 0;       // mean, stalls included
+    double full_step_ns = 0;  // with as many prompt tokens as a step may have
     double tokens_per_s = 0;  // generated; 0 when the step cost is unknown
     double ttft_ns = 0;       // of the last request waiting now
   };
@@ -84,7 +85,7 @@ class TidePolicy final : public Policy {
   uint64_t Quantum(uint32_t most) const;
   // Every multiple of the quantum, |current| and the most, ascending.
   std::vector<Prospect> Candidates(const PolicySnapshot& snapshot, uint32_t current) const;
-  bool KeepsTpot(const Prospect& prospect) const;
+  bool KeepsBetweenTokens(const Prospect& prospect) const;  // tpot_ms and itl_ms
   const Prospect& Best(const PolicySnapshot& snapshot,
                        const std::vector<Prospect>& candidates) const;
   Choice Choose(const PolicySnapshot& snapshot, uint32_t current) const;

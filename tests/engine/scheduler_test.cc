@@ -104,9 +104,11 @@ TEST_F(SchedulerTest, PromptsTakeNoMoreOfAStepThanTheyMay) {
   Add({}, 30);
   Add({}, 5);
   EXPECT_EQ(Step(16), (Tokens{{1, 10}, {2, 6}}));
+  EXPECT_EQ(scheduler().decoding(), 1U);
   // A sequence that decodes goes on whatever prompts take.
   EXPECT_EQ(Step(16), (Tokens{{1, 1}, {2, 16}}));
   EXPECT_EQ(Step(16), (Tokens{{1, 1}, {2, 8}, {3, 5}}));
+  EXPECT_EQ(scheduler().decoding(), 3U);
   EXPECT_EQ(Step(16), (Tokens{{1, 1}, {2, 1}, {3, 1}}));
 }
 

@@ -35,17 +35,16 @@ inline ServerResult Steady(const ServerShape& shape, Policy& policy, const Load&
 }
 
 inline FixedRate SteadyFixed(const ServerShape& shape, uint32_t granules_per_layer,
-                             const Load& load, double seconds, double prompt_pace = 0) {
-  FixedPolicy policy(
-      FixedConfig{.granules_per_layer = granules_per_layer, .prompt_pace = prompt_pace});
+                             const Load& load, double seconds, double itl_ms = 0) {
+  FixedPolicy policy(FixedConfig{.granules_per_layer = granules_per_layer, .itl_ms = itl_ms});
   return {granules_per_layer, Steady(shape, policy, load, seconds).tokens_per_s};
 }
 
 inline FixedRate BestFixed(const ServerShape& shape, const Load& load, double seconds,
-                           double prompt_pace = 0) {
+                           double itl_ms = 0) {
   FixedRate best;
   for (const uint32_t e : Borders(shape)) {
-    const FixedRate rate = SteadyFixed(shape, e, load, seconds, prompt_pace);
+    const FixedRate rate = SteadyFixed(shape, e, load, seconds, itl_ms);
     if (rate.tokens_per_s > best.tokens_per_s) best = rate;
   }
   return best;

@@ -50,6 +50,7 @@ PolicySnapshot AnySnapshot(std::mt19937_64& random) {
   s.weights.max_in_place_per_layer = any32();
   s.kv = {any32(), any32(), any32(), any32(), any32(), any32(), any32(), any32()};
   s.demand.running = any32();
+  s.demand.decoding = any32();
   s.demand.waiting = any32();
   s.demand.max_running = any32();
   s.demand.waiting_blocks = any64();
@@ -98,6 +99,7 @@ PolicySnapshot PlausibleSnapshot(std::mt19937_64& random, uint64_t step,
   s.kv.used_blocks = static_cast<uint32_t>(random() % (blocks + 1));
   s.kv.free_blocks = blocks - s.kv.used_blocks;
   s.demand.running = static_cast<uint32_t>(random() % 256);
+  s.demand.decoding = static_cast<uint32_t>(random() % (s.demand.running + 1));
   s.demand.waiting = random() % 2 ? static_cast<uint32_t>(random() % 200) : 0;
   s.demand.max_running = 256;
   s.demand.waiting_blocks = s.demand.waiting * 40u;
@@ -134,6 +136,7 @@ TEST_P(PolicyContract, SameSnapshotsGiveSameDecisions) {
     ASSERT_EQ(first.granules_per_layer, second.granules_per_layer);
     ASSERT_EQ(first.layers, second.layers);
     ASSERT_EQ(first.ring_slots, second.ring_slots);
+    ASSERT_EQ(first.prompt_tokens, second.prompt_tokens);
     ASSERT_EQ(first.reason, second.reason);
     away = first;
   }
@@ -220,12 +223,12 @@ TEST_P(PolicyContract, ReasonsShowNoNan) {
 INSTANTIATE_TEST_SUITE_P(
     Builtins, PolicyContract,
     testing::Values("resident", "fixed{granules_per_layer=6}",
-                    "fixed{granules_per_layer=6; placement=in_place}", "static{fraction=0.4}",
-                    "static{fraction=0.4; placement=stripe}",
+                    "fixed{granules_per_layer=6; placement=in_place; itl_ms=20}",
+                    "static{fraction=0.4}", "static{fraction=0.4; placement=stripe}",
                     "static{fraction=0.4; placement=in_place}", "zero-inference", "oneiros",
                     "oneiros{hold_steps=5; cap=1; slots=2}", "oneiros{hold_steps=3; slots=1}",
                     "tide", "tide{hold_steps=5; min_gain=0; move_cost=0; quantum=3}",
-                    "tide{tpot_ms=20; ttft_ms=500}", "stress_random",
+                    "tide{tpot_ms=20; ttft_ms=500}", "tide{itl_ms=20}", "stress_random",
                     "stress_random{seed=9; hold_steps=1}"));
 
 TEST(PolicyContractSuite, CoversEveryBuiltin) {

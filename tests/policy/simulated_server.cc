@@ -141,6 +141,7 @@ uint32_t SimulatedServer::Blocks(const Border& border) const {
 
 void SimulatedServer::Begin() {
   result_ = {};
+  decode_step_ms_.clear();
   begin_ns_ = now_ns_;
   first_token_sum_ = 0;
   first_tokens_ = 0;
@@ -156,6 +157,12 @@ ServerResult SimulatedServer::End() {
     r.mean_first_token_s = first_token_sum_ * 1e-9 / static_cast<double>(first_tokens_);
   }
   r.mean_step_ms /= steps;
+  if (!decode_step_ms_.empty()) {
+    const auto at =
+        decode_step_ms_.begin() + static_cast<std::ptrdiff_t>(decode_step_ms_.size() * 99 / 100);
+    std::nth_element(decode_step_ms_.begin(), at, decode_step_ms_.end());
+    r.p99_step_ms = *at;
+  }
   r.running /= steps;
   r.stall_share /= ns;
   r.mean_away /= steps * shape_.layers;
@@ -213,11 +220,15 @@ PolicySnapshot SimulatedServer::Snapshot() const {
   s.step_ns = smoothed_step_ns_;
   s.stall_ns_per_step = smoothed_stall_ns_;
   for (const Request& r : waiting_) s.demand.waiting_blocks += BlocksOf(r.length());
-  if (!policy_->follows_load()) return s;  // the rest takes long, and would not be looked at
   double tokens = 0;
-  double asked = 0;
   for (const Request& r : running_) {
     tokens += r.length();
+    if (r.length() - r.computed <= 1) ++s.demand.decoding;
+  }
+  if (!running_.empty()) s.demand.tokens_per_seq = tokens / static_cast<double>(running_.size());
+  if (!policy_->follows_load()) return s;  // the rest takes long, and would not be looked at
+  double asked = 0;
+  for (const Request& r : running_) {
     asked += r.output;
     s.demand.expected_blocks += BlocksOf(r.end());
   }
@@ -228,7 +239,6 @@ PolicySnapshot SimulatedServer::Snapshot() const {
   if (asked > 0) {
     s.demand.asked_per_request = asked / static_cast<double>(running_.size() + waiting_.size());
   }
-  if (!running_.empty()) s.demand.tokens_per_seq = tokens / static_cast<double>(running_.size());
   return s;
 }
 
@@ -353,14 +363,13 @@ double SimulatedServer::RunStep() {
     work.link_rests = static_cast<double>(border_.amount) / shape_.layers;
   }
   const TrueStep step = shape_.truth(work);
-  if (policy_->follows_load()) {
-    StepSample sample = SampleOf(work, step);
-    sample.streamed_evenly = border_.placement == Placement::kStripe;
-    model_.Observe(sample);
-  }
+  StepSample sample = SampleOf(work, step);
+  sample.streamed_evenly = border_.placement == Placement::kStripe;
+  model_.Observe(sample);
   smoothed_step_ns_ = Smooth(smoothed_step_ns_, step.step_ns);
   smoothed_stall_ns_ = Smooth(smoothed_stall_ns_, step.step_ns - step.compute_ns);
   result_.mean_step_ms += step.step_ns * 1e-6;
+  if (work.decode_context > 0) decode_step_ms_.push_back(step.step_ns * 1e-6);
   result_.stall_share += step.step_ns - step.compute_ns;
   result_.running += static_cast<double>(running_.size());
   uint32_t produced = 0;

@@ -65,6 +65,7 @@ struct ServerResult {
   double seconds = 0;
   double mean_first_token_s = 0;
   double mean_step_ms = 0;  // what a token takes, as long as steps follow each other
+  double p99_step_ms = 0;   // of steps that somebody who decodes waited for
   double running = 0;
   double stall_share = 0;
   double mean_away = 0;  // granules, all layers together, over those of one layer each
@@ -146,6 +147,7 @@ class SimulatedServer {
   std::vector<Request> running_;
   std::deque<Request> waiting_;
   ServerResult result_;  // of the call under way, and its sums
+  std::vector<double> decode_step_ms_;
   double begin_ns_ = 0, first_token_sum_ = 0;
   size_t first_tokens_ = 0;
 };

@@ -18,7 +18,7 @@ struct Case {
   const char* load_name = "";
   Load load;
   double seconds = 80;  // some hundreds of requests or more
-  double prompt_pace = 0;
+  double itl_ms = 0;
 };
 
 std::vector<Case> Grid() {
@@ -41,12 +41,13 @@ std::vector<Case> Grid() {
       }
     }
   }
-  // And all of them with paced prompts.
-  const size_t unpaced = cases.size();
-  for (size_t i = 0; i < unpaced; ++i) {
-    Case paced = cases[i];
-    paced.prompt_pace = 1.1;
-    cases.push_back(paced);
+  // And those of one link with a target between tokens.
+  const size_t free = cases.size();
+  for (size_t i = 0; i < free; ++i) {
+    if (cases[i].link != 345) continue;
+    Case limited = cases[i];
+    limited.itl_ms = 3e-6 * limited.gpu.read / limited.gpu.hbm;  // of reading the weights once
+    cases.push_back(limited);
   }
   return cases;
 }
@@ -60,18 +61,22 @@ class TideClosedLoop : public testing::TestWithParam<Case> {};
 TEST_P(TideClosedLoop, ReachesTheBestFixedBorder) {
   const Case& c = GetParam();
   const ServerShape shape = c.gpu.Behind(c.link).Server(c.share);
-  const FixedRate best = BestFixed(shape, c.load, c.seconds, c.prompt_pace);
+  const FixedRate best = BestFixed(shape, c.load, c.seconds, c.itl_ms);
   const double resident = SteadyFixed(shape, 0, c.load, c.seconds).tokens_per_s;
-  TidePolicy tide(TideConfig{.prompt_pace = c.prompt_pace});
+  TidePolicy tide(TideConfig{.itl_ms = c.itl_ms});
   const ServerResult result = Steady(shape, tide, c.load, c.seconds);
   std::printf(
       "resident %6.0f tokens/s, best fixed %.2fx at %2u, tide %.2fx at %.1f: %.1f %% of the best; "
-      "%.0f running, %.1f %% standing, %llu moves in %llu steps\n",
+      "%.0f running, %.1f %% standing, %llu moves in %llu steps; 99 %% of %.1f ms, target %.1f\n",
       resident, best.tokens_per_s / resident, best.granules_per_layer,
       result.tokens_per_s / resident, result.mean_away,
       100 * result.tokens_per_s / best.tokens_per_s, result.running, 100 * result.stall_share,
-      static_cast<unsigned long long>(result.moves), static_cast<unsigned long long>(result.steps));
+      static_cast<unsigned long long>(result.moves), static_cast<unsigned long long>(result.steps),
+      result.p99_step_ms, c.itl_ms);
   EXPECT_GE(result.tokens_per_s, 0.98 * best.tokens_per_s);
+  if (c.itl_ms > 0) {
+    EXPECT_LE(result.p99_step_ms, 1.05 * c.itl_ms);
+  }
   // It does not wander.
   EXPECT_LE(static_cast<double>(result.moves), 2 + static_cast<double>(result.steps) / 1000);
 }
@@ -82,7 +87,7 @@ INSTANTIATE_TEST_SUITE_P(Floods, TideClosedLoop, testing::ValuesIn(Grid()),
                            return std::string(c.gpu.name) + "_link" +
                                   std::to_string(static_cast<int>(c.link)) + "_share" +
                                   std::to_string(static_cast<int>(c.share * 100 + 0.5)) + "_" +
-                                  c.load_name + (c.prompt_pace > 0 ? "_paced" : "");
+                                  c.load_name + (c.itl_ms > 0 ? "_itl" : "");
                          });
 
 // --- Targets ------------------------------------------------------------------------------------

@@ -103,31 +103,28 @@ TEST(Tide, ASteadyLoadsPromptsAreSpreadOverItsSteps) {
   EXPECT_NEAR(away.step_ns, expected, 1);
 }
 
-TEST(Tide, PacedPromptsComeInNearlyEveryStep) {
+TEST(Tide, ATargetBetweenTokensLimitsThePromptsOfAStep) {
   PolicySnapshot s = Example();
   s.cost = {.fixed_ns = 0, .per_token_ns = 2e4, .link_bytes_per_ns = 1e6};
-  const double pace = 1.25;
-  const TidePolicy paced(TideConfig{.prompt_pace = pace});
-  const auto p = paced.Predict(s, 0);
-  // Some prompts of 600 tokens wait for their turn.
-  EXPECT_NEAR(p.running, 44.16 - 0.6 * std::sqrt(44.16) * 600 / 16 / 50, 1e-9);
-  // One is computed in some steps, in which it does not generate.
-  const double chunk = pace * p.running * 600 / 200;
-  const double decoding = p.running * 200 / (200 + 600 / chunk);
-  const double mean_tokens = decoding * (1 + 600 / 200.0);
-  EXPECT_NEAR(p.step_ns, mean_tokens * 2e4, 1);
-  EXPECT_NEAR(p.tokens_per_s, decoding / p.step_ns * 1e9, 1e-6);
-  // Most steps are as long as the one with a chunk, behind which more hides than behind the others.
-  const double share = decoding * 3 / chunk;
-  EXPECT_NEAR(share, 0.8, 0.02);
-  const double stream = (decoding + 0.5 * chunk) * 2e4;
-  s.cost.link_bytes_per_ns = 1.0 * 48 * (32 << 20) / stream;
-  SetAway(&s, 1);
-  EXPECT_NEAR(paced.Predict(s, 1).step_ns, share * (decoding + chunk) * 2e4 + (1 - share) * stream,
-              1e-3 * stream);
-  // Without prompts there is nothing to wait for.
-  s.demand.prefill_per_request = 0;
-  EXPECT_NEAR(paced.Predict(s, 1).running, 2208 / 50.0, 1e-9);
+  // 44.16 tokens of those that decode, and 206 of prompts. A prompt of 600 takes two steps more,
+  // in which its sequence does not decode, and others wait for their turn.
+  const auto p = TidePolicy(TideConfig{.itl_ms = 5}).Predict(s, 0);
+  EXPECT_NEAR(p.running, 44.16, 1e-9);
+  const double within = 250 - 44.16;
+  const double admitted = 44.16 - 0.6 * std::sqrt(44.16) * 600 / 16 / 49;
+  const double decoding = admitted * 200 / (200 + 600 / within - 1);
+  EXPECT_NEAR(p.step_ns, decoding * (1 + 600 / 200.0) * 2e4, 10);
+  EXPECT_NEAR(p.tokens_per_s, decoding / p.step_ns * 1e9, 0.1);
+  EXPECT_NEAR(p.full_step_ns, (decoding + within) * 2e4, 50);
+  EXPECT_LE(p.full_step_ns, 5e6);
+  // A target so tight that prompts do not come as fast as KV would have it: of 100 tokens a
+  // quarter decodes.
+  const auto tight = TidePolicy(TideConfig{.itl_ms = 2}).Predict(s, 0);
+  EXPECT_NEAR(tight.tokens_per_s, 25 / 2e-3, 1);
+  EXPECT_NEAR(tight.full_step_ns, 2e6, 50);
+  // None is too tight for some prompt tokens to be computed.
+  const auto least = TidePolicy(TideConfig{.itl_ms = 0.1}).Predict(s, 0);
+  EXPECT_NEAR(least.tokens_per_s * least.step_ns * 1e-9, 64 / 3.0, 1e-3);
 }
 
 TEST(Tide, CountsFromWhereTheWeightsAreNow) {
@@ -274,6 +271,25 @@ TEST(Tide, KeepsTheTimePerTokenWhereSomeBorderDoes) {
   EXPECT_EQ(d.granules_per_layer, 0u);
   EXPECT_TRUE(d.preempt);
   EXPECT_EQ(d.reason.find("tpot_ms target: "), 0u) << d.reason;
+}
+
+TEST(Tide, KeepsTheTimeBetweenTokensWhereSomeBorderDoes) {
+  PolicySnapshot s = Example();
+  s.cost.link_bytes_per_ns = 250;  // 6.4 ms for a granule, 12.9 for two
+  s.demand.decoding = 44;
+  TidePolicy free;
+  ASSERT_GT(free.Decide(s).granules_per_layer, 0u);
+  TidePolicy loose(TideConfig{.itl_ms = 12});
+  EXPECT_EQ(loose.Decide(s).granules_per_layer, 1u);
+  SetAway(&s, 2);
+  s.kv.mapped_extents += 2 * 46;
+  TidePolicy late(TideConfig{.itl_ms = 12});
+  const PolicyDecision d = late.Decide(s);
+  EXPECT_EQ(d.granules_per_layer, 1u);
+  EXPECT_EQ(d.prompt_tokens, 64u);
+  // One that no border keeps: the shortest steps there are.
+  TidePolicy hopeless(TideConfig{.itl_ms = 1});
+  EXPECT_EQ(hopeless.Decide(s).granules_per_layer, 0u);
 }
 
 TEST(Tide, EvictsForTheTimeToFirstTokenWhereItCostsTokens) {
