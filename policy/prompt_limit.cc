@@ -6,9 +6,9 @@
 namespace weir {
 namespace {
 
-// The largest x of [0, |most|] for which |cost|(x), which never falls, is at most |limit|, to a few
-// thousandths of what limits it; 0 where not even cost(0) is. False position, which takes a few
-// steps where |cost| is nearly a line, and halves the interval where that does not.
+// The largest x of [0, |most|] for which |cost|(x), which never falls, is at most |limit|, or less
+// by a thousandth; 0 where not even cost(0) is. False position, which takes few steps where |cost|
+// is nearly a line, and halves the interval now and then for where it is not.
 template <typename Cost>
 double MostWithin(double most, double limit, Cost cost) {
   double high_cost = cost(most);
@@ -66,7 +66,7 @@ uint32_t PromptTokensFor(const PolicySnapshot& s, double itl_ms) {
   if (!(itl_ms > 0) || d.decoding == 0) return 0;
   BesidePrompts step{.decoding = static_cast<double>(d.decoding),
                      .context = d.tokens_per_seq * d.decoding,
-                     .prompt = std::max(0.0, d.prefill_per_request)};
+                     .prompt = std::max(d.tokens_per_seq, d.prefill_per_request)};
   const bool in_place = s.weights.placement == Placement::kInPlace;
   (in_place ? step.in_place_bytes : step.streamed_bytes) = AwayBytes(s);
   const double most = d.max_batched_tokens > 0 ? d.max_batched_tokens : 1e6;

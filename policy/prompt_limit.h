@@ -20,7 +20,7 @@ inline constexpr char kItlHelp[] =
 struct BesidePrompts {
   double decoding = 0;        // sequences, a token each
   double context = 0;         // tokens that they attend to, all together
-  double prompt = 0;          // length, mean; 0: not known
+  double prompt = 0;          // length, mean, with what of it is cached; 0: not known
   double streamed_bytes = 0;  // of weights that are away
   double in_place_bytes = 0;
   // With the last chunk of a prompt, which attends to nearly all of it.

@@ -53,6 +53,8 @@ struct Demand {
   double prefill_each = 0;   // prompt tokens to compute for a request
   double output_each = 1;    // tokens it generates
   double blocks_at_end = 0;  // of all that may run
+  // At the end of a prompt, with what of it is cached.
+  double attended_each() const { return std::max(prefill_each, context_each); }
 };
 
 Demand Describe(const PolicySnapshot& s) {
@@ -118,7 +120,7 @@ Mix MixOf(const PolicySnapshot& s, const Demand& demand, double running, double 
   double for_prompts = std::max(1.0, room - mix.decoding);
   if (itl_ns > 0 && a_token > 0) {
     const auto beside = [&](double decoding) {
-      return BesidePrompts{decoding, decoding * demand.context_each, demand.prefill_each, bytes};
+      return BesidePrompts{decoding, decoding * demand.context_each, demand.attended_each(), bytes};
     };
     const double kept = DecodingWithin(s.cost, beside(mix.decoding), a_token, itl_ns);
     mix.decoding = std::min(mix.decoding, std::max(kept, kLeastPromptTokens / a_token));
@@ -237,7 +239,7 @@ TidePolicy::Prospect TidePolicy::Predict(const PolicySnapshot& s, uint32_t e) co
       std::clamp(p.running - static_cast<double>(s.demand.running), 0.0, waiting);
   p.full_step_ns = BesidePrompts{.decoding = mix.decoding,
                                  .context = mix.decoding * demand.context_each,
-                                 .prompt = demand.prefill_each,
+                                 .prompt = demand.attended_each(),
                                  .streamed_bytes = bytes}
                        .StepNs(s.cost, mix.full);
   const double steps = std::ceil(std::max(1.0, at_once) * demand.prefill_each / mix.full);

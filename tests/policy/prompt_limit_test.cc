@@ -43,6 +43,16 @@ TEST(PromptLimit, CountsWhatAPromptsTokensAttendTo) {
   EXPECT_NEAR(tokens * (20 + (4000 - tokens / 2.0) * 10e-3), 10e3, 100);
 }
 
+TEST(PromptLimit, CountsWhatIsCachedOfAPromptAsWell) {
+  PolicySnapshot s = Decoding();
+  s.demand.prefill_per_request = 100;
+  s.cost.per_pair_ns = 10;
+  const uint32_t alone = PromptTokensFor(s, 15);
+  s.cost.per_context_ns /= 10;  // the same context in all
+  s.demand.tokens_per_seq *= 10;
+  EXPECT_LT(PromptTokensFor(s, 15), 0.8 * alone);
+}
+
 TEST(PromptLimit, CountsWhatIsAway) {
   PolicySnapshot s = Decoding();
   s.cost.copy_interference = 0.1;
