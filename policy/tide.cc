@@ -4,26 +4,13 @@
 #include <cmath>
 #include <cstdio>
 
+#include "policy/load_model.h"
 #include "policy/prompt_limit.h"
 
 namespace weir {
 namespace {
 
 constexpr uint64_t kMaxCandidates = 64;  // bounds the work of one decision
-// Prompt chunks told apart in one step; more are taken together.
-constexpr double kMostChunks = 32;
-// What is less likely than this has no part in a mean.
-constexpr double kLeastProbability = 1e-9;
-// Blocks the scheduler keeps free for each running sequence to grow into, about.
-constexpr double kSpareBlocks = 1;
-// Where a prompt takes several steps, the next ones have to wait for their turn, for requests end
-// by chance, and KV has room for them meanwhile: so many times the square root of the sequences
-// that there is room for, as simulated (tests/policy/simulated_server.h).
-constexpr double kVacant = 0.6;
-
-bool Known(double value) {
-  return std::isfinite(value) && value > 0;
-}
 
 // Granules that KV gains when |e| granules of each layer are away: the ring takes some back.
 double FreedGranules(const WeightsView& weights, double e) {
@@ -41,128 +28,6 @@ double KvBlocksAt(const PolicySnapshot& s, uint32_t e) {
   const double extents =
       std::clamp(std::floor(granules / per_extent), 0.0, static_cast<double>(s.kv.max_extents));
   return extents * static_cast<double>(s.kv.blocks_per_extent);
-}
-
-// What is known of the requests, from measurements where there are some. Until requests have ended
-// it follows from what they asked for.
-struct Demand {
-  double may_run = 0;        // running and waiting, as far as the scheduler's cap goes
-  double blocks_each = 1;    // held by a running sequence, over its life
-  double prompt_share = 0;   // of them, of the prompt that is computed for it
-  double context_each = 1;   // tokens
-  double prefill_each = 0;   // prompt tokens to compute for a request
-  double output_each = 1;    // tokens it generates
-  double blocks_at_end = 0;  // of all that may run
-  // At the end of a prompt, with what of it is cached.
-  double attended_each() const { return std::max(prefill_each, context_each); }
-};
-
-Demand Describe(const PolicySnapshot& s) {
-  const DemandView& d = s.demand;
-  const double block_tokens = std::max(1u, s.kv.block_tokens);
-  const double used = s.kv.used_blocks;
-  const auto waiting_blocks = static_cast<double>(d.waiting_blocks);
-  const double now = used + waiting_blocks;
-  const double end = std::max(now, static_cast<double>(d.expected_blocks));
-  Demand out;
-  const auto running = static_cast<double>(d.running), waiting = static_cast<double>(d.waiting);
-  const double each = std::max(1.0, running + waiting);
-  const double prompt_blocks = waiting > 0 ? waiting_blocks / waiting : now / each;
-  // Nobody generates more than what was asked for.
-  const double asked = Known(d.asked_per_request)
-                           ? std::max(1.0, d.asked_per_request)
-                           : std::max(1.0, (end / each - prompt_blocks) * block_tokens);
-  const bool measured = Known(d.output_per_request);
-  out.output_each = measured ? std::min(d.output_per_request, asked) : asked;
-  out.prefill_each = measured && std::isfinite(d.prefill_per_request)
-                         ? std::max(0.0, d.prefill_per_request)
-                         : prompt_blocks * block_tokens;
-  const double beside = Known(d.blocks_beside_output) ? d.blocks_beside_output : prompt_blocks;
-  // What a running sequence has generated, and as much is to come, on average.
-  const double generated = (Known(d.output_spread) ? d.output_spread : 1) * out.output_each;
-  out.blocks_each = beside + generated / block_tokens;
-  out.blocks_each = std::max(1.0, out.blocks_each);
-  out.prompt_share = std::min(beside, out.prefill_each / block_tokens) / out.blocks_each;
-  const double growth = running * generated + waiting * out.output_each;
-  out.blocks_at_end = measured ? std::min(end, now + growth / block_tokens) : end;
-  const auto most = d.max_running > 0 ? static_cast<double>(d.max_running) : 1e18;
-  out.blocks_at_end *= std::min(1.0, most / each);
-  // Sequences are old when few of them run and young after many were admitted. In the place of old
-  // ones more will run when they end; the contexts now say how much of the KV is shared, not how
-  // long they are on average.
-  const double instead = std::floor(used / (out.blocks_each + kSpareBlocks));
-  out.may_run = std::min(most, std::max(running, instead) + waiting);
-  out.context_each = Known(d.tokens_per_seq) && used > 0 && running > 0
-                         ? d.tokens_per_seq * out.blocks_each * running / used
-                         : out.blocks_each * block_tokens;
-  return out;
-}
-
-// Steps of a steady load: each decodes |decoding| sequences, and the prompts of the requests that
-// take the place of those that end are spread over them in chunks.
-struct Mix {
-  double decoding = 0;
-  double chunk = 0;  // prompt tokens
-  double most = 0;   // chunks in one step
-  double each = 0;   // chunks a step, mean
-  double full = 1;   // prompt tokens a step has room for
-};
-
-// |itl_ns|: what no prompt shall make a step longer than; 0: no matter.
-Mix MixOf(const PolicySnapshot& s, const Demand& demand, double running, double bytes,
-          double itl_ns) {
-  const double a_token = demand.prefill_each / demand.output_each;
-  double room = s.demand.max_batched_tokens;
-  if (room <= 0) room = running * (1 + a_token) + demand.prefill_each;  // no cap is known
-  Mix mix;
-  // A step full of prompts decodes fewer: the rest is being prefilled.
-  mix.decoding = std::min(running, room / (1 + a_token));
-  double for_prompts = std::max(1.0, room - mix.decoding);
-  if (itl_ns > 0 && a_token > 0) {
-    const auto beside = [&](double decoding) {
-      return BesidePrompts{decoding, decoding * demand.context_each, demand.attended_each(), bytes};
-    };
-    const double kept = DecodingWithin(s.cost, beside(mix.decoding), a_token, itl_ns);
-    mix.decoding = std::min(mix.decoding, std::max(kept, kLeastPromptTokens / a_token));
-    const double within = PromptTokensWithin(s.cost, beside(mix.decoding), for_prompts, itl_ns);
-    for_prompts = std::min(for_prompts, std::max(within, kLeastPromptTokens));
-    const double further = demand.prefill_each / for_prompts - 1;
-    if (further > 0) {  // steps, in which a sequence holds KV and does not decode yet
-      const double admitted = running - kVacant * std::sqrt(running) * demand.prompt_share;
-      mix.decoding = std::clamp(admitted * demand.output_each / (demand.output_each + further), 0.0,
-                                mix.decoding);
-    }
-  }
-  mix.chunk = std::min(demand.prefill_each, for_prompts);
-  if (mix.chunk < 1e-9) return mix;
-  mix.chunk = std::max(mix.chunk, for_prompts / kMostChunks);
-  mix.most = std::max(1.0, std::floor(for_prompts / mix.chunk));
-  mix.each = std::min(mix.decoding * a_token / mix.chunk, mix.most);
-  mix.full = std::max(1.0, mix.most * mix.chunk);
-  return mix;
-}
-
-// The mean over steps with 0, 1, ... chunks of prompts in them, binomially distributed: a short
-// step may wait for the link and a long one not, so the step of mean size says too little.
-double MeanStepNs(const StepCost& cost, const Demand& demand, const Mix& mix, double bytes) {
-  const double context = mix.decoding * demand.context_each;
-  const double prompt = std::max(mix.chunk, demand.prefill_each);
-  const auto step = [&](double chunks) {
-    const double prompts = chunks * mix.chunk;
-    return cost.ExpectedStepNs(mix.decoding + prompts, context + chunks * prompt / 2,
-                               prompts * prompt / 2, bytes);
-  };
-  if (mix.most <= 0) return step(0);
-  const double share = mix.each / mix.most;
-  if (share >= 1) return step(mix.most);
-  double probability = std::pow(1 - share, mix.most);
-  double mean = 0;
-  for (double k = 0; k <= mix.most; ++k) {
-    if (k > mix.each && probability < kLeastProbability) break;
-    mean += probability * step(k);
-    probability *= (mix.most - k) / (k + 1) * share / (1 - share);
-  }
-  return mean;
 }
 
 double Percent(double to, double from) {
@@ -215,7 +80,7 @@ std::vector<std::pair<std::string, std::string>> TidePolicy::Parameters() const 
 }
 
 TidePolicy::Prospect TidePolicy::Predict(const PolicySnapshot& s, uint32_t e) const {
-  const Demand demand = Describe(s);
+  const LoadDemand demand = DemandOf(s);
   Prospect p;
   p.granules_per_layer = e;
   p.kv_blocks = KvBlocksAt(s, e);
@@ -224,7 +89,7 @@ TidePolicy::Prospect TidePolicy::Predict(const PolicySnapshot& s, uint32_t e) co
   p.running = std::min(demand.may_run, p.kv_blocks / each);
   const double bytes = static_cast<double>(e) * static_cast<double>(s.weights.layers) *
                        static_cast<double>(s.granule_bytes);
-  const Mix mix = MixOf(s, demand, p.running, bytes, config_.itl_ms * 1e6);
+  const StepMix mix = MixOf(s, demand, p.running, bytes, config_.itl_ms * 1e6);
   p.step_ns = MeanStepNs(s.cost, demand, mix, bytes);
   if (!Known(p.step_ns)) {
     p.step_ns = 0;
@@ -320,7 +185,7 @@ bool TidePolicy::Pays(const PolicySnapshot& s, const Prospect& now, const Prospe
     // What has lasted may last as long again.
     const uint64_t lasting = back ? std::max(moved_at_, pressed_since_) : pressed_since_;
     const double steps = std::max(config_.payback_steps, since(lasting));
-    const double prompt = Describe(s).prefill_each;
+    const double prompt = DemandOf(s).prefill_each;
     double tokens = 0;
     if (home) {  // what has to go, to be computed again
       tokens = (s.kv.used_blocks - target.kv_blocks) * std::max(1u, s.kv.block_tokens);
@@ -355,7 +220,7 @@ TidePolicy::Choice TidePolicy::Choose(const PolicySnapshot& s, uint32_t current)
     return p.granules_per_layer == current;
   });
   // Covers everything known: the smallest such eviction, and there is no better.
-  const Demand demand = Describe(s);
+  const LoadDemand demand = DemandOf(s);
   for (const Prospect& p : candidates) {
     if (p.granules_per_layer >= current) break;
     if (p.kv_blocks < demand.blocks_at_end * config_.headroom) continue;
