@@ -189,8 +189,8 @@ class Policy {
     widest.ring_slots = weights.ring_slots < 2 ? 2 : weights.ring_slots;
     return widest;
   }
-  // False: Decide answers the same whatever the load. Then the border it wants bounds what a
-  // request may ever hold.
+  // False: Decide wants the same border whatever the load. Then that bounds what a request may ever
+  // hold.
   virtual bool follows_load() const { return true; }
   // Whether a lookup table (pager/eviction_plan.h: an embedding that is no lm_head) is read in
   // place from load on, where it can be. Asked once.
