@@ -3,7 +3,6 @@
 
 #include "pager/kv_arena.h"
 #include "tests/pager/pager_world.h"
-#include "tests/support/iterations.h"
 
 namespace weir {
 namespace {
@@ -92,7 +91,7 @@ uint64_t Stress(const StressCase& c, uint64_t transitions) {
       others.pop_back();
     }
     w.CheckAll();
-    if (::testing::Test::HasFailure()) break;
+    if (testing::Test::HasFailure()) break;
   }
   for (const GranuleId g : others) w.pool->Free(g);
   w.driver.on_copy = {};
@@ -104,28 +103,26 @@ uint64_t Stress(const StressCase& c, uint64_t transitions) {
   return w.pager->stats().transitions;
 }
 
-class WeightPagerStressTest : public ::testing::TestWithParam<StressCase> {};
+class WeightPagerStressTest : public testing::TestWithParam<StressCase> {};
 INSTANTIATE_TEST_SUITE_P(Cases, WeightPagerStressTest,
-                         ::testing::Values(StressCase{DriverKind::kHost, Backing::kHost, 1, false},
-                                           StressCase{DriverKind::kHost, Backing::kHost, 2, true},
-                                           StressCase{DriverKind::kSim, Backing::kHost, 3, false},
-                                           StressCase{DriverKind::kSim, Backing::kHost, 4, true}),
+                         testing::Values(StressCase{DriverKind::kHost, Backing::kHost, 1, false},
+                                         StressCase{DriverKind::kHost, Backing::kHost, 2, true},
+                                         StressCase{DriverKind::kSim, Backing::kHost, 3, false},
+                                         StressCase{DriverKind::kSim, Backing::kHost, 4, true}),
                          [](const auto& param) {
                            return test::KindName(param.param.driver) +
                                   (param.param.faults ? "Faults" : "Clean");
                          });
 
 TEST_P(WeightPagerStressTest, AThousandRandomTargetsNeverShowAWrongByte) {
-  constexpr uint64_t kRounds = 5;
-  const uint64_t targets = testing::Iterations("WEIR_TRANSITION_TARGETS", 1000);
   uint64_t transitions = 0;
-  for (uint64_t round = 0; round < kRounds; ++round) {
+  for (uint64_t round = 0; round < 5; ++round) {
     StressCase c = GetParam();
     c.seed = c.seed * 1000 + round;
-    transitions += Stress(c, targets / kRounds);
+    transitions += Stress(c, 200);
     if (HasFailure()) break;
   }
-  EXPECT_GT(transitions, targets * 3 / 10);
+  EXPECT_GT(transitions, 300U);
 }
 
 // Two real threads: one computes through the gates, the engine's grows and shrinks KV meanwhile and
