@@ -99,8 +99,8 @@ double MeanStepNs(const StepCost& cost, const LoadDemand& demand, const StepMix&
   const double prompt = std::max(mix.chunk, demand.prefill_each);
   const auto step = [&](double chunks) {
     const double prompts = chunks * mix.chunk;
-    return cost.ExpectedStepNs(mix.decoding + prompts, context + chunks * prompt / 2,
-                               prompts * prompt / 2, bytes);
+    return cost.StepNs(mix.decoding + prompts, context + chunks * prompt / 2, prompts * prompt / 2,
+                       bytes);
   };
   if (mix.most <= 0) return step(0);
   const double share = mix.each / mix.most;

@@ -51,21 +51,16 @@ struct StepCost {
     return fixed_ns + per_token_ns * DearTokens(tokens) + per_context_ns * context +
            per_pair_ns * pairs + copy_interference * evicted_bytes;
   }
-  double StepNs(double tokens, double context, double pairs, double evicted_bytes) const {
-    const double compute = ComputeNs(tokens, context, pairs, evicted_bytes);
-    const double stream = StreamNs(evicted_bytes);
-    return compute > stream ? compute : stream;
-  }
   // The mean of such steps: the longer of computing and streaming, and more where they are about as
   // long (4.4 % where equal, 1 % where one is a tenth shorter, 0.2 % a fifth). Batches vary from
   // step to step, and what is known is a few percent off, either way; but a step that is early does
   // not make up for one that waits.
-  double ExpectedStepNs(double tokens, double context, double pairs, double evicted_bytes) const {
+  double StepNs(double tokens, double context, double pairs, double evicted_bytes) const {
     const double compute = ComputeNs(tokens, context, pairs, evicted_bytes);
     const double stream = StreamNs(evicted_bytes);
     const double longer = compute > stream ? compute : stream;
     double power = (compute > stream ? stream : compute) / longer;
-    if (!(power > 0.4)) return longer;
+    if (!(power > 0.4)) return longer;  // by less than a millionth
     for (int i = 0; i < 4; ++i) power *= power;
     return longer * std::sqrt(std::sqrt(std::sqrt(std::sqrt(1 + power))));
   }

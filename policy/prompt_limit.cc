@@ -40,8 +40,8 @@ double AwayBytes(const PolicySnapshot& s) {
 double BesidePrompts::StepNs(const StepCost& cost, double prompt_tokens) const {
   const double tokens = decoding + prompt_tokens;
   const double end = prompt_tokens > 0 ? std::max(prompt, prompt_tokens) : 0;
-  return cost.ExpectedStepNs(tokens, context + end, prompt_tokens * (end - prompt_tokens / 2),
-                             streamed_bytes) +
+  return cost.StepNs(tokens, context + end, prompt_tokens * (end - prompt_tokens / 2),
+                     streamed_bytes) +
          cost.InPlaceNs(tokens, in_place_bytes);
 }
 
