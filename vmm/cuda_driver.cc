@@ -84,6 +84,13 @@ Result<std::unique_ptr<CudaDriver>> CudaDriver::Create(const CudaDriverOptions& 
 }
 
 Status CudaDriver::Init(const CudaDriverOptions& options) {
+  CUmoduleLoadingMode loading = CU_MODULE_LAZY_LOADING;
+  WEIR_TRY(Check("cuModuleGetLoadingMode", api_.cuModuleGetLoadingMode(&loading)));
+  if (loading != CU_MODULE_EAGER_LOADING) {
+    return Unsupported(
+        "CUDA loads kernels when they are first launched, which deadlocks behind a closed gate; "
+        "set CUDA_MODULE_LOADING=EAGER before this process first uses CUDA");
+  }
   device_ = WEIR_TRY(FindDevice(api_, options.device));
   if (Attribute(api_, device_, CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING) != 1) {
     return Unsupported("the CUDA device lacks unified addressing");

@@ -38,6 +38,10 @@
 // does not set it: up to 31 streams then have a hardware queue of their own. Beyond that a stream
 // waiting for a counter can hold up another one.
 //
+// Kernels. CUDA_MODULE_LOADING is set to EAGER likewise: a kernel loaded at its first launch would
+// wait for all that runs, and a stream at a closed gate runs until the gate opens. Where the
+// environment says LAZY, or another part of the process used CUDA before, Create is kUnsupported.
+//
 // Thread: see driver.h. Otherwise any thread may make calls one at a time; each leaves the device's
 // primary context current on the calling thread.
 #pragma once

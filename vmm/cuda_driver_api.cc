@@ -37,6 +37,7 @@ class EntryPoints {
 void FindDevice(EntryPoints& entry, CudaApi& api) {
   entry.Find("cuInit", 2000, api.cuInit);
   entry.Find("cuDriverGetVersion", 2020, api.cuDriverGetVersion);
+  entry.Find("cuModuleGetLoadingMode", 11070, api.cuModuleGetLoadingMode);
   entry.Find("cuGetErrorName", 6000, api.cuGetErrorName);
   entry.Find("cuGetErrorString", 6000, api.cuGetErrorString);
   entry.Find("cuDeviceGetCount", 2000, api.cuDeviceGetCount);
@@ -106,9 +107,13 @@ Result<CudaApi> Load() {
   if (!entry.missing().empty()) {
     return Unsupported("libcuda.so.1 lacks " + entry.missing() + "; weir needs a newer driver");
   }
+  // Both are read by cuInit.
   // A gated stream blocks its hardware queue. With the default of 8 queues the ninth stream shares
-  // one with the first, and a gate could hold up the very copy that would open it. Read by cuInit.
+  // one with the first, and a gate could hold up the very copy that would open it.
   setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0);
+  // A kernel that is loaded when it is first launched waits for what runs, holding up all streams:
+  // behind a closed gate that is a deadlock.
+  setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0);
   const CUresult result = api.cuInit(0);
   if (result == CUDA_ERROR_NO_DEVICE) return NotFound("no CUDA device");
   if (result != CUDA_SUCCESS) return Unsupported(api.Describe("cuInit", result));

@@ -19,6 +19,7 @@ namespace weir {
 struct CudaApi {
   PFN_cuInit_v2000 cuInit = nullptr;
   PFN_cuDriverGetVersion_v2020 cuDriverGetVersion = nullptr;
+  PFN_cuModuleGetLoadingMode_v11070 cuModuleGetLoadingMode = nullptr;
   PFN_cuGetErrorName_v6000 cuGetErrorName = nullptr;
   PFN_cuGetErrorString_v6000 cuGetErrorString = nullptr;
 

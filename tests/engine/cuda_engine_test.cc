@@ -4,20 +4,15 @@
 #include <map>
 #include <random>
 
-#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
 #include "engine/cuda_compute.h"
 #include "engine/engine.h"
 #include "kernels/cuda/skinny_gemm.h"
+#include "tests/support/cuda_devices.h"
 
 namespace weir {
 namespace {
-
-int Devices() {
-  int devices = 0;
-  return cudaGetDeviceCount(&devices) == cudaSuccess ? devices : 0;
-}
 
 using Tokens = std::map<RequestId, std::vector<int32_t>>;
 
@@ -67,7 +62,7 @@ class RandomStripes final : public Policy {
 class CudaSluiceTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (Devices() == 0) GTEST_SKIP() << "no CUDA device";
+    if (testing::CudaDevices() == 0) GTEST_SKIP() << "no CUDA device";
     config_ = ::testing::TempDir() + "/weir_cuda_sluice_config.json";
     std::ofstream(config_) << kMadeUp;
   }
@@ -155,7 +150,7 @@ TEST_F(CudaSluiceTest, TheSameScheduleGivesTheSameTokensWhateverIsAway) {
   const Outcome resident = Run("resident", BackingChoice::kHost);
   ASSERT_EQ(resident.tokens.size(), 32U);
   std::vector<BackingChoice> backings{BackingChoice::kHost};
-  if (Devices() > 1) backings.push_back(BackingChoice::kPeer);
+  if (testing::CudaDevices() > 1) backings.push_back(BackingChoice::kPeer);
   for (const BackingChoice backing : backings) {
     for (const char* policy : {"fixed{granules_per_layer=1}", "fixed{granules_per_layer=4}",
                                "fixed{granules_per_layer=3; embedding_in_place=1}",
@@ -174,7 +169,7 @@ TEST_F(CudaSluiceTest, WeightsReadInPlaceGiveTheSameTokensAndNothingIsCopied) {
   const Outcome resident = Run("resident", BackingChoice::kHost);
   ASSERT_EQ(resident.tokens.size(), 32U);
   std::vector<BackingChoice> backings{BackingChoice::kHost};
-  if (Devices() > 1) backings.push_back(BackingChoice::kPeer);
+  if (testing::CudaDevices() > 1) backings.push_back(BackingChoice::kPeer);
   for (const BackingChoice backing : backings) {
     SCOPED_TRACE(backing == BackingChoice::kPeer ? "peer" : "host");
     for (const char* policy : {"fixed{granules_per_layer=1; placement=in_place}",
@@ -196,7 +191,7 @@ TEST_F(CudaSluiceTest, AThousandMovesBehindClosedGatesChangeNoToken) {
   const Outcome resident = Run("resident", BackingChoice::kHost, nullptr, kTokens);
   ASSERT_EQ(resident.tokens.size(), 32U);
   std::vector<BackingChoice> backings{BackingChoice::kHost};
-  if (Devices() > 1) backings.push_back(BackingChoice::kPeer);
+  if (testing::CudaDevices() > 1) backings.push_back(BackingChoice::kPeer);
   for (const BackingChoice backing : backings) {
     RandomStripes random;
     const Outcome moved = Run("resident", backing, &random, kTokens);
@@ -237,7 +232,7 @@ TEST_F(CudaSluiceTest, CompressedWeightsGiveTheSameTokensWhateverIsAway) {
   ASSERT_EQ(resident.tokens.size(), 32U);
   EXPECT_EQ(resident.stats.steps, plain.stats.steps);
   std::vector<BackingChoice> backings{BackingChoice::kHost};
-  if (Devices() > 1) backings.push_back(BackingChoice::kPeer);
+  if (testing::CudaDevices() > 1) backings.push_back(BackingChoice::kPeer);
   for (const BackingChoice backing : backings) {
     for (const char* policy :
          {"fixed{granules_per_layer=1}", "stress_random{hold_steps=0; seed=5}", "zero-inference",

@@ -5,16 +5,14 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include "tests/support/cuda_devices.h"
 #include "tests/support/tenant_world.h"
 
 namespace weir {
 namespace {
 
 TEST(CudaScrub, ATenantFindsEveryByteOfAnothersBlocksZero) {
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    GTEST_SKIP() << "no CUDA device";
-  }
+  if (testing::CudaDevices() == 0) GTEST_SKIP() << "no CUDA device";
   const std::string config = ::testing::TempDir() + "/weir_cuda_scrub_config.json";
   std::ofstream(config) << R"({
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",

@@ -7,12 +7,12 @@
 #include <fstream>
 #include <map>
 
-#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
 #include "engine/engine.h"
 #include "tests/support/compute_probe.h"
+#include "tests/support/cuda_devices.h"
 
 namespace weir {
 namespace {
@@ -29,10 +29,7 @@ constexpr double kOtherTokens = 0.04;
 class CudaSmolLm2Test : public ::testing::Test {
  protected:
   void SetUp() override {
-    int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-      GTEST_SKIP() << "no CUDA device";
-    }
+    if (testing::CudaDevices() == 0) GTEST_SKIP() << "no CUDA device";
     const char* path = std::getenv("WEIR_SMOLLM2_GGUF");
     if (path == nullptr) GTEST_SKIP() << "WEIR_SMOLLM2_GGUF is not set: no model to test with";
     std::ifstream in("tests/fixtures/smollm2/expected.json");

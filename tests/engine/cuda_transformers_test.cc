@@ -9,7 +9,6 @@
 #include <fstream>
 #include <map>
 
-#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
@@ -17,6 +16,7 @@
 #include "engine/engine.h"
 #include "kernels/cuda/skinny_gemm.h"
 #include "tests/support/compute_probe.h"
+#include "tests/support/cuda_devices.h"
 
 namespace weir {
 namespace {
@@ -52,11 +52,6 @@ constexpr Tolerance kTinyShapes{.logits = 6e-2, .tie = 5e-2F};
 // close.
 constexpr double kOfTransformersOwnError = 2;
 
-int Devices() {
-  int devices = 0;
-  return cudaGetDeviceCount(&devices) == cudaSuccess ? devices : 0;
-}
-
 struct Case {
   std::string name;
   std::string model;
@@ -65,7 +60,7 @@ struct Case {
 
 bool CanCompress() {
   cuda::SkinnyGemm products;
-  return Devices() > 0 && cuda::SkinnyGemm::Create(&products).ok();
+  return testing::CudaDevices() > 0 && cuda::SkinnyGemm::Create(&products).ok();
 }
 
 void AddCases(const std::string& folder, const std::string& prefix, std::vector<Case>* cases) {
@@ -115,7 +110,7 @@ class CudaTransformersTest : public ::testing::TestWithParam<Case> {
   };
 
   void SetUp() override {
-    if (Devices() == 0) GTEST_SKIP() << "no CUDA device";
+    if (testing::CudaDevices() == 0) GTEST_SKIP() << "no CUDA device";
     std::ifstream in(GetParam().model + "/expected.json");
     ASSERT_TRUE(in) << GetParam().model;
     const json expected = json::parse(in);

@@ -6,7 +6,6 @@
 #include <thread>
 #include <tuple>
 
-#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
 #include "engine/core.h"
@@ -15,6 +14,7 @@
 #include "policy/registry.h"
 #include "tests/pager/fault_driver.h"
 #include "tests/support/checked_trace.h"
+#include "tests/support/cuda_devices.h"
 #include "vmm/cuda_driver.h"
 
 namespace weir {
@@ -32,11 +32,6 @@ constexpr uint64_t kGateTimeoutNs = 5'000'000'000;
 
 double SecondsSince(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
-
-int Devices() {
-  int devices = 0;
-  return cudaGetDeviceCount(&devices) == cudaSuccess ? devices : 0;
 }
 
 constexpr char kMadeUp[] = R"({
@@ -211,8 +206,8 @@ class GpuLife {
 
 // Skips what the machine has no devices for.
 #define SKIP_WITHOUT_DEVICES(backing)                                          \
-  if (Devices() == 0) GTEST_SKIP() << "no CUDA device";                        \
-  if ((backing) == BackingTier::kPeer && Devices() < 2) {                      \
+  if (testing::CudaDevices() == 0) GTEST_SKIP() << "no CUDA device";           \
+  if ((backing) == BackingTier::kPeer && testing::CudaDevices() < 2) {         \
     GTEST_SKIP() << "no second CUDA device to hold the weights that are away"; \
   }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <stdexcept>
@@ -99,6 +100,17 @@ TEST(CudaDriverStart, SaysWhyThereIsNoDriverOrMakesOne) {
               CodeOf(driver) == StatusCode::kUnsupported);
   EXPECT_FALSE(driver.status().message().empty());
   GTEST_SKIP() << driver.status().ToString();
+}
+
+TEST(CudaDriverStart, KernelsLoadedAtTheirFirstLaunchAreRefused) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");  // a process in which CUDA has not started
+  EXPECT_EXIT(
+      {
+        setenv("CUDA_MODULE_LOADING", "LAZY", /*overwrite=*/1);
+        std::fprintf(stderr, "%s", CreateCudaDriver({}).status().ToString().c_str());
+        std::exit(0);
+      },
+      ::testing::ExitedWithCode(0), "CUDA_MODULE_LOADING=EAGER|not found|no CUDA device");
 }
 
 TEST_F(CudaDriverTest, AnUnknownDeviceIsNotFound) {
