@@ -368,8 +368,8 @@ Status CudaCompute::Impl::Plan(Slot& slot, CapturedStep* step, cuda::AttentionPl
     }
   }
   if (slot.shape.prefill_sequences > 0) {
-    request.kernel = cuda::PrefillKernel();
     request.batch = slot.inputs.prefill(slot.shape, layout);
+    request.kernel = cuda::PrefillKernel(request.shape, request.batch);
     WEIR_TRY(ToStatus(cuda::PlanAttention(
         request, recorder->prefill_buffers(slot.prefill_int.At<void>(0)), memory.stream, prefill)));
   }

@@ -110,8 +110,10 @@ Result<CudaLayout> CudaLayout::Make(const ModelConfig& c, const WeightMap& map,
   WEIR_TRY(
       add(AttentionKernel::kFa2, PlanUse::kDecodeGraph, sequences, sequences, &l.decode_int_bytes));
   WEIR_TRY(add(AttentionKernel::kFa2, PlanUse::kEager, sequences, sequences, &l.decode_int_bytes));
-  WEIR_TRY(add(cuda::PrefillKernel(), PlanUse::kEager, std::min(sequences, rows), rows,
-               &l.prefill_int_bytes));
+  for (const AttentionKernel kernel : {AttentionKernel::kFa2, AttentionKernel::kFa3}) {
+    if (!cuda::AttentionKernelAvailable(kernel)) continue;
+    WEIR_TRY(add(kernel, PlanUse::kEager, std::min(sequences, rows), rows, &l.prefill_int_bytes));
+  }
 
   cuda::DecodeAttention decode;
   const cuda::LaunchStatus own = cuda::DecodeAttention::Create(shape, &decode);

@@ -290,8 +290,11 @@ Status CudaStep::Plan() {
       .int_bytes = decode ? layout_.decode_int_bytes : layout_.prefill_int_bytes};
   fa2_prefill_.reset();
   if (decode) return PlanWith(cuda::AttentionKernel::kFa2, &attention_);
-  WEIR_TRY(PlanWith(cuda::PrefillKernel(), &attention_));
-  return cuda::PrefillKernel() == cuda::AttentionKernel::kFa2 ? OkStatus() : PlanFa2Prefill();
+  if (!cuda::AttentionKernelAvailable(cuda::AttentionKernel::kFa3)) {
+    return PlanWith(cuda::AttentionKernel::kFa2, &attention_);
+  }
+  WEIR_TRY(PlanWith(cuda::AttentionKernel::kFa3, &attention_));
+  return PlanFa2Prefill();
 }
 
 // In memory of its own, for the step buffers have room for one plan.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/cuda/flash.h"
+#include "kernels/cuda/prefill_choice.h"
 
 namespace weir::cuda {
 namespace {
@@ -143,6 +144,14 @@ LaunchStatus CheckRun(const AttentionPlan& plan, const AttentionRun& run) {
   return {};
 }
 
+cudaError_t Processors(int* count) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error == cudaSuccess
+             ? cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device)
+             : error;
+}
+
 }  // namespace
 
 LaunchStatus CheckKvPool(const KvPool& pool, int32_t layer) {
@@ -174,9 +183,14 @@ bool AttentionKernelAvailable(AttentionKernel kernel) {
 #endif
 }
 
-AttentionKernel PrefillKernel() {
-  return AttentionKernelAvailable(AttentionKernel::kFa3) ? AttentionKernel::kFa3
-                                                         : AttentionKernel::kFa2;
+AttentionKernel PrefillKernel(const AttentionShape& shape, const AttentionBatch& batch) {
+  if (!AttentionKernelAvailable(AttentionKernel::kFa3)) return AttentionKernel::kFa2;
+  int processors = 0;
+  if (Processors(&processors) != cudaSuccess) return AttentionKernel::kFa3;  // planning will say
+  return Fa2AttendsSooner(shape.q_heads, shape.head_dim, batch.q_indptr_host, batch.context_host,
+                          batch.sequences, processors)
+             ? AttentionKernel::kFa2
+             : AttentionKernel::kFa3;
 }
 
 bool SameLaunch(const AttentionPlan& a, const AttentionPlan& b) {
@@ -194,11 +208,8 @@ LaunchStatus AttentionPlanSizes(AttentionKernel kernel, const AttentionShape& sh
     return LaunchStatus::Invalid("attention: sizes need at least one row a sequence, got " +
                                  Text(rows) + " rows of " + Text(sequences) + " sequences");
   }
-  int device = 0, processors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  }
+  int processors = 0;
+  const cudaError_t error = Processors(&processors);
   if (error != cudaSuccess) return LaunchStatus::Of(error, "attention: the device's size");
   constexpr size_t kAlignmentSlack = 1024;
   const int64_t group = shape.q_heads / shape.kv_heads;

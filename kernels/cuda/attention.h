@@ -34,9 +34,6 @@ enum class AttentionKernel : uint8_t {
 
 // Whether |kernel| was built and runs on the current device.
 bool AttentionKernelAvailable(AttentionKernel kernel);
-// What prefill should use on the current device: FA3 where it is available.
-AttentionKernel PrefillKernel();
-
 struct AttentionShape {
   int32_t q_heads = 0;  // a multiple of kv_heads
   int32_t kv_heads = 0;
@@ -51,6 +48,10 @@ struct AttentionBatch {
   const int32_t* context_host = nullptr;      // [sequences]; tokens
   int32_t sequences = 0;
 };
+
+// What prefill of |batch| should use on the current device: FA3 where it is available, but for few
+// rows behind long contexts.
+AttentionKernel PrefillKernel(const AttentionShape& shape, const AttentionBatch& batch);
 
 enum class PlanUse : uint8_t {
   kEager,  // launched once, sized for this batch

@@ -8,6 +8,7 @@
 
 #include "engine/cuda_compute.h"
 #include "engine/engine.h"
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/skinny_gemm.h"
 #include "tests/support/cuda_devices.h"
 
@@ -67,6 +68,11 @@ class CudaSluiceTest : public ::testing::Test {
     std::ofstream(config_) << kMadeUp;
   }
 
+  struct Load {
+    int requests = 32;
+    uint32_t shortest_prompt = 20;  // the others are up to 299 tokens longer
+    uint32_t rows = 256;            // of a step, at most
+  };
   struct Outcome {
     Tokens tokens;
     CoreStats stats;
@@ -85,8 +91,8 @@ class CudaSluiceTest : public ::testing::Test {
     options.device = DeviceKind::kCuda;
     options.kv_cache_bytes = 512 * kMiB;
     options.max_num_seqs = 24;
-    options.max_num_batched_tokens = 256;
-    options.max_model_len = 1024;
+    options.max_num_batched_tokens = load_.rows;
+    options.max_model_len = load_.shortest_prompt + 1004;
     options.policy = policy;
     options.backing = backing;
     options.gemm_algorithms = algorithms_;
@@ -105,9 +111,9 @@ class CudaSluiceTest : public ::testing::Test {
     const uint64_t pointers = compute.RecordedPointersDigest();
     const uint64_t copied_at_start = engine.core().memory().weights().stats().bytes_copied;
     std::mt19937 random(7);
-    for (int i = 0; i < 32; ++i) {
+    for (int i = 0; i < load_.requests; ++i) {
       GenerationRequest request;
-      request.prompt_tokens.resize(20 + random() % 300);
+      request.prompt_tokens.resize(load_.shortest_prompt + random() % 300);
       for (int32_t& t : request.prompt_tokens) t = static_cast<int32_t>(random() % 8192);
       request.sampling.temperature = i % 3 == 0 ? 0.0 : 0.8;
       request.sampling.top_p = i % 4 == 1 ? 0.9 : 1.0;
@@ -141,6 +147,7 @@ class CudaSluiceTest : public ::testing::Test {
   }
 
   std::string config_;
+  Load load_;
   std::string algorithms_;
   DecodeAttentionUse decode_attention_ = DecodeAttentionUse::kAuto;
   bool compress_weights_ = false;
@@ -220,6 +227,29 @@ TEST_F(CudaSluiceTest, FlashInfersAttentionGivesTheSameTokensWhateverIsAway) {
   EXPECT_EQ(moved.tokens, resident.tokens);
   EXPECT_EQ(moved.stats.steps, resident.stats.steps);
   EXPECT_GT(moved.pager.hidden_transitions, 0U);
+}
+
+// A long prompt in chunks of few rows, beside sequences that decode: FA2 attends for them (where
+// FA3 is there, too).
+TEST_F(CudaSluiceTest, FewRowsBehindLongContextsGiveTheSameTokensWhateverIsAway) {
+  load_ = {.requests = 12, .shortest_prompt = 1800, .rows = 64};
+  const int32_t rows[] = {0, 52}, pages[] = {0, 100}, context[] = {1600};
+  EXPECT_EQ(cuda::PrefillKernel({.q_heads = 8, .kv_heads = 2, .head_dim = 128},
+                                {rows, pages, context, 1}),
+            cuda::AttentionKernel::kFa2);
+  // First, so that kernels are used for the first time while weights stream.
+  std::vector<Outcome> moved;
+  moved.push_back(Run("fixed{granules_per_layer=4}", BackingChoice::kHost));
+  const Outcome resident = Run("resident", BackingChoice::kHost);
+  ASSERT_EQ(resident.tokens.size(), 12U);
+  moved.push_back(Run("stress_random{hold_steps=0; seed=7}", BackingChoice::kHost));
+  if (testing::CudaDevices() > 1)
+    moved.push_back(Run("fixed{granules_per_layer=4}", BackingChoice::kPeer));
+  for (const Outcome& m : moved) {
+    EXPECT_EQ(m.tokens, resident.tokens);
+    EXPECT_EQ(m.stats.steps, resident.stats.steps);
+    EXPECT_GT(m.pager.bytes_copied, 0U);
+  }
 }
 
 TEST_F(CudaSluiceTest, CompressedWeightsGiveTheSameTokensWhateverIsAway) {
