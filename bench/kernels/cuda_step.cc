@@ -280,6 +280,8 @@ Status CudaStep::FillInputs(const StepSpec& spec, uint32_t set, bool greedy) {
 }
 
 // Of the inputs that were filled last; all sets have the same plan.
+// A prompt's step counts FA3 wherever there is one, with FA2 beside it; the engine takes the sooner
+// of the two (kernels/cuda/prefill_choice.h).
 Status CudaStep::Plan() {
   const bool decode = spec_.decode();
   attention_.buffers = {

@@ -34,6 +34,7 @@ enum class AttentionKernel : uint8_t {
 
 // Whether |kernel| was built and runs on the current device.
 bool AttentionKernelAvailable(AttentionKernel kernel);
+
 struct AttentionShape {
   int32_t q_heads = 0;  // a multiple of kv_heads
   int32_t kv_heads = 0;
